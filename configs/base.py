@@ -1,0 +1,76 @@
+"""Every key there is, once, with its default. An experiment is a file beside this one that changes some of them.
+
+Any key can be overridden on the command line: `--config.batch_size=32 --config.objective.beta=0.2`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults: DPO with AdamW from a local or hub model and local or hub pairs, on one device."""
+    c = ConfigDict()
+
+    c.seed = 0  # parameters (if random), order of the data, objectives that sample
+    c.output = "output"  # folder of checkpoints, metrics.jsonl, plots and the exported model
+    c.world = ""  # a module of slpojax.worlds that makes model and pairs and scores the policy; "" for none
+
+    c.batch_size = 64  # examples (prompts with their candidates) per optimiser step, over all devices
+    c.accumulate = 1  # micro-batches a step is cut into; changes memory, not numbers
+    c.epochs = 1.0  # passes over the training examples; ignored where steps > 0
+    c.steps = 0  # optimiser steps; 0 means epochs decide
+
+    # An objective: name = module.function of slpojax.objectives (or any importable one), plus that function's keyword
+    # arguments. Another name starts from that function's own defaults.
+    c.objective = ConfigDict({"name": "dpo.sigmoid"})
+
+    c.optimizer = ConfigDict({"name": "adamw"})  # rmsprop | adamw | lion | adafactor, plus its keyword arguments
+    c.learning_rate = 1e-6  # peak
+    c.schedule = "constant"  # constant | linear | cosine, after the warm-up
+    c.warmup_steps = 150  # linear: step s (from 0) uses (s + 1) / (warmup_steps + 1) of the peak
+    c.clip_norm = 10.0  # largest global norm of the gradient; 0 turns clipping off
+
+    c.model = ConfigDict()
+    c.model.path = ""  # local folder in Hugging Face layout, or a hub name
+    c.model.weights = "load"  # load | random (only config.json and the tokenizer are read from path)
+    c.model.dtype = "float32"  # compute: float32 | bfloat16; master weights are always float32
+    c.model.remat = "none"  # what the backward pass recomputes: none | layer
+
+    c.data = ConfigDict()
+    c.data.path = ""  # hub name, `datasets` folder, or .jsonl, .jsonl.gz, .parquet file(s) (comma-separated)
+    c.data.eval_path = ""  # the same for evaluation; "" takes eval_split or eval_rows of path
+    c.data.split = "train"  # split of a hub or saved dataset
+    c.data.eval_split = ""  # "" means no split of its own
+    c.data.rows = ""  # "start:stop" of the source rows used for training; "" for all
+    c.data.eval_rows = ""  # "start:stop" of the source rows used for evaluation; "" for all of the evaluation's source
+    c.data.format = "hh"  # a parser of slpojax.data.formats
+    c.data.tokenizer = ""  # folder or hub name; "" takes the model's
+    c.data.candidates = 2  # candidates kept per example, best first
+    c.data.max_length = 512  # tokens of prompt plus one response
+    c.data.max_prompt_length = 256  # tokens a prompt keeps where prompt plus response are over max_length
+    c.data.too_long = "drop"  # drop | cut_prompt | cut_prompt_and_drop ... see slpojax.data.tokenise
+    c.data.row_length = 1024  # tokens of a packed row
+    c.data.pack = True  # False: one example per row
+
+    c.reference = ConfigDict()
+    c.reference.mode = "cached"  # cached | online | none (for objectives without a reference)
+    c.reference.path = ""  # "" means the model the policy starts from
+    c.reference.cache = ""  # folder; "" means <output>/reference_cache
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices along each axis; one of them may be -1: all that are left
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    c.mesh.distributed = False  # call jax.distributed.initialize() first (several hosts)
+
+    c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end; 0 turns it off
+    c.log_every = 1  # steps between lines of metrics.jsonl and updates of the console
+    c.tensorboard = False
+    c.wandb = ""  # project; "" for none
+    c.checkpoint_every = 100  # steps; 0 saves only at the end
+    c.keep_last = 2
+    c.keep_best = 1
+    c.best_metric = "eval/loss"  # lower is better; prefix "-" for higher is better
+    c.resume = True  # go on from the newest checkpoint in output, if there is one
+    c.export = True  # write <output>/hf at the end, a folder that transformers loads
+    c.abort_on_nonfinite = True  # stop with the step's number when the loss or gradient is not finite
+    return c

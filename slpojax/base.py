@@ -1,0 +1,141 @@
+"""The shared vocabulary: axes, and the records that cross from one floor to the next.
+
+Knows shapes and names; knows no model, no objective, no mesh and no configuration.
+
+Axes
+    B  examples in the global batch         R  rows of a batch
+    K  candidates of an example             L  length of a row, in tokens
+    T  positions of a response              S  scored tokens of a row
+    D  width of the model                   V  vocabulary
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array: TypeAlias = jax.Array | np.ndarray
+Params: TypeAlias = Any  # a nested dict of arrays
+Key: TypeAlias = jax.Array
+
+# log(1 - p) where there is no token. exp() of it is 0, and sums of thousands of it stay finite in float32.
+ABSENT = -1e30
+
+
+class Logps(NamedTuple):
+    """Log-probabilities of one or more responses; leading axes are free.
+
+    Where there is no token, `token` is 0 (probability one) and `other` is `ABSENT` (probability zero), the identity
+    elements of the reductions in `slpojax.sequence`, so nothing downstream needs a mask.
+
+    Attributes:
+        token: log p(y_t | x, y_<t), in nats, float32.
+        other: log(1 - p(y_t | x, y_<t)), in nats, float32, exact also where p rounds to one.
+        length: the number of response tokens (EOS included); 0 where a candidate is absent.
+    """
+
+    token: Float[Array, "*lead T"]
+    other: Float[Array, "*lead T"]
+    length: Int[Array, "*lead"]
+
+
+class Rows(NamedTuple):
+    """What a model reads: packed rows in which each example stores its prompt once and its responses as branches.
+
+    A query attends to a key of the same example that stands no later in the row and belongs to the prompt (branch 0)
+    or to the query's own branch.
+
+    Attributes:
+        token: token ids.
+        position: position for the model's rotary embedding; every branch restarts at its prompt's length.
+        example: 1, 2, ... within the row; 0 marks padding.
+        branch: 0 for the prompt, k + 1 for candidate k.
+    """
+
+    token: Int[Array, "R L"]
+    position: Int[Array, "R L"]
+    example: Int[Array, "R L"]
+    branch: Int[Array, "R L"]
+
+
+class Scored(NamedTuple):
+    """The response tokens of packed rows: where each is predicted, what it is, and where its log-prob goes.
+
+    Attributes:
+        source: index in the row (0..L-1) of the hidden state that predicts the token; the last prompt position serves
+            the first token of every branch. 0 where unused.
+        target: the token id. 0 where unused.
+        slot: (b * K + k) * T + t in the flattened [B, K, T] of the *global* batch; B * K * T where unused.
+    """
+
+    source: Int[Array, "R S"]
+    target: Int[Array, "R S"]
+    slot: Int[Array, "R S"]
+
+
+class Batch(NamedTuple):
+    """One global batch. `rows` and `scored` are split over the mesh along R; the rest is small and on every device.
+
+    Attributes:
+        rows: what the model reads.
+        scored: which hidden states are scored.
+        length: response lengths in tokens; 0 where a candidate is absent.
+        score: rank scores or rewards of the candidates, higher is better; 0 where the data has none.
+        index: the example's index in its dataset; -1 for a filler example (only in the last batch of an evaluation).
+        ref: the reference's log-probs where they are cached, else None.
+    """
+
+    rows: Rows
+    scored: Scored
+    length: Int[Array, "B K"]
+    score: Float[Array, "B K"]
+    index: Int[Array, " B"]
+    ref: Logps | None
+
+
+class Shapes(NamedTuple):
+    """The static sizes of a batch; fixed for a run, so that one compilation serves it."""
+
+    examples: int  # B
+    candidates: int  # K
+    response: int  # T
+    rows: int  # R
+    length: int  # L
+    scored: int  # S
+
+
+class State(NamedTuple):
+    """Everything that a train step changes. The reference is never part of it."""
+
+    step: Int[Array, ""]
+    params: Params
+    optimizer: Any
+    objective: Any
+    key: Key
+
+
+class Model(NamedTuple):
+    """A model as pure functions and two tables.
+
+    Attributes:
+        init: key -> params, float32, a nested dict; the layers are stacked along a leading axis.
+        apply: (params, rows, cache) -> (hidden, cache). `hidden` [R, L, D] is normalised and ready for the unembedding,
+            in the compute dtype. With `cache=None` the rows are self-contained and None comes back.
+        unembed: params -> [D, V], the array that turns hidden states into logits (the embedding transposed if tied).
+        empty_cache: (rows, length) -> cache for `rows` sequences of up to `length` tokens.
+        sharding: (regular expression on the '/'-joined path of a parameter, PartitionSpec over fsdp and tensor) pairs;
+            the first match counts.
+        tensors: the table between parameters and the tensors of a Hugging Face checkpoint (see `slpojax.hf`).
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., tuple[Float[Array, "R L D"], Any]]
+    unembed: Callable[[Params], Float[Array, "D V"]]
+    empty_cache: Callable[[int, int], Any]
+    sharding: tuple[tuple[str, jax.sharding.PartitionSpec], ...]
+    tensors: tuple[Any, ...]
+
+
+__all__ = ["ABSENT", "Array", "Batch", "Bool", "Float", "Int", "Key", "Logps", "Model", "Params", "Rows", "Scored", "Shapes", "State"]
