@@ -91,7 +91,7 @@ class Batch(NamedTuple):
     scored: Scored
     length: Int[Array, "B K"]
     score: Float[Array, "B K"]
-    index: Int[Array, " B"]
+    index: Int[Array, " B"]  # type: ignore[assignment]  # tuple.index, which nobody calls on a batch
     ref: Logps | None
 
 
@@ -138,4 +138,19 @@ class Model(NamedTuple):
     tensors: tuple[Any, ...]
 
 
-__all__ = ["ABSENT", "Array", "Batch", "Bool", "Float", "Int", "Key", "Logps", "Model", "Params", "Rows", "Scored", "Shapes", "State"]
+__all__ = [
+    "ABSENT",
+    "Array",
+    "Batch",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Logps",
+    "Model",
+    "Params",
+    "Rows",
+    "Scored",
+    "Shapes",
+    "State",
+]

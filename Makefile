@@ -1,0 +1,62 @@
+# Two commands do everything on a machine with Python >= 3.11, make and a package registry:
+#   make quickstart   the environment, then the embedded run: a tiny model learns from preferences in minutes
+#   make test         the environment, then lint, types, doctests and tests; no torch
+# and a third, for those who change numbers:
+#   make check        torch (CPU), TRL and transformers' models as live witnesses, the long tests, the notebooks
+# Another interpreter has an environment of its own: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+
+# What the caller's shell says about Python, JAX and XLA must not change what runs here.
+unexport $(filter JAX_% XLA_% LIBTPU_% PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE \
+           VIRTUAL_ENV PYTEST_ADDOPTS,$(.VARIABLES))
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env quickstart test lint types unit check notebooks clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slpojax needs Python >= 3.11: make ... PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# torch before TRL: pip then keeps the build that `pip install torch` finds on this machine.
+$(VENV)/.parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	@touch $@
+
+quickstart: env
+	$(BIN)/python -m slpojax.train --config=configs/quickstart.py
+
+test: lint types unit
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet slpojax configs tests || \
+		{ echo 'format with: $(BIN)/ruff format slpojax configs tests'; exit 1; }
+
+types: env
+	$(BIN)/mypy
+
+unit: env
+	$(BIN)/pytest
+
+check: $(VENV)/.parity
+	$(BIN)/pytest -m check
+	@$(MAKE) --no-print-directory notebooks
+
+notebooks: env
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/pytest --nbmake -o addopts= notebooks; fi
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache output

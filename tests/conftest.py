@@ -1,0 +1,40 @@
+"""What every test shares: eight fake CPU devices, strict JAX, checked shapes, and the way to data kept elsewhere."""
+
+import os
+import pathlib
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+# Before the first import of jax. Subprocesses of a test inherit these.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "agg"
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+# Every annotated function of the package checks its shapes and types, under pytest only.
+jaxtyping.install_import_hook("slpojax", "beartype.beartype")
+
+
+def _folder(variable: str, *default: str) -> pathlib.Path:
+    """Return the folder that `variable` names, or the one beside the repository; skip the test where there is none."""
+    path = pathlib.Path(os.environ.get(variable) or REPOSITORY.parent.joinpath(*default))
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}: set {variable} to the one that holds shared/{default[-1]}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data and tokenizers: $SLPOJAX_SHARED, or ../shared/data."""
+    return _folder("SLPOJAX_SHARED", "shared", "data")
+
+
+@pytest.fixture(scope="session")
+def shared_goldens() -> pathlib.Path:
+    """The folder of large golden numbers: $SLPOJAX_GOLDENS, or ../shared/goldens."""
+    return _folder("SLPOJAX_GOLDENS", "shared", "goldens")
