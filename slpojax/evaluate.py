@@ -1,0 +1,64 @@
+"""The evaluation on held-out preferences.
+
+The log-probs of the whole split are brought to the host; the objective then runs on them once, as if the split were
+one global batch. So an objective that couples examples means the same thing here as in training, and neither the
+batch size nor a last, incomplete batch changes a number.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from slpojax.base import ABSENT, Array, Batch, Key, Logps
+from slpojax.objectives import Objective
+from slpojax.step import make_objective_step
+
+
+def make_evaluation(
+    objective: Objective, batches: Callable[[], Iterable[Batch]], key: Key
+) -> Callable[[Callable[[Batch], Logps], Callable[[Batch], Logps] | None, Any], dict[str, float]]:
+    """Return (policy, ref, objective state) -> metrics on a whole split.
+
+    Args:
+        objective: see `slpojax.objectives`.
+        batches: gives every example of the split exactly once, on the device.
+        key: for an objective that samples; the same at every evaluation, so that they compare.
+
+    `policy` and `ref` map a batch to its [B, K, T] log-probs on the host; `ref` is None where the batches carry the
+    reference's log-probs, or where the objective needs none. The metrics are `loss` and the objective's own.
+    """
+    step = make_objective_step(objective)
+
+    def evaluate(
+        policy: Callable[[Batch], Logps], ref: Callable[[Batch], Logps] | None, state: Any
+    ) -> dict[str, float]:
+        seen: list[tuple[Logps, Logps | None, Array]] = []
+        for batch in batches():
+            real = np.asarray(batch.index) >= 0
+            of_ref = batch.ref if ref is None else ref(batch)
+            seen.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], (policy(batch), of_ref, batch.score)))
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+        loss, metrics = step(*whole, state, key)
+        return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
+
+    return evaluate
+
+
+def sanity_of_start(policy: Logps, ref: Logps) -> str:
+    """Say how far the policy is from the reference before the first step: each margin should be exactly 0.
+
+    Args:
+        policy: [B, K, T] log-probs of the first batch.
+        ref: the same under the reference.
+    """
+    difference = np.where(np.asarray(policy.other) > ABSENT, np.asarray(policy.token) - np.asarray(ref.token), 0.0)
+    ratio = difference.sum(-1)
+    margin = ratio[:, 0] - ratio[:, 1] if ratio.shape[1] > 1 else ratio[:, 0]
+    largest = float(np.abs(margin).max())
+    if largest == 0.0:
+        return "step 0: policy == reference, every margin is exactly 0 (DPO's loss is log 2 = 0.6931)"
+    if largest < 1e-3:
+        return f"step 0: policy == reference up to rounding, largest |margin| {largest:.1e} nats (0 expected)"
+    return f"step 0: policy != reference, largest |margin| {largest:.3g} nats, mean {float(margin.mean()):+.3g}"

@@ -1,0 +1,122 @@
+"""Where arrays live: the mesh, the rule from a parameter's path to its partition, and the placing of batches.
+
+Knows devices and paths; knows no model. The axis type is chosen here, once: every axis is `Auto`, the compiler's
+partitioner, because the step is written for the global batch and never names an axis of the mesh.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from slpojax.base import Batch
+
+AXES = ("data", "fsdp", "tensor")
+_ROWS = PartitionSpec(("data", "fsdp"))
+
+Rules = Iterable[tuple[str, PartitionSpec]]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:
+    """Make the mesh of axes data, fsdp and tensor.
+
+    Args:
+        data: devices over which only rows are split.
+        fsdp: devices over which rows, parameters and optimiser state are split.
+        tensor: devices over which the width of a layer is split.
+        devices: all of `jax.devices()` where None.
+
+    One of the sizes may be -1: all the devices that are left.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
+        raise ValueError(
+            f"{asked} does not fill {len(devices)} devices: expected sizes whose product is {len(devices)}, "
+            "at most one of them -1 (all that are left)"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Join a pytree path with '/': `params/layers/attention/qkv/kernel`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
+    """Give every leaf its sharding: that of the first rule whose expression is found in the leaf's path.
+
+    An axis that does not divide its dimension is left out for that leaf, and a leaf of lower rank than its rule (the
+    factored moments of Adafactor) is replicated; both are told.
+
+    Args:
+        mesh: see `make_mesh`.
+        rules: (regular expression, PartitionSpec) pairs.
+        shapes: a pytree whose leaves have a `.shape`: parameters, or a whole `State`, whose optimiser moments repeat
+            the paths of the parameters.
+
+    Returns:
+        The pytree of `NamedSharding`, and a line for every leaf that is split less than its rule says.
+    """
+    compiled = [(re.compile(pattern), spec) for pattern, spec in rules]
+    notes: list[str] = []
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next((spec for pattern, spec in compiled if pattern.search(name)), PartitionSpec())
+        if len(spec) > len(leaf.shape):
+            if any(_size(mesh, axes) > 1 for axes in spec):
+                notes.append(f"{name} {leaf.shape}: replicated, its rule {spec} has more dimensions")
+            return replicated(mesh)
+        kept = []
+        for dimension, axes in zip(leaf.shape, spec, strict=False):
+            fits = dimension % _size(mesh, axes) == 0
+            kept.append(axes if fits else None)
+            if not fits:
+                notes.append(f"{name} {leaf.shape}: {dimension} is not split over {axes} ({_size(mesh, axes)} devices)")
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.tree_util.tree_map_with_path(one, shapes), notes
+
+
+def put_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """Place a host's part of a batch: its rows over data and fsdp, the small arrays on every device."""
+
+    def rows(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, _ROWS), x)
+
+    def whole(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(replicated(mesh), x, x.shape)
+
+    split = jax.tree.map(rows, (batch.rows, batch.scored))
+    return jax.tree.map(whole, batch._replace(rows=None, scored=None))._replace(rows=split[0], scored=split[1])
+
+
+def gather(x: Any) -> Any:
+    """Bring replicated device arrays to the host as NumPy arrays."""
+    return jax.tree.map(np.asarray, x)
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return int(np.prod([mesh.shape[name] for name in names]))
