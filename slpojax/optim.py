@@ -1,0 +1,140 @@
+"""The optimiser: learning-rate schedule, clipping and update rule, as one optax transformation.
+
+Knows names, numbers and gradients; knows no model and no configuration. The update rules are optax's own. What is
+decided here is which defaults make them equal to the optimisers that preference papers ran, which are PyTorch's.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from slpojax.base import Array, Float, Params
+
+# Keyword hyperparameters and their defaults. rmsprop and adamw are PyTorch's (no decay of weights unless asked for),
+# lion and adafactor are their papers'; state has the parameters' dtype, which is float32.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rmsprop": {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False, "initial_scale": 0.0, "centered": False},
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "weight_decay": 0.0, "nesterov": False},
+    "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0},
+    "adafactor": {
+        "min_dim_size_to_factor": 128,
+        "decay_rate": 0.8,
+        "multiply_by_parameter_scale": True,
+        "clipping_threshold": 1.0,
+        "weight_decay_rate": None,
+        "eps": 1e-30,
+        "factored": True,
+    },
+}
+
+# After the warm-up: the share of the peak left when a fraction of the remaining steps is done.
+_SHAPES: dict[str, Callable[[Array], Array]] = {
+    "constant": jnp.ones_like,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+}
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """Return the keyword hyperparameters of an optimiser with their defaults.
+
+    Raises:
+        ValueError: there is no such optimiser.
+
+    Example:
+        >>> defaults("lion")
+        {'b1': 0.9, 'b2': 0.99, 'weight_decay': 0.0}
+    """
+    _known("optimizer", name, _DEFAULTS)
+    return dict(_DEFAULTS[name])
+
+
+def make_schedule(
+    name: str, *, learning_rate: float, warmup_steps: int, total_steps: int
+) -> Callable[[Array | int], Float[Array, ""]]:
+    r"""Return the learning rate as a pure function of the step, counted from 0.
+
+    .. math:: \mathrm{lr}(s) = \mathrm{peak} \cdot \min\left(1, \frac{s + 1}{w + 1}\right)
+              \cdot \mathrm{shape}\left(\frac{\max(0, s - w)}{n - w}\right)
+
+    Args:
+        name: constant | linear | cosine, the shape after the warm-up; the last two end at 0 after `total_steps`.
+        learning_rate: the peak.
+        warmup_steps: w; the first step already moves, by 1 / (w + 1) of the peak.
+        total_steps: n.
+
+    Raises:
+        ValueError: there is no such shape.
+
+    Example:
+        >>> float(make_schedule("constant", learning_rate=1.0, warmup_steps=3, total_steps=9)(0))
+        0.25
+    """
+    _known("schedule", name, _SHAPES)
+
+    def rate(step: Array | int) -> Array:
+        warm = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+        done = jnp.clip((step - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
+        return jnp.asarray(learning_rate * warm * _SHAPES[name](done))
+
+    return rate
+
+
+def clip_by_norm(clip_norm: float) -> optax.GradientTransformation:
+    r"""Scale the whole gradient down to a global norm as `torch.nn.utils.clip_grad_norm_` does.
+
+    .. math:: g \leftarrow g \cdot \min\left(1, \frac{c}{\lVert g \rVert + 10^{-6}}\right)
+
+    optax's own clips to exactly c; the 1e-6 is written out because for a small c it is more than rounding.
+    """
+
+    def update(gradients: Params, _: Any) -> Params:
+        factor = jnp.minimum(1.0, clip_norm / (optax.tree.norm(gradients) + 1e-6))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
+
+    return optax.stateless(update)
+
+
+def build(
+    name: str,
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    total_steps: int,
+    clip_norm: float,
+    **kwargs: Any,
+) -> optax.GradientTransformation:
+    """Return clipping followed by the optimiser `name` under a schedule.
+
+    Args:
+        name: rmsprop | adamw | lion | adafactor.
+        learning_rate: the peak.
+        schedule: the shape after the warm-up, see `make_schedule`.
+        warmup_steps: steps of linear warm-up.
+        total_steps: steps of the run; a linear or cosine schedule ends there.
+        clip_norm: largest global norm of the gradient; 0 turns clipping off.
+        **kwargs: some of the hyperparameters that `defaults(name)` lists.
+
+    Raises:
+        ValueError: an unknown name, schedule or hyperparameter.
+    """
+    settings = defaults(name)
+    for key in kwargs:
+        _known(f"hyperparameter of optimizer.{name}:", key, settings)
+    rate = make_schedule(schedule, learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps)
+    rule = getattr(optax, name)(rate, **{**settings, **kwargs})
+    return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> None:
+    """Raise unless `name` is one of `names`, with the ones it may have meant and all there are."""
+    names = sorted(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}: {meant}there are {', '.join(names)}")

@@ -1,0 +1,119 @@
+"""Optimisers against torch's trace, and against the update rules written out in float64 NumPy."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from slpojax import optim
+
+# What ran: torch.optim.RMSprop (defaults), clip_grad_norm_(10), LambdaLR((s + 1) / 151), lr 1e-3, float64.
+TRACE = json.loads((pathlib.Path(__file__).parent / "goldens" / "torch_rmsprop.json").read_text())
+BASE = dict(learning_rate=1e-3, schedule="constant", warmup_steps=0, total_steps=10, clip_norm=0.0)
+
+
+def run(tx: optax.GradientTransformation, start, gradients):
+    """Return the parameters after each gradient, under jit."""
+    update = jax.jit(tx.update)
+    params, state, seen = jnp.asarray(start), None, []
+    state = tx.init(params)
+    for gradient in gradients:
+        updates, state = update(jnp.asarray(gradient, params.dtype), state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(np.asarray(params))
+    return seen
+
+
+@pytest.mark.parametrize("x64, tolerance", [(True, 1e-10), (False, 2e-7)])
+def test_rmsprop_clipping_and_warmup_equal_torch(x64, tolerance):
+    with jax.enable_x64(x64):
+        dtype = np.float64 if x64 else np.float32
+        tx = optim.build(
+            "rmsprop",
+            learning_rate=TRACE["lr"],
+            schedule="constant",
+            warmup_steps=150,
+            total_steps=1000,
+            clip_norm=TRACE["clip_norm"],
+        )
+        seen = run(tx, np.asarray(TRACE["init"], dtype), [t["raw_grad"] for t in TRACE["trace"]])
+    # x64: the rate comes from an int32 step, so it is a float32. float32: one unit in the last place of a size of 2.
+    np.testing.assert_allclose(seen, [t["param"] for t in TRACE["trace"]], rtol=0, atol=tolerance)
+
+
+def test_clipping_is_torchs():
+    tx = optim.clip_by_norm(TRACE["clip_norm"])
+    with jax.enable_x64(True):
+        for t in TRACE["trace"]:
+            clipped, _ = tx.update({"w": jnp.asarray(t["raw_grad"])}, tx.init({}))
+            np.testing.assert_allclose(clipped["w"], t["clipped"], rtol=1e-14)
+        small, _ = tx.update({"w": jnp.asarray([3.0, 4.0])}, tx.init({}))
+        np.testing.assert_array_equal(small["w"], [3.0, 4.0])
+
+
+def test_warmup_equals_the_trace_and_then_stays():
+    rate = optim.make_schedule("constant", learning_rate=TRACE["lr"], warmup_steps=150, total_steps=200)
+    np.testing.assert_allclose([rate(t["step"]) for t in TRACE["trace"]], [t["lr"] for t in TRACE["trace"]], rtol=1e-6)
+    np.testing.assert_allclose([rate(149), rate(150), rate(10_000)], [1e-3 * 150 / 151, 1e-3, 1e-3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, half", [("linear", 0.5), ("cosine", 0.5)])
+def test_decays_start_at_the_peak_and_end_at_zero(name, half):
+    rate = jax.jit(optim.make_schedule(name, learning_rate=2.0, warmup_steps=10, total_steps=110))
+    np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(500)], [2.0, 2.0 * half, 0.0, 0.0], atol=1e-6)
+
+
+def test_linear_without_warmup_is_what_trl_logs():
+    rate = optim.make_schedule("linear", learning_rate=1e-4, warmup_steps=0, total_steps=10)
+    np.testing.assert_allclose([rate(s) for s in range(10)], [1e-4 * (10 - s) / 10 for s in range(10)], rtol=1e-6)
+
+
+def test_adamw_is_adam_with_decoupled_decay():
+    rng = np.random.default_rng(0)
+    gradients, w, lr, decay = rng.normal(size=(5, 4)), rng.normal(size=4), 1e-2, 0.1
+    start, m, v, expected = w.copy(), 0.0, 0.0, []
+    for i, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w * (1 - lr * decay) - lr * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+        expected.append(w)
+    tx = optim.build("adamw", **(BASE | {"learning_rate": lr}), weight_decay=decay)
+    np.testing.assert_allclose(run(tx, start.astype(np.float32), gradients), expected, rtol=1e-5)
+
+
+def test_lion_moves_by_the_sign():
+    tx = optim.build("lion", **BASE)
+    np.testing.assert_allclose(run(tx, np.zeros(3, np.float32), [[5.0, -0.1, 0.0]])[0], [-1e-3, 1e-3, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adamw", "lion", "adafactor"])
+def test_every_optimiser_descends_and_keeps_float32(name):
+    params = {"layers": jnp.ones((2, 130, 140)), "bias": jnp.ones(3)}
+    tx = optim.build(name, **(BASE | {"learning_rate": 1e-2, "clip_norm": 1.0}))
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
+    state = tx.init(params)
+    updates, state = jax.jit(tx.update)(jax.grad(loss)(params), state, params)
+    assert loss(optax.apply_updates(params, updates)) < loss(params)
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats} <= {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, says",
+    [
+        ("adamww", {}, r"'adamww': did you mean adamw\? there are adafactor, adamw, lion, rmsprop"),
+        ("rmsprop", {"dekay": 0.9}, r"optimizer.rmsprop: 'dekay': did you mean decay\? there are centered, decay"),
+        ("adamw", {"schedule": "linaer"}, r"schedule 'linaer': did you mean linear\?"),
+    ],
+)
+def test_unknown_names_list_the_near_ones(name, kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        optim.build(name, **(BASE | kwargs))
+
+
+def test_defaults_are_a_copy():
+    optim.defaults("adamw")["b1"] = 0.0
+    assert optim.defaults("adamw")["b1"] == 0.9
