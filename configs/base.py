@@ -73,4 +73,8 @@ def get_config() -> ConfigDict:
     c.resume = True  # go on from the newest checkpoint in output, if there is one
     c.export = True  # write <output>/hf at the end, a folder that transformers loads
     c.abort_on_nonfinite = True  # stop with the step's number when the loss or gradient is not finite
+
+    c.lock()  # an experiment that sets a key which is not above is stopped
+    c.objective.unlock()  # hyperparameters belong to the function named
+    c.optimizer.unlock()
     return c

@@ -1,0 +1,250 @@
+"""From a configuration file and a command line to one frozen configuration, in which every key is known.
+
+Knows files, overrides, types and near matches; knows no objective and no optimiser: what they are called and which
+hyperparameters they have, it asks the functions it is given (`Choices`).
+"""
+
+import ast
+import difflib
+import json
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+# Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
+# name that does not exist.
+Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def from_command_line(arguments: Sequence[str], *, default: str, choices: Choices) -> FrozenConfigDict:
+    """Return the configuration that a command line asks for; end the program with a message where it is wrong.
+
+    Args:
+        arguments: `sys.argv[1:]`: `--config=FILE` and any number of `--config.KEY=VALUE` or `--config.KEY VALUE`.
+        default: the file that counts where the command line names none.
+        choices: see `resolve`.
+    """
+    try:
+        path, overrides = parse(arguments, default=default)
+        config = load_file(path)
+        if "--help" in arguments or "-h" in arguments:
+            sys.stdout.write(_help(path, config))
+            raise SystemExit(0)
+        return resolve(config, overrides, choices=choices)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def parse(arguments: Sequence[str], *, default: str) -> tuple[str, dict[str, str]]:
+    """Split a command line into the configuration file and the overrides, as text.
+
+    >>> parse(["--config=configs/dpo_hh.py", "--config.batch_size=32", "--config.export", "false"], default="")
+    ('configs/dpo_hh.py', {'batch_size': '32', 'export': 'false'})
+
+    Raises:
+        ValueError: an argument has another form, or lacks its value.
+    """
+    path, overrides, rest = default, {}, list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--help", "-h"):
+            continue
+        match = re.fullmatch(r"--?config(?:\.([\w.]+))?(?:=(.*))?", argument, flags=re.DOTALL)
+        if match is None:
+            raise ValueError(f"{argument}: expected --config=FILE or --config.KEY=VALUE")
+        key, value = match.groups()
+        if value is None:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"{argument}: expected a value, as in {argument}=...")
+            value = rest.pop(0)
+        if key is None:
+            path = value
+        else:
+            overrides[key] = value
+    return path, overrides
+
+
+def load_file(path: str) -> ConfigDict:
+    """Return what `get_config()` of the Python file at `path` returns.
+
+    Raises:
+        ValueError: no such file, no `get_config` in it, or it sets a key that `configs/base.py` lacks.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.stem, [other.stem for other in file.parent.glob("*.py")], 1)
+        hint = f"; did you mean {file.parent / near[0]}.py?" if near else ""
+        raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{hint}")
+    namespace = runpy.run_path(path)
+    if "get_config" not in namespace:
+        raise ValueError(f"--config={path}: the file has no function get_config(); see configs/base.py")
+    try:
+        return namespace["get_config"]()
+    except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises for unknown keys and types
+        raise ValueError(f"--config={path}: {error}") from error
+
+
+def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choices) -> FrozenConfigDict:
+    """Return `config` with `overrides` applied, every key and type checked, and every hyperparameter spelt out.
+
+    A group of `choices` holds the name of a function and that function's own keyword arguments. Where an override
+    changes the name, the hyperparameters in `config` belonged to another function and are dropped: the new function
+    starts from its own defaults.
+
+    Args:
+        config: what a configuration file returns.
+        overrides: dotted key -> value; text is read as the type of the value that it replaces.
+        choices: group -> (name -> the keyword arguments that this function has, with their defaults).
+
+    Raises:
+        ValueError: a key, a hyperparameter or a type is wrong; the message names it and lists near matches.
+    """
+    result = _with_tuples(config.to_dict())
+    chosen: dict[str, dict[str, Any]] = {group: {} for group in choices}
+    for key, value in overrides.items():
+        group, _, rest = key.partition(".")
+        if group in choices and rest:
+            chosen[group][rest] = value
+            continue
+        *path, leaf = key.split(".")
+        node = result
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf not in node:
+            _unknown(key, _leaves(result))
+        node[leaf] = _convert(f"config.{key}", value, node[leaf])
+    for group, defaults in choices.items():
+        result[group] = _choose(group, result[group], chosen[group], defaults)
+    return FrozenConfigDict(result)
+
+
+def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:
+    """Return a copy of a resolved `config` with the values of some (dotted) keys changed, checked like overrides.
+
+    >>> replace(FrozenConfigDict({"model": {"path": ""}}), {"model.path": "output/policy"}).model.path
+    'output/policy'
+    """
+    return resolve(ConfigDict(config), changes, choices={})
+
+
+def dump(config: ConfigDict) -> str:
+    """Return `config` as JSON text, one line per key, which `load` reads back."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True, allow_nan=False)
+
+
+def load(text: str) -> FrozenConfigDict:
+    """Return the configuration that `dump` wrote.
+
+    >>> load(dump(FrozenConfigDict({"betas": (0.9, 0.95), "name": "adamw"}))).betas
+    (0.9, 0.95)
+    """
+    return FrozenConfigDict(_with_tuples(json.loads(text)))
+
+
+def _choose(group: str, given: dict[str, Any], overrides: dict[str, Any], defaults: Callable) -> dict[str, Any]:
+    """Return {"name": ..., and every hyperparameter of that function}."""
+    name = overrides.get("name", given["name"])
+    known = defaults(name)
+    kept = given if name == given["name"] else {}
+    values = {"name": name} | {key: value for key, value in known.items() if _is_plain(value)}
+    for key, value in (kept | overrides).items():
+        if key == "name":
+            continue
+        if key not in known:
+            near = _did_you_mean(difflib.get_close_matches(key, known, 3))
+            raise ValueError(
+                f"config.{group}.{key}: {name} has no hyperparameter {key!r}; {near}it has {sorted(known)}"
+            )
+        values[key] = _convert_hyperparameter(f"config.{group}.{key}", value, known[key])
+    return values
+
+
+def _convert(key: str, value: Any, old: Any) -> Any:
+    """Return `value` as the type of `old`, the value it replaces."""
+    if isinstance(old, dict):
+        raise ValueError(f"{key}: a group of keys; set one of {[f'{key}.{leaf}' for leaf in old]}")
+    if isinstance(value, str) and not isinstance(old, str):
+        value = _literal(value)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e4 steps
+    if type(value) is not type(old):
+        raise ValueError(f"{key}: got {value!r}, expected {_article(old)} such as {old!r}")
+    return value
+
+
+def _convert_hyperparameter(key: str, value: Any, default: Any) -> Any:
+    """Return `value` read as a literal, and checked where the default's type says what it can be.
+
+    A word as default also admits a number (a temperature of "length", or 512), and None admits anything.
+    """
+    value = _literal(value) if isinstance(value, str) else value
+    if default is None or not _is_plain(default):
+        return value
+    if isinstance(default, str) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    return _convert(key, value, default)
+
+
+def _literal(text: str) -> Any:
+    """Return the Python value that `text` spells, `true` and `false` included, or the text itself."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether JSON can hold `value` (a tuple becomes a list, which comes back as a tuple)."""
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple | list) and all(map(_is_plain, value)))
+
+
+def _with_tuples(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _with_tuples(value) for key, value in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys of a nested dictionary."""
+    keys = []
+    for key, value in tree.items():
+        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return keys
+
+
+def _unknown(key: str, known: Iterable[str]) -> NoReturn:
+    known = list(known)
+    leaf = key.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == leaf]
+    near = list(dict.fromkeys(same + difflib.get_close_matches(key, known, 3)))
+    hint = _did_you_mean([f"config.{other}" for other in near]) or f"there are {sorted(known)} "
+    raise ValueError(f"config.{key}: no such key; {hint}(configs/base.py explains each)")
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _help(path: str, config: ConfigDict) -> str:
+    flat = ConfigDict(config).to_dict()
+    lines = [f"usage: --config=FILE --config.KEY=VALUE ...   keys of {path} (configs/base.py explains each):"]
+    for key in _leaves(flat):
+        value: Any = flat
+        for part in key.split("."):
+            value = value[part]
+        lines.append(f"  --config.{key}={value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,174 @@
+"""The command line and the configuration files: what is accepted, and what the errors say."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from slpojax import settings
+
+FUNCTIONS = {
+    "dpo.sigmoid": {"beta": 0.1},
+    "dpo.conservative": {"beta": 0.1, "smoothing": 0.1},
+    "slpo.shift": {"alpha": 0.9, "temperature": "length", "clip": None, "steps": 3, "betas": (0.9, 0.95), "norm": max},
+    "adamw": {"b1": 0.9},
+}
+
+
+def defaults(name):
+    if name not in FUNCTIONS:
+        raise ValueError(f"no function {name!r}; there are {sorted(FUNCTIONS)}")
+    return FUNCTIONS[name]
+
+
+CHOICES = {"objective": defaults, "optimizer": defaults}
+
+
+def resolve(overrides, config=None):
+    return settings.resolve(config or base.get_config(), overrides, choices=CHOICES)
+
+
+def test_text_becomes_the_type_of_the_value_it_replaces():
+    config = resolve(
+        {
+            "batch_size": "32",
+            "steps": "1e4",
+            "learning_rate": "1",
+            "data.pack": "false",
+            "data.rows": "0:2000",
+            "output": "7",
+            "mesh.data": "-1",
+        }
+    )
+    assert (config.batch_size, config.steps, config.learning_rate) == (32, 10_000, 1.0)
+    assert (config.data.pack, config.data.rows, config.output, config.mesh.data) == (False, "0:2000", "7", -1)
+    assert type(config.learning_rate) is float and type(config.steps) is int
+
+
+def test_hyperparameters_are_spelt_out_and_overridden():
+    config = resolve({"objective.beta": "0.3"})
+    assert config.objective.to_dict() == {"name": "dpo.sigmoid", "beta": 0.3}
+    assert config.optimizer.to_dict() == {"name": "adamw", "b1": 0.9}
+
+
+def test_another_name_starts_from_its_own_defaults():
+    config = base.get_config()
+    config.objective = ConfigDict({"name": "dpo.conservative", "beta": 0.7, "smoothing": 0.2})
+    assert resolve({"objective.name": "dpo.sigmoid"}, config).objective.to_dict() == {
+        "name": "dpo.sigmoid",
+        "beta": 0.1,
+    }
+    # The same name on the command line changes nothing.
+    assert resolve({"objective.name": "dpo.conservative"}, config).objective.smoothing == 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("512", "temperature", 512),
+        ("length", "temperature", "length"),
+        ("1.5", "clip", 1.5),
+        ("(0.8, 0.9)", "betas", (0.8, 0.9)),
+    ],
+)
+def test_hyperparameters_are_literals(text, key, value):
+    objective = resolve({"objective.name": "slpo.shift", f"objective.{key}": text}).objective
+    assert objective[key] == value and type(objective[key]) is type(value)
+    assert "norm" not in objective  # a default that JSON cannot hold stays with the function
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"batchsize": "3"}, ["config.batchsize", "did you mean config.batch_size"]),
+        ({"max_length": "3"}, ["config.max_length", "config.data.max_length"]),
+        ({"data.maxlength": "3"}, ["config.data.max_length"]),
+        ({"modle.path": "x"}, ["config.modle.path", "config.model.path"]),
+        ({"seed.x": "1"}, ["config.seed.x: no such key"]),
+        ({"model": "x"}, ["config.model: a group", "config.model.path"]),
+        ({"objective": "dpo.ipo"}, ["config.objective: a group", "config.objective.name"]),
+        ({"zzz": "1"}, ["config.zzz", "there are", "batch_size"]),
+        ({"batch_size": "many"}, ["config.batch_size", "'many'", "an int"]),
+        ({"batch_size": "2.5"}, ["config.batch_size", "2.5", "an int"]),
+        ({"data.pack": "1"}, ["config.data.pack", "a bool"]),
+        ({"clip_norm": "true"}, ["config.clip_norm", "True", "a float"]),
+        ({"seed": 1.5}, ["config.seed"]),
+        ({"output": 3}, ["config.output", "a str"]),
+        ({"objective.name": "dpo.sigmod"}, ["dpo.sigmod", "dpo.sigmoid"]),
+        ({"objective.betta": "1"}, ["config.objective.betta", "dpo.sigmoid has no", "did you mean beta?", "['beta']"]),
+        ({"objective.beta": "big"}, ["config.objective.beta", "'big'", "a float"]),
+        ({"objective.beta.x": "1"}, ["config.objective.beta.x"]),
+    ],
+)
+def test_mistakes_are_named(overrides, words):
+    with pytest.raises(ValueError) as caught:
+        resolve(overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_result_is_frozen_and_the_file_untouched():
+    config = base.get_config()
+    frozen = resolve({"seed": "5"}, config)
+    with pytest.raises(AttributeError):
+        frozen.seed = 6
+    assert config.seed == 0 and "beta" not in config.objective
+
+
+def test_replace_checks_like_an_override():
+    config = resolve({"objective.beta": "0.5"})
+    changed = settings.replace(config, {"model.path": "a", "data.path": "b"})
+    assert (changed.model.path, changed.data.path, changed.objective.beta, config.model.path) == ("a", "b", 0.5, "")
+    with pytest.raises(ValueError, match="config.model.path"):
+        settings.replace(config, {"modle.path": "a"})
+
+
+def test_json_round_trip():
+    config = resolve({"objective.name": "slpo.shift"})
+    assert settings.load(settings.dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--confg=x.py"], "--confg=x.py: expected --config=FILE"),
+        (["--config"], "--config: expected a value"),
+        (["--config.seed", "--config.steps=1"], "--config.seed: expected a value"),
+        (["seed=3"], "seed=3: expected"),
+    ],
+)
+def test_malformed_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        settings.parse(arguments, default="x.py")
+
+
+def test_negative_and_spaced_values():
+    arguments = ["--config.mesh.data", "-1", "--config", "a.py", "--config.data.path=b=c"]
+    assert settings.parse(arguments, default="") == ("a.py", {"mesh.data": "-1", "data.path": "b=c"})
+
+
+def test_files(tmp_path, capsys):
+    def write(name, text):
+        (tmp_path / name).write_text("from configs import base\n" + text)
+        return str(tmp_path / name)
+
+    good = write("good.py", "def get_config():\n    c = base.get_config()\n    c.objective.beta = 0.3\n    return c\n")
+    typo = write("typo.py", "def get_config():\n    c = base.get_config()\n    c.batchsize = 3\n    return c\n")
+    kind = write("kind.py", "def get_config():\n    c = base.get_config()\n    c.batch_size = 'x'\n    return c\n")
+    none = write("none.py", "")
+
+    def run(*arguments):
+        return settings.from_command_line(arguments, default=good, choices=CHOICES)
+
+    assert run("--config.seed=4").seed == 4 and run().objective.beta == 0.3
+    for path, words in [
+        (typo, "batchsize"),
+        (kind, "batch_size"),
+        (none, "get_config"),
+        (good[:-4] + ".py", "did you mean"),
+    ]:
+        with pytest.raises(SystemExit, match="error: --config=.*") as caught:
+            run(f"--config={path}")
+        assert words in str(caught.value)
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0 and "--config.data.max_length=512" in capsys.readouterr().out
