@@ -66,14 +66,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     """Give every leaf its sharding: that of the first rule whose expression is found in the leaf's path.
 
-    An axis that does not divide its dimension is left out for that leaf, and a leaf of lower rank than its rule (the
+    A rule is held against the path and against every end of it that begins after a '/', so that the rule of a parameter
+    also holds for its moments in the optimiser's state. An axis that does not divide its dimension is left out for that leaf, and a leaf of lower rank than its rule (the
     factored moments of Adafactor) is replicated; both are told.
 
     Args:
         mesh: see `make_mesh`.
         rules: (regular expression, PartitionSpec) pairs.
-        shapes: a pytree whose leaves have a `.shape`: parameters, or a whole `State`, whose optimiser moments repeat
-            the paths of the parameters.
+        shapes: a pytree whose leaves have a `.shape`: parameters, or a whole `State`.
 
     Returns:
         The pytree of `NamedSharding`, and a line for every leaf that is split less than its rule says.
@@ -83,7 +83,8 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        spec = next((spec for pattern, spec in compiled if pattern.search(name)), PartitionSpec())
+        ends = [name[match.end() :] for match in re.finditer("^|/", name)]
+        spec = next((spec for pattern, spec in compiled if any(map(pattern.search, ends))), PartitionSpec())
         if len(spec) > len(leaf.shape):
             if any(_size(mesh, axes) > 1 for axes in spec):
                 notes.append(f"{name} {leaf.shape}: replicated, its rule {spec} has more dimensions")
