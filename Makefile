@@ -16,7 +16,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test lint types unit check notebooks clean
+.PHONY: help env quickstart test lint types unit format check notebooks clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -43,13 +43,17 @@ test: lint types unit
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet slpojax configs tests || \
-		{ echo 'format with: $(BIN)/ruff format slpojax configs tests'; exit 1; }
+		{ echo 'some files are not formatted: make format'; exit 1; }
 
 types: env
 	$(BIN)/mypy
 
 unit: env
 	$(BIN)/pytest
+
+format: env
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet slpojax configs tests
 
 check: $(VENV)/.parity
 	$(BIN)/pytest -m check

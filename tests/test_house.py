@@ -1,0 +1,155 @@
+"""The shape of the house: who may import whom, which keys there are, and that what the documents name exists."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import slpojax
+from configs import base
+from slpojax import settings
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "slpojax"
+
+# Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
+FLOORS = (
+    {"base", "numerics"},
+    {"sequence", "logps", "sharding", "optim", "metrics", "checkpoint", "settings", "logger"},
+    {"objectives", "models", "data"},
+    {"hf", "reference", "step", "sampling"},
+    {"evaluate", "online", "plan", "explore", "judges", "worlds"},
+    {"train", "generate", "export"},
+)
+FLOOR = {tenant: floor for floor, tenants in enumerate(FLOORS) for tenant in tenants}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+KEYS = """
+    seed output world batch_size accumulate epochs steps objective.name optimizer.name learning_rate schedule
+    warmup_steps clip_norm model.path model.weights model.dtype model.remat data.path data.eval_path data.split
+    data.eval_split data.rows data.eval_rows data.format data.tokenizer data.candidates data.max_length
+    data.max_prompt_length data.too_long data.row_length data.pack reference.mode reference.path reference.cache
+    mesh.data mesh.fsdp mesh.tensor mesh.distributed eval_every log_every tensorboard wandb checkpoint_every
+    keep_last keep_best best_metric resume export abort_on_nonfinite
+""".split()
+
+
+def tenant(path: pathlib.Path) -> str:
+    """The unit of `FLOORS` that a file belongs to; "" for slpojax/__init__.py."""
+    part = path.relative_to(PACKAGE).parts[0]
+    return "" if part == "__init__.py" else part.removesuffix(".py")
+
+
+def imports(path: pathlib.Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it, by its full dotted name."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            # `from slpojax import step` imports slpojax.step; `from slpojax.base import Array` only slpojax.base.
+            yield from (f"{module}.{alias.name}" for alias in node.names) if module == "slpojax" else [module]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = tenant(path)
+    assert here == "" or here in FLOOR, f"give {here!r} a floor in FLOORS"
+    for module in imports(path):
+        top, *rest = module.split(".")
+        assert top not in ("torch", "trl"), f"{module}: the package never needs torch"
+        assert top != "flax" or here == "models", "flax stays inside models/"
+        assert top not in ("configs", "tests")
+        if top == "slpojax" and rest and rest[0] != here:
+            assert rest[0] in FLOOR, f"give {rest[0]!r} a floor in FLOORS"
+            down = rest[0] == "base" or (here and FLOOR[rest[0]] < FLOOR[here])
+            assert down, f"{here} (floor {FLOOR[here]}) may not import {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_say_what_they_know_and_do_not_print(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "a module says what it knows and what it does not"
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if FLOOR.get(tenant(path), 0) < FLOOR["train"]:
+        assert not {"print", "jax.debug.print", "debug.print"} & set(calls)
+
+
+def test_only_train_and_what_it_asks_see_a_config_dict():
+    users = {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))}
+    assert users <= {"settings", "worlds", *FLOORS[FLOOR["train"]]}
+
+
+def test_nothing_imports_torch():
+    names = [module.name for module in pkgutil.walk_packages(slpojax.__path__, "slpojax.")]
+    program = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {names}]; sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "torch was imported"
+
+
+def test_the_option_surface():
+    assert settings._leaves(base.get_config().to_dict()) and set(settings._leaves(base.get_config().to_dict())) == set(
+        KEYS
+    )
+
+
+def test_every_key_has_a_comment():
+    lines = inspect.getsource(base.get_config).splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"\s+c\.[\w.]+ = (?!ConfigDict\(\))", line):
+            group = [lines[number - back] for back in (0, 1, 2)]  # a comment may cover the keys that follow it
+            plain = re.match(r"\s+c\.(mesh\.(fsdp|tensor)|tensorboard|keep_\w+) = ", line)
+            assert plain or any("#" in near for near in group), line
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_experiment_resolves(path):
+    objectives, optim = (importlib.import_module(f"slpojax.{name}") for name in ("objectives", "optim"))
+    choices = {"objective": objectives.defaults, "optimizer": optim.defaults}
+    config = settings.resolve(settings.load_file(str(path)), {}, choices=choices)
+    assert config.output != base.get_config().output, "every experiment has an output folder of its own"
+    assert settings.load(settings.dump(config)) == config
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for word in (f"python -m slpojax.train --config=configs/{path.name}", "Hardware:", "Expected:"):
+        assert word in text, f"the docstring of {path.name} lacks {word!r}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_what_exists(document):
+    text = document.read_text()
+    for path in set(re.findall(r"\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
+        assert (ROOT / path).exists() or "my_" in path, f"{document.name} names {path}"
+    for module in set(re.findall(r"python -m (slpojax[\w.]*)", text)):
+        assert importlib.util.find_spec(module), f"{document.name} runs {module}"
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= targets
+    for key in set(re.findall(r"--config\.([\w.]+)", text)):
+        assert key in KEYS or key.split(".")[0] in ("objective", "optimizer"), f"{document.name} sets {key}"
+
+
+def test_no_path_of_a_machine():
+    machine = re.compile("/(?:" + "|".join(["ro" + "ot", "ho" + "me", "Us" + "ers", "wo" + "rk"]) + r")/\w")
+    folders = [ROOT / name for name in ("slpojax", "configs", "tests", "launch", "notebooks", "benchmarks")]
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    files += [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".md", ".sh", ".ipynb", ".json")
+    ]
+    for path in files:
+        found = machine.search(path.read_text(errors="ignore"))
+        assert not found, f"{path.relative_to(ROOT)}: {found and found.group()}"
