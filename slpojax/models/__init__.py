@@ -1,0 +1,90 @@
+"""Models by the `model_type` of their config.json.
+
+Knows how a family module becomes a `base.Model`; knows no objective and no mesh. A family module has `ARCHITECTURES`
+(model type -> the class that an export names), `Config` (with `from_hf`), `Block`, `NORM` and `TENSORS`, the table that
+ties each parameter to its sharding and to the tensor of a checkpoint; everything else is shared.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slpojax import base
+from slpojax.models import gpt_neox, llama
+from slpojax.models.attention import Cache, empty_cache
+from slpojax.models.layers import Decoder
+
+_FAMILIES = {model_type: family for family in (gpt_neox, llama) for model_type in family.ARCHITECTURES}
+ARCHITECTURES = gpt_neox.ARCHITECTURES | llama.ARCHITECTURES
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_REMATS = ("none", "layer")
+
+
+def build(
+    hf_config: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none", max_length: int | None = None
+) -> base.Model:
+    """The model that a config.json describes, as pure functions and two tables.
+
+    Args:
+        hf_config: the content of config.json.
+        dtype: of the computation, float32 or bfloat16; parameters are float32 and cast on use.
+        remat: what the backward pass recomputes, none or layer.
+        max_length: longest sequence of the run. Only two options of a config look at it: dynamic rope scaling (see
+            `rotary.frequencies`) and sliding windows, which are refused where they would matter. None means
+            `max_position_embeddings`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for a model type, dtype, remat or config key that is not supported.
+
+    Example:
+        >>> config = {"model_type": "llama", "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 2,
+        ...           "num_attention_heads": 2, "intermediate_size": 12}
+        >>> sorted(build(config).init(jax.random.key(0)))
+        ['embed', 'final_norm', 'head', 'layers']
+    """
+    model_type = hf_config.get("model_type")
+    if model_type not in _FAMILIES:
+        near = difflib.get_close_matches(str(model_type), _FAMILIES)
+        raise ValueError(
+            f"config.json: model_type={model_type!r} is not known; expected one of {', '.join(_FAMILIES)}"
+            + (f"; the nearest: {', '.join(near)}." if near else ".")
+        )
+    for name, value, allowed in (("dtype", dtype, _DTYPES), ("remat", remat, _REMATS)):
+        if value not in allowed:
+            raise ValueError(f"model.{name}={value!r} is not known; expected one of {', '.join(allowed)}.")
+    family: Any = _FAMILIES[model_type]
+    config = family.Config.from_hf(hf_config, max_length)
+    module = Decoder(family.Block, family.NORM, config, _DTYPES[dtype], remat)
+
+    def init(key: base.Key) -> base.Params:
+        one = jnp.ones((1, 1), jnp.int32)
+        return module.init(key, base.Rows(one, one, one, one))["params"]
+
+    def apply(params: base.Params, rows: base.Rows, cache: Cache | None = None) -> tuple[base.Array, Cache | None]:
+        return module.apply({"params": params}, rows, cache)
+
+    def unembed(params: base.Params) -> base.Array:
+        return params["embed" if config.tied else "head"]["weight"].T
+
+    def cache_of(rows: int, length: int) -> Cache:
+        return empty_cache(config.layers, rows, length, config.kv_heads, config.head_dim, _DTYPES[dtype])
+
+    tensors = _tensors(family.TENSORS, init, config.tied)
+    sharding = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
+    return base.Model(init, apply, unembed, cache_of, sharding, tensors)
+
+
+def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:
+    """The lines of a family's table that this config has; a tied head is another name of the embedding."""
+    if tied:
+        table = tuple(t._replace(param="embed/weight") if t.param == "head/weight" else t for t in table)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0)))
+    paths = {"/".join(key.key for key in path) for path, _ in leaves} | {""}
+    return tuple(t for t in table if t.param in paths)

@@ -1,0 +1,159 @@
+"""The parts both families are made of: linear maps, norms, activations, and the stack of scanned blocks.
+
+Knows mixed precision (float32 masters, cast on use; norms in float32) and the shape of the table between parameters and
+checkpoint tensors. Parameters have the shapes of the checkpoint's tensors, so that import and export only stack layers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from slpojax.base import Array, Float, Rows
+from slpojax.models.attention import Cache, look, remember
+from slpojax.models.rotary import angles
+
+
+class Tensor(NamedTuple):
+    """A line of the table that ties a parameter to its sharding and to a checkpoint's tensor.
+
+    A parameter may stand in several lines: a file must hold at least one of the names, all that it holds must be equal,
+    and an export writes the first.
+
+    Attributes:
+        param: '/'-joined path of the parameter; "" for a buffer of old checkpoints that is skipped on import.
+        file: the tensor's name; `{}` stands for the layer's number where the parameter stacks the layers.
+        spec: how the parameter is split over the mesh axes fsdp and tensor.
+    """
+
+    param: str
+    file: str
+    spec: PartitionSpec = PartitionSpec()
+
+
+# Of weights [out, in]: the outer half of a block splits what it puts out, the inner half what it takes in.
+SPLIT_OUT = PartitionSpec(None, "tensor", "fsdp")
+SPLIT_IN = PartitionSpec(None, "fsdp", "tensor")
+SPLIT_BIAS = PartitionSpec(None, "tensor")
+SPLIT_VOCABULARY = PartitionSpec("tensor", "fsdp")
+
+_gelu_tanh = partial(jax.nn.gelu, approximate=True)
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_accurate": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_python_tanh": _gelu_tanh,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, W [out, in]."""
+
+    features: int
+    bias: bool
+    scale: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R L I"]) -> Float[Array, "R L O"]:
+        """[R, L, I] -> [R, L, O]."""
+        weight = self.param("weight", nn.initializers.normal(self.scale), (self.features, x.shape[-1]))
+        y = jnp.einsum("rli,oi->rlo", x, weight.astype(self.dtype))
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None, None]
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * w."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
+        """[R, L, D] -> [R, L, D]."""
+        weight = self.param("weight", nn.initializers.ones, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * weight[None, None]).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) * w + b."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
+        """[R, L, D] -> [R, L, D]."""
+        weight = self.param("weight", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * weight[None, None] + bias[None, None]).astype(x.dtype)
+
+
+class Table(nn.Module):
+    """A [vocabulary, width] array: the embedding, or the untied head."""
+
+    vocabulary: int
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "V D"]:
+        """The float32 array [V, D]."""
+        return self.param("weight", nn.initializers.normal(self.scale), (self.vocabulary, self.width))
+
+
+class Decoder(nn.Module):
+    """Embedding, N scanned blocks, final norm; an untied head is only declared, its product is not taken here.
+
+    Attributes:
+        block: the family's block, made from (config, dtype) and called with (x, keys and values before, (turn, sight)).
+        norm: the family's norm, made from eps.
+        config: the family's Config.
+        dtype: the compute dtype.
+        remat: "none", or "layer" to keep only each block's input for the backward pass.
+    """
+
+    block: type[nn.Module]
+    norm: type[nn.Module]
+    config: Any
+    dtype: Any
+    remat: str
+
+    @nn.compact
+    def __call__(self, rows: Rows, cache: Cache | None = None) -> tuple[Float[Array, "R L D"], Cache | None]:
+        """Hidden states [R, L, D] after the final norm, and the cache with this call's tokens."""
+        c = self.config
+        with jax.named_scope("embed"):
+            x = Table(c.vocabulary, c.width, c.scale, name="embed")()[rows.token].astype(self.dtype)
+        if not c.tied:
+            Table(c.vocabulary, c.width, c.scale, name="head")()
+        sight, turn = look(rows, cache), angles(rows.position, c.frequencies)
+        block = nn.remat(self.block, prevent_cse=False) if self.remat == "layer" else self.block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+        )(c, self.dtype, name="layers")
+        x, new = stack(x, None if cache is None else (cache.key, cache.value), (turn, sight))
+        with jax.named_scope("final_norm"):
+            x = self.norm(c.eps, name="final_norm")(x)
+        return x, None if cache is None else remember(cache, sight, *new)
