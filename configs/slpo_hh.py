@@ -5,8 +5,9 @@ Offline:   ... --config.model.path=FOLDER --config.data.path=train.jsonl.gz --co
            (or --config.data.rows=0:2000 --config.data.eval_rows=2000:2352 of one file)
 Hardware:  as `dpo_hh.py`.
 Settings:  the data, batch, schedule and clipping of `dpo_hh.py`. `slpo.shift` moves the share alpha of the rejected
-           answer's mass to the chosen one; "length" takes the root by each answer's own number of tokens, without which
-           text of a real length has no gradient.
+           answer's mass to the chosen one; "length" takes the root by each answer's own number of tokens N, without
+           which text of a real length has no gradient. The rooted loss still has a gradient of 1/N^2, which the factor
+           N^2 takes back: learning rate, clipping and RMSprop's epsilon then mean what they mean for DPO.
 Expected:  at step 0 margins of exactly 0; then the rejected answers lose about -log(1 - alpha) = 2.3 nats each, the
            chosen ones gain where the reference prefers the rejected. Not run at this size yet.
 """
@@ -20,5 +21,7 @@ def get_config() -> ConfigDict:
     """Return the experiment."""
     c = dpo_hh.get_config()
     c.output = "output/slpo_hh"
-    c.objective = ConfigDict({"name": "slpo.shift", "alpha": 0.9, "temperature": "length"})
+    c.objective = ConfigDict(
+        {"name": "slpo.shift", "alpha": 0.9, "temperature": "length", "scale": "temperature_squared"}
+    )
     return c
