@@ -1,0 +1,297 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard and W&B if asked for, and a line of progress on the console.
+
+The metrics of step n are fetched when step n + 1 is on its way, so the device never waits for the log. Everything is
+written by process 0 only. Knows numbers with names; knows no model, no objective and no configuration.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+# What the console shows of a step where it is there, under a shorter name.
+SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
+
+Row = dict[str, Any]
+Sink = Callable[[int, str, Mapping[str, float]], None]  # step, split, {name: value}
+
+
+@dataclasses.dataclass
+class Meter:
+    """Throughput. The first step behind a start or a pause is not timed: it compiles, or waits for an evaluation."""
+
+    clock: float | None = None
+    seconds: float = 0.0
+    timed: dict[str, int] = dataclasses.field(default_factory=dict)
+    seen: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, now: float, counts: Mapping[str, int]) -> None:
+        """Count a step that ended at `now`."""
+        _count(self.seen, counts)
+        if self.clock is not None:
+            self.seconds += now - self.clock
+            _count(self.timed, {"steps": 1, **counts})
+        self.clock = now
+
+    def take(self) -> dict[str, float]:
+        """Return the rates since the last call, and start over."""
+        rates = {}
+        if self.seconds > 0:
+            rates = {f"{what}_per_second": self.timed[what] / self.seconds for what in ("examples", "tokens")}
+            rates["step_seconds"] = self.seconds / self.timed["steps"]
+        if self.seen.get("slots"):
+            rates["padding_share"] = 1.0 - self.seen["tokens"] / self.seen["slots"]
+        self.seconds, self.timed, self.seen = 0.0, {}, {}
+        return rates
+
+
+@dataclasses.dataclass
+class Logger:
+    """An open log, from `open_log`; `write` training steps, `record` anything else, `close` at the end.
+
+    Attributes:
+        total: the steps of the run.
+        every: steps between lines; steps between them are checked and counted all the same.
+        abort: raise where the loss or the gradient is not finite.
+        sinks: where lines go; empty but on process 0.
+        closers: what lets go of them.
+        console: prints; silent but on process 0.
+        bar: the progress bar of a terminal, and None elsewhere, where a line appears every `patience` seconds.
+    """
+
+    total: int
+    every: int
+    abort: bool
+    sinks: list[Sink]
+    closers: list[Callable[[], None]]
+    console: Console
+    bar: tuple[Progress, TaskID] | None = None
+    patience: float = 10.0
+    meter: Meter = dataclasses.field(default_factory=Meter)
+    held: tuple[int, Mapping[str, Any], dict[str, int]] | None = None
+    begun: tuple[int, float] | None = None
+    printed: float = -math.inf
+
+    def write(
+        self, step: int, metrics: Mapping[str, Any], *, examples: int = 0, tokens: int = 0, slots: int = 0
+    ) -> None:
+        """Hand over the metrics of a training step that has been dispatched; those of the step before are written.
+
+        Args:
+            step: the number of finished steps, so the first one is 1.
+            metrics: scalars, still on the device.
+            examples: examples in the batch.
+            tokens: tokens in its rows.
+            slots: room in its rows, padding included.
+
+        Raises:
+            FloatingPointError: the loss or gradient norm of the step before was not finite.
+        """
+        held, self.held = self.held, (step, metrics, {"examples": examples, "tokens": tokens, "slots": slots})
+        if held is not None:
+            self._finish(*held)
+
+    def record(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Write metrics of another kind (an evaluation) at once, behind those of the steps so far."""
+        self.flush()
+        values = {name: float(value) for name, value in metrics.items()}
+        for sink in self.sinks:
+            sink(step, split, values)
+        self.say(f"{split} at step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def flush(self) -> None:
+        """Write what is held, and stop the clock: what follows (an evaluation, a checkpoint) is no training time."""
+        held, self.held = self.held, None
+        if held is not None:
+            self._finish(*held)
+        self.meter.clock = None
+
+    def close(self) -> None:
+        """Write what is held and let go of everything."""
+        try:
+            self.flush()
+        finally:
+            for close in self.closers:
+                close()
+
+    def _finish(self, step: int, metrics: Mapping[str, Any], counts: dict[str, int]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        now = time.perf_counter()
+        self.begun = self.begun or (step, now)
+        self.meter.add(now, counts)
+        broken = any(not math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm"))
+        if step % self.every == 0 or step >= self.total or broken:
+            values |= self.meter.take()
+            for sink in self.sinks:
+                sink(step, "train", values)
+            self._show(step, now, values)
+        if broken and self.abort:
+            self.held = None
+            names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+            raise FloatingPointError(
+                f"step {step} is not finite: {names}. Lower the learning rate, or look at the batch of this step; "
+                "--config.abort_on_nonfinite=False goes on regardless"
+            )
+
+    def _show(self, step: int, now: float, values: Mapping[str, float]) -> None:
+        """Bring the console up to date."""
+        text = "  ".join(f"{short} {values[name]:.4g}" for name, short in SHOWN.items() if name in values)
+        if "tokens_per_second" in values:
+            text += (
+                f"  {_short(values['examples_per_second'])} examples/s  {_short(values['tokens_per_second'])} tokens/s"
+            )
+        first, since = self.begun or (step, now)
+        if step > first:
+            text += f"  {_clock((self.total - step) * (now - since) / (step - first))} left"
+        if self.bar is not None:
+            progress, task = self.bar
+            progress.update(task, completed=step, text=text)
+        elif now - self.printed >= self.patience or step >= self.total:
+            self.printed = now
+            self.say(f"step {step}/{self.total}  {text}")
+
+
+def open_log(
+    folder: str | pathlib.Path,
+    *,
+    total: int,
+    step: int | None = None,
+    every: int = 1,
+    tensorboard: bool = False,
+    wandb: str = "",
+    config: Mapping[str, Any] | None = None,
+    abort: bool = True,
+    console: Console | None = None,
+) -> Logger:
+    """Open the log of a run.
+
+    Args:
+        folder: of metrics.jsonl and what TensorBoard and W&B write.
+        total: the steps of the run.
+        step: the finished steps of the checkpoint it goes on from: later lines are dropped, for they come again. None
+            for a new run: an earlier metrics.jsonl is then set aside as metrics.1.jsonl, metrics.2.jsonl, ...
+        every: steps between lines.
+        tensorboard: write <folder>/tensorboard too.
+        wandb: the project to report to, "" for none.
+        config: shown with the run in W&B.
+        abort: raise where the loss or the gradient is not finite.
+        console: a rich console; standard output by default.
+
+    Raises:
+        ImportError: the package of a sink is not installed.
+    """
+    folder = pathlib.Path(folder)
+    writes = jax.process_index() == 0
+    log = Logger(total, max(1, every), abort, [], [], console if console and writes else Console(quiet=not writes))
+    if not writes:
+        return log
+    board = _require("tensorboardX", "tensorboard") if tensorboard else None
+    project = _require("wandb", "wandb") if wandb else None
+    folder.mkdir(parents=True, exist_ok=True)
+    _add_jsonl(log, folder / "metrics.jsonl", step)
+    if board:
+        _add_tensorboard(log, board, folder / "tensorboard", step)
+    if project:
+        _add_wandb(log, project, folder, wandb, config or {})
+    if log.console.is_terminal:
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        progress = Progress(*columns, console=log.console)
+        log.bar = progress, progress.add_task("", total=total, completed=step or 0, text="compiling")
+        progress.start()
+        log.closers.append(progress.stop)
+    return log
+
+
+def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:
+    """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out."""
+    rows = []
+    for line in pathlib.Path(path).read_text().split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if split in (None, row["split"])]
+
+
+def _add_jsonl(log: Logger, path: pathlib.Path, step: int | None) -> None:
+    """Add metrics.jsonl, cut behind `step`."""
+    if step is not None and path.exists():
+        keep = [json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] <= step]
+        shorter = path.with_suffix(".tmp")
+        shorter.write_text("".join(keep))
+        os.replace(shorter, path)  # a kill here leaves the old file or the new one
+    elif path.exists():
+        used = len(list(path.parent.glob("metrics.*.jsonl")))
+        path.rename(path.with_name(f"metrics.{used + 1}.jsonl"))
+    file = path.open("a", buffering=1)  # a line at a time reaches the system, and outlives the process
+
+    def sink(step: int, split: str, values: Mapping[str, float]) -> None:
+        file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+    log.sinks.append(sink)
+    log.closers.append(file.close)
+
+
+def _add_tensorboard(log: Logger, module: Any, folder: pathlib.Path, step: int | None) -> None:
+    """Add TensorBoard; what it shows behind `step` is purged."""
+    writer = module.SummaryWriter(str(folder), purge_step=(step or 0) + 1)
+
+    def sink(step: int, split: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(f"{split}/{name}", value, step)
+
+    log.sinks.append(sink)
+    log.closers.append(writer.close)
+
+
+def _add_wandb(log: Logger, module: Any, folder: pathlib.Path, project: str, config: Mapping[str, Any]) -> None:
+    """Add W&B; the id beside the metrics makes a resumed run the same run there."""
+    name = folder / "wandb_id"
+    if not name.exists():
+        name.write_text(uuid.uuid4().hex)
+    run = module.init(project=project, id=name.read_text(), resume="allow", dir=str(folder), config=dict(config))
+    log.sinks.append(lambda step, split, values: run.log({f"{split}/{k}": v for k, v in values.items()}, step=step))
+    log.closers.append(run.finish)
+
+
+def _require(package: str, key: str) -> Any:
+    """Import a package that only some runs need."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"--config.{key} needs {package}: `pip install 'slpojax[logging]'`, or leave the key out"
+        ) from error
+
+
+def _count(into: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        into[name] = into.get(name, 0) + count
+
+
+def _short(value: float) -> str:
+    """Return three digits: 12.3, 4.57k, 1.2M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _clock(seconds: float) -> str:
+    """Return h:mm:ss, or m:ss where there is no hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -1,0 +1,158 @@
+"""The log: what is written when, what a restart keeps, and what stops a run."""
+
+import io
+import json
+import math
+import sys
+
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from slpojax import logger
+
+QUIET = Console(file=io.StringIO())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_is_written_when_the_next_one_is_under_way(tmp_path):
+    log = logger.open_log(tmp_path, total=3, console=QUIET)
+    log.write(1, {"loss": jnp.float32(0.1)})
+    assert lines(tmp_path) == []
+    log.write(2, {"loss": jnp.float32(0.2)})
+    assert lines(tmp_path) == [{"step": 1, "split": "train", "loss": float(jnp.float32(0.1))}]
+    log.flush()
+    log.record(2, "eval", {"loss": 0.25})
+    log.close()
+    assert [(row["step"], row["split"]) for row in lines(tmp_path)] == [(1, "train"), (2, "train"), (2, "eval")]
+
+
+def test_every_nth_step_and_the_last_have_a_line(tmp_path):
+    log = logger.open_log(tmp_path, total=8, every=3, console=QUIET)
+    for step in range(1, 9):
+        log.write(step, {"loss": 1.0}, examples=4, tokens=75, slots=100)
+    log.close()
+    assert [row["step"] for row in lines(tmp_path)] == [3, 6, 8]
+    assert all(row["padding_share"] == 0.25 for row in lines(tmp_path))
+
+
+def test_throughput_leaves_out_the_first_step_and_pauses():
+    meter, counts = logger.Meter(), {"examples": 4, "tokens": 60, "slots": 80}
+    meter.add(100.0, counts)  # compiled for 100 s
+    assert meter.take() == {"padding_share": 0.25}
+    meter.add(101.0, counts)
+    meter.add(103.0, counts)
+    expected = {"examples_per_second": 8 / 3, "tokens_per_second": 40.0, "step_seconds": 1.5, "padding_share": 0.25}
+    assert meter.take() == pytest.approx(expected)
+    meter.clock = None  # an evaluation
+    meter.add(200.0, counts)
+    meter.add(201.0, counts)
+    assert meter.take()["step_seconds"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_step_that_is_not_finite_is_written_and_stops_the_run(tmp_path, name):
+    log = logger.open_log(tmp_path, total=9, every=100, console=QUIET)
+    log.write(7, {"loss": 1.0, "grad_norm": 1.0} | {name: jnp.nan, "other": jnp.inf})
+    with pytest.raises(FloatingPointError, match=f"step 7 is not finite: {name} = nan, other = inf"):
+        log.write(8, {"loss": jnp.nan})
+    log.close()
+    assert [row["step"] for row in lines(tmp_path)] == [7]
+    assert math.isnan(lines(tmp_path)[0][name])
+
+
+def test_it_may_go_on_regardless(tmp_path):
+    log = logger.open_log(tmp_path, total=9, abort=False, console=QUIET)
+    log.write(1, {"loss": jnp.nan})
+    log.close()
+    assert math.isnan(lines(tmp_path)[0]["loss"])
+
+
+def test_a_restart_drops_what_comes_again_and_a_torn_line(tmp_path):
+    rows = [
+        {"step": 0, "split": "eval", "loss": 0.1},
+        *({"step": s, "split": "train", "loss": 1 / 3} for s in range(1, 6)),
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "spl')
+    logger.open_log(tmp_path, total=9, step=3, console=QUIET).close()
+    assert lines(tmp_path) == rows[:4]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_new_run_sets_an_earlier_log_aside(tmp_path):
+    for loss in (1.0, 2.0, 3.0):
+        log = logger.open_log(tmp_path, total=9, console=QUIET)
+        log.record(1, "eval", {"loss": loss})
+        log.close()
+    kept = {p.name: json.loads(p.read_text())["loss"] for p in tmp_path.iterdir()}
+    assert kept == {"metrics.1.jsonl": 1.0, "metrics.2.jsonl": 2.0, "metrics.jsonl": 3.0}
+
+
+def test_plain_lines_are_few_and_a_terminal_gets_a_bar(tmp_path):
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+        log = logger.open_log(tmp_path, total=50, console=console)
+        for step in range(1, 51):
+            log.write(step, {"loss": 0.5, "rewards/margins": 0.25}, examples=2, tokens=10, slots=10)
+        log.say("saved [1, 2]")
+        log.close()
+        text = console.file.getvalue()
+        assert "loss 0.5  margin 0.25" in text and "50/50" in text and "saved [1, 2]" in text
+        assert "examples/s" in text and "left" in text
+        if not terminal:  # the first step, the last, and what was said
+            assert [line.split("  ")[0] for line in text.splitlines()] == ["step 1/50", "saved [1, 2]", "step 50/50"]
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    log = logger.open_log(tmp_path / "none", total=9, tensorboard=True)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert not (tmp_path / "none").exists()
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboardX")
+    log = logger.open_log(tmp_path, total=2, tensorboard=True, console=QUIET)
+    log.write(1, {"loss": 0.5, "rewards/margins": 0.1})
+    log.record(1, "eval", {"loss": 0.25})
+    log.close()
+    data = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert all(tag in data for tag in (b"train/loss", b"train/rewards/margins", b"eval/loss"))
+
+
+def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
+    class Fake:
+        """As much of wandb as is used."""
+
+        inits, logged = [], []
+
+        def init(self, **kwargs):
+            self.inits.append(kwargs)
+            return self
+
+        def log(self, values, step):
+            self.logged.append((step, values))
+
+        def finish(self):
+            self.logged.append("finished")
+
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (None, 1):
+        log = logger.open_log(tmp_path, total=2, step=step, wandb="project", config={"seed": 0}, console=QUIET)
+        log.write(1 + (step or 0), {"loss": 0.5})
+        log.close()
+    assert fake.inits[0] == fake.inits[1] and fake.inits[0]["project"] == "project"
+    assert fake.logged == [(1, {"train/loss": 0.5}), "finished", (2, {"train/loss": 0.5}), "finished"]
+
+
+@pytest.mark.parametrize("key, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_says_which_extra_has_it(tmp_path, monkeypatch, key, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"--config.{key} needs {package}: `pip install 'slpojax\[logging\]'`"):
+        logger.open_log(tmp_path, total=1, console=QUIET, **{key: True if key == "tensorboard" else "project"})
