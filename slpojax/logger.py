@@ -12,16 +12,19 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 # What the console shows of a step where it is there, under a shorter name.
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
 
+PATIENCE = 10.0  # seconds between lines where there is no terminal
+
+T = TypeVar("T")
 Row = dict[str, Any]
 Sink = Callable[[int, str, Mapping[str, float]], None]  # step, split, {name: value}
 
@@ -66,7 +69,7 @@ class Logger:
         sinks: where lines go; empty but on process 0.
         closers: what lets go of them.
         console: prints; silent but on process 0.
-        bar: the progress bar of a terminal, and None elsewhere, where a line appears every `patience` seconds.
+        bar: the progress bar of a terminal, and None elsewhere, where a line appears every `PATIENCE` seconds.
     """
 
     total: int
@@ -76,7 +79,6 @@ class Logger:
     closers: list[Callable[[], None]]
     console: Console
     bar: tuple[Progress, TaskID] | None = None
-    patience: float = 10.0
     meter: Meter = dataclasses.field(default_factory=Meter)
     held: tuple[int, Mapping[str, Any], dict[str, int]] | None = None
     begun: tuple[int, float] | None = None
@@ -160,7 +162,7 @@ class Logger:
         if self.bar is not None:
             progress, task = self.bar
             progress.update(task, completed=step, text=text)
-        elif now - self.printed >= self.patience or step >= self.total:
+        elif now - self.printed >= PATIENCE or step >= self.total:
             self.printed = now
             self.say(f"step {step}/{self.total}  {text}")
 
@@ -214,6 +216,24 @@ def open_log(
         progress.start()
         log.closers.append(progress.stop)
     return log
+
+
+def track(items: Iterable[T], total: int, text: str, *, console: Console | None = None) -> Iterator[T]:
+    """Yield `items` while the console shows how many of `total` are done: a bar on a terminal, few lines elsewhere."""
+    console = console or Console(quiet=jax.process_index() != 0)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield from progress.track(items, total=total, description=text)
+        return
+    begun = printed = time.perf_counter()
+    for n, item in enumerate(items, 1):
+        yield item
+        now = time.perf_counter()
+        if now - printed >= PATIENCE or n == total:
+            printed = now
+            left = f"{_clock((total - n) * (now - begun) / n)} left" if n < total else f"in {_clock(now - begun)}"
+            console.print(f"{text} {n}/{total}  {left}", highlight=False, markup=False, soft_wrap=True)
 
 
 def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:

@@ -107,6 +107,15 @@ def test_plain_lines_are_few_and_a_terminal_gets_a_bar(tmp_path):
             assert [line.split("  ")[0] for line in text.splitlines()] == ["step 1/50", "saved [1, 2]", "step 50/50"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_track_shows_how_far_it_is(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    assert list(logger.track(iter("abc"), 3, "reference", console=console)) == ["a", "b", "c"]
+    text = console.file.getvalue()
+    assert "reference" in text and "3/3" in text
+    assert terminal or text == "reference 3/3  in 0:00\n"
+
+
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     log = logger.open_log(tmp_path / "none", total=9, tensorboard=True)
