@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     c.data.format = "hh"  # a parser of slpojax.data.formats
     c.data.tokenizer = ""  # folder or hub name; "" takes the model's
     c.data.candidates = 2  # candidates kept per example, best first
+    c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
+    c.data.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file
     c.data.max_length = 512  # tokens of prompt plus one response
     c.data.max_prompt_length = 256  # tokens a prompt keeps where prompt plus response are over max_length
     c.data.too_long = "drop"  # drop | cut_prompt | cut_prompt_and_drop ... see slpojax.data.tokenise

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax.base import Batch, Logps, Params
+from slpojax.base import Batch, Logps
 
 _FILE = "{split}.npz"
 _KEY = "{split}.key.json"
@@ -45,12 +45,12 @@ class Columns(NamedTuple):
         return len(self.start)
 
 
-def digest(params: Params) -> str:
-    """SHA-256 of all parameters, in the order of their tree."""
+def weights_digest(folder: pathlib.Path) -> str:
+    """SHA-256 of config.json and all safetensors files of a model folder."""
     sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        sha.update(np.ascontiguousarray(leaf))
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with open(file, "rb") as f:
+            sha.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return sha.hexdigest()
 
 

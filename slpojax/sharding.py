@@ -48,6 +48,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list |
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def start(distributed: bool) -> None:
+    """Join the other hosts of a run, before anything asks for a device; the launchers say where they are."""
+    if distributed:
+        jax.distributed.initialize()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

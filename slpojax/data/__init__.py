@@ -1,0 +1,28 @@
+"""From a path to batches: source -> format -> tokens -> what fits -> rows -> batches. Knows no model and no mesh."""
+
+from slpojax.data.examples import Example, Examples, build
+from slpojax.data.loading import load
+from slpojax.data.pipeline import batches, evaluation_batches, evaluation_order, order, passes
+from slpojax.data.report import Report, render
+from slpojax.data.report import pack as with_packing
+from slpojax.data.rows import pack, plan
+from slpojax.data.tokenise import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Example",
+    "Examples",
+    "Report",
+    "Tokenizer",
+    "batches",
+    "build",
+    "evaluation_batches",
+    "evaluation_order",
+    "load",
+    "load_tokenizer",
+    "order",
+    "pack",
+    "passes",
+    "plan",
+    "render",
+    "with_packing",
+]
