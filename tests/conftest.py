@@ -16,6 +16,9 @@ os.environ["MPLBACKEND"] = "agg"
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+# The scripts that make golden numbers need torch and more.
+collect_ignore = ["goldens"]
+
 # Every annotated function of the package checks its shapes and types, under pytest only.
 jaxtyping.install_import_hook("slpojax", "beartype.beartype")
 
