@@ -48,8 +48,8 @@ def get_config() -> ConfigDict:
     c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
     c.data.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file
     c.data.max_length = 512  # tokens of prompt plus one response
-    c.data.max_prompt_length = 256  # tokens a prompt keeps where prompt plus response are over max_length
-    c.data.too_long = "drop"  # drop | cut_prompt | cut_prompt_and_drop ... see slpojax.data.tokenise
+    c.data.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
+    c.data.too_long = "cut_prompt"  # drop | cut_prompt | cut_response (loses EOS, counted) | original (the same)
     c.data.row_length = 1024  # tokens of a packed row
     c.data.pack = True  # False: one example per row
 

@@ -3,8 +3,7 @@
 from slpojax.data.examples import Example, Examples, build
 from slpojax.data.loading import load
 from slpojax.data.pipeline import batches, evaluation_batches, evaluation_order, order, passes
-from slpojax.data.report import Report, render
-from slpojax.data.report import pack as with_packing
+from slpojax.data.report import Report, as_dict, render, with_packing
 from slpojax.data.rows import pack, plan
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
 
@@ -13,6 +12,7 @@ __all__ = [
     "Examples",
     "Report",
     "Tokenizer",
+    "as_dict",
     "batches",
     "build",
     "evaluation_batches",

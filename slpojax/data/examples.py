@@ -1,0 +1,112 @@
+"""Tokenised examples: one flat array and where each piece begins.
+
+Knows token ids; knows no text, no tokenizer and no rows.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from slpojax.base import Float, Int
+
+
+class Example(NamedTuple):
+    """One prompt with its candidates, the preferred one first.
+
+    Attributes:
+        prompt: token ids, at least one.
+        responses: token ids of each candidate, EOS included; none where a candidate is absent.
+        score: of each candidate, higher is better; 0 where the data has none.
+        row: the number of the source record.
+    """
+
+    prompt: Int[np.ndarray, " _"]
+    responses: tuple[Int[np.ndarray, " _"], ...]
+    score: tuple[float, ...]
+    row: int
+
+
+class Lengths(NamedTuple):
+    """Sizes in tokens."""
+
+    prompt: Int[np.ndarray, " N"]
+    response: Int[np.ndarray, "N K"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Many examples of K candidates each, immutable.
+
+    Attributes:
+        token: the prompt and responses of the first example, then of the second, ...
+        start: where each example begins in `token`.
+        lengths: of every piece.
+        score: see `Example`.
+        row: see `Example`.
+    """
+
+    token: Int[np.ndarray, " tokens"]
+    start: Int[np.ndarray, " N"]
+    lengths: Lengths
+    score: Float[np.ndarray, "N K"]
+    row: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def candidates(self) -> int:
+        """K."""
+        return self.score.shape[1]
+
+    def __getitem__(self, index: int) -> Example:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index = int(index) % len(self)
+        ends = self.start[index] + np.cumsum([0, self.lengths.prompt[index], *self.lengths.response[index]])
+        prompt, *responses = (self.token[a:b] for a, b in itertools.pairwise(ends))
+        return Example(prompt, tuple(responses), tuple(self.score[index].tolist()), int(self.row[index]))
+
+    def take(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> "Examples":
+        """Return the examples at `indices`, in that order."""
+        return build([self[int(i)] for i in indices], candidates=self.candidates)
+
+    def digest(self) -> str:
+        """SHA-256 of everything in here but the row numbers: equal digests mean equal numbers out of any model."""
+        sha = hashlib.sha256()
+        for array in (self.token, *self.lengths, self.score):
+            sha.update(f"{array.dtype} {array.shape}".encode())
+            sha.update(np.ascontiguousarray(array).data)
+        return sha.hexdigest()
+
+
+def build(examples: Iterable[Example], *, candidates: int) -> Examples:
+    """Store examples of `candidates` candidates each.
+
+    Raises:
+        ValueError: another number of candidates, an empty prompt, or a first candidate without a token.
+    """
+    listed = list(examples)
+    for example in listed:
+        if len(example.responses) != candidates or len(example.score) != candidates:
+            raise ValueError(f"row {example.row}: {len(example.responses)} responses, expected {candidates}")
+        if not len(example.prompt) or not len(example.responses[0]):
+            raise ValueError(f"row {example.row}: prompt and first response need at least one token each")
+    prompt = np.array([len(e.prompt) for e in listed], np.int32)
+    response = np.array([[len(r) for r in e.responses] for e in listed], np.int32).reshape(-1, candidates)
+    size = prompt + response.sum(axis=1)
+    pieces = [np.asarray(piece, np.int32) for e in listed for piece in (e.prompt, *e.responses)]
+    stored = Examples(
+        token=np.concatenate([np.zeros(0, np.int32), *pieces]),
+        start=np.cumsum(size) - size,
+        lengths=Lengths(prompt, response),
+        score=np.array([e.score for e in listed], np.float32).reshape(-1, candidates),
+        row=np.array([e.row for e in listed], np.int64),
+    )
+    for array in (stored.token, stored.start, *stored.lengths, stored.score, stored.row):
+        array.setflags(write=False)
+    return stored

@@ -1,0 +1,209 @@
+"""What public preference files look like: one parser a format, from a record to prompt, responses and scores.
+
+Knows fields and texts; knows no tokens. A parser is a pure function `record -> Parsed` with the better response first.
+It raises `Unusable` with a reason, never with text, for a record that holds no example; `data.load` counts the reasons.
+`data.format = "name"` finds the function of that name here, or `package.module.name` anywhere.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple, TypeAlias
+
+Messages: TypeAlias = tuple[dict[str, str], ...]  # {"role", "content"}; rendered by the tokenizer's chat template
+Record: TypeAlias = Mapping[str, Any]
+
+_ASSISTANT = "\n\nAssistant:"
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+
+
+class Unusable(Exception):
+    """The record holds no example; the message is the reason under which the report counts it."""
+
+
+class Parsed(NamedTuple):
+    """An example before tokenisation.
+
+    Attributes:
+        prompt: plain text, or messages.
+        responses: best first; plain text, or the messages that follow the prompt.
+        scores: higher is better; None where the record only says which is better.
+        notes: what the report should count although the record is kept.
+    """
+
+    prompt: str | Messages
+    responses: tuple[str | Messages, ...]
+    scores: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+Parser: TypeAlias = Callable[[Record], Parsed]
+
+
+def find(name: str) -> Parser:
+    """Return the parser called `name`."""
+    if "." in name:
+        module, _, function = name.rpartition(".")
+        return getattr(importlib.import_module(module), function)
+    if name not in FORMATS:
+        near = get_close_matches(name, FORMATS, n=3, cutoff=0.5)
+        raise ValueError(
+            f"data.format={name!r} is unknown; "
+            + (f"near: {', '.join(near)}; " if near else "")
+            + f"all: {', '.join(FORMATS)}"
+        )
+    return globals()[name]
+
+
+def hh(record: Record) -> Parsed:
+    """Whole dialogues `chosen` and `rejected` of Anthropic's HH.
+
+    The prompt ends with the last "Assistant:" before the dialogues part, so both share it whatever follows. (Bai et
+    al., Training a Helpful and Harmless Assistant with RLHF, 2022, arXiv 2204.05862.)
+    """
+    chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
+    cut = chosen[: _common(chosen, rejected)].rfind(_ASSISTANT) + len(_ASSISTANT)
+    if cut < len(_ASSISTANT):
+        raise Unusable("no shared prompt")
+    responses = chosen[cut:], rejected[cut:]
+    several = any(_ASSISTANT in response for response in responses)
+    return Parsed(chosen[:cut], responses, notes=("a response of several turns",) if several else ())
+
+
+def hh_rightmost(record: Record) -> Parsed:
+    """HH as the original DPO program splits it: at the right-most "Assistant:" of `chosen`.
+
+    Both responses are what follows as many characters, also where `rejected` does not share the prompt; the report
+    counts those. For parity only. (Rafailov et al., Direct Preference Optimization, 2023, arXiv 2305.18290; program.)
+    """
+    chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
+    cut = chosen.rfind(_ASSISTANT) + len(_ASSISTANT)
+    if cut < len(_ASSISTANT):
+        raise Unusable("no shared prompt")
+    shared = rejected.startswith(chosen[:cut])
+    return Parsed(
+        chosen[:cut], (chosen[cut:], rejected[cut:]), notes=() if shared else ("rejected does not share the prompt",)
+    )
+
+
+def pairs(record: Record) -> Parsed:
+    """Strings `prompt`, `chosen`, `rejected`; nothing is put between prompt and response."""
+    return Parsed(_text(record, "prompt"), (_text(record, "chosen"), _text(record, "rejected")))
+
+
+def implicit(record: Record) -> Parsed:
+    """`chosen` and `rejected` that both begin with the prompt: strings, or lists of messages.
+
+    Strings are split before the last blank of their common beginning, so that no word is cut and the responses keep
+    their leading blank; a first word that both responses share counts as prompt. Where the format has a mark for the
+    end of the prompt, as HH has, use its own parser.
+    """
+    if not isinstance(record.get("chosen"), str):
+        return conversational(record)
+    chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
+    common = _common(chosen, rejected)
+    if common == len(chosen) == len(rejected):
+        raise Unusable("identical responses")
+    cut = max(chosen.rfind(blank, 0, common) for blank in " \n\t")
+    if cut <= 0:
+        raise Unusable("no shared prompt")
+    return Parsed(chosen[:cut], (chosen[cut:], rejected[cut:]))
+
+
+def conversational(record: Record) -> Parsed:
+    """Messages for the tokenizer's chat template.
+
+    `prompt` (or LLaMA-Factory's `conversations`) with `chosen` and `rejected`, each a message or a list of them; or
+    `chosen` and `rejected` alone, which then begin with the same messages. Messages are {"role", "content"} or
+    {"from", "value"}.
+    """
+    chosen, rejected = _messages(_field(record, "chosen")), _messages(_field(record, "rejected"))
+    prompt = record.get("prompt") or record.get("conversations")
+    if prompt:
+        return Parsed(_messages(prompt), (chosen, rejected))
+    if chosen == rejected:
+        raise Unusable("identical responses")
+    cut = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+    if not cut:
+        raise Unusable("no shared prompt")
+    return Parsed(chosen[:cut], (chosen[cut:], rejected[cut:]))
+
+
+def prompt_response(record: Record) -> Parsed:
+    """Strings `prompt` and `response` (or `completion`), for SFT: one candidate."""
+    return Parsed(_text(record, "prompt"), (_text(record, "response" if "response" in record else "completion"),))
+
+
+def messages(record: Record) -> Parsed:
+    """`messages` (or `conversations`), the last of which is the response, for SFT: one candidate."""
+    turns = _messages(record.get("messages") or _field(record, "conversations"))
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise Unusable("the last message is not the assistant's")
+    return Parsed(turns[:-1], (turns[-1:],))
+
+
+def ranked(record: Record) -> Parsed:
+    """`messages` and `responses` [{"text", "rank", "score"}], any number of them.
+
+    Scores are the record's; where one is null all are minus the rank (the number of strictly better responses).
+    """
+    answers = sorted(_field(record, "responses"), key=lambda answer: answer["rank"])
+    values = [answer.get("score") for answer in answers]
+    if any(value is None for value in values):
+        values = [-answer["rank"] for answer in answers]
+    replies = tuple(({"role": "assistant", "content": answer["text"] or ""},) for answer in answers)
+    return Parsed(_messages(_field(record, "messages")), replies, tuple(map(float, values)))
+
+
+FORMATS = ("hh", "hh_rightmost", "pairs", "implicit", "conversational", "prompt_response", "messages", "ranked")
+
+
+def _field(record: Record, name: str) -> Any:
+    if name not in record:
+        raise KeyError(name)
+    if record[name] is None:
+        raise Unusable(f"{name} is null")
+    return record[name]
+
+
+def _text(record: Record, name: str) -> str:
+    value = _field(record, name)
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} is {type(value).__name__}, expected a string; data.format=conversational reads messages"
+        )
+    return value
+
+
+def _messages(value: Any) -> Messages:
+    turns = [value] if isinstance(value, Mapping) else value
+    if (
+        not isinstance(turns, Sequence)
+        or isinstance(turns, str)
+        or not all(isinstance(turn, Mapping) for turn in turns)
+    ):
+        raise TypeError(
+            f"got {type(value).__name__} where messages were expected; data.format=pairs reads plain strings"
+        )
+    named = [(str(turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
+    if any(role not in _ROLES or not isinstance(content, str) for role, content in named):
+        raise Unusable("a message without text or of an unknown role")
+    return tuple({"role": _ROLES[role], "content": str(content)} for role, content in named)
+
+
+def _common(a: str, b: str) -> int:
+    """Return the length of the common beginning, by bisection: comparing slices is much faster than characters."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

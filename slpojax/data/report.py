@@ -1,0 +1,176 @@
+"""What became of the source: rows read and kept, reasons, cuts, tokens, and how full the rows are.
+
+Knows counts and row numbers; never holds or prints the text of a row.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from slpojax.base import Int, Shapes
+from slpojax.data.examples import Examples
+
+_SHOWN = 10  # row numbers that a line of the report names
+
+
+class Count(NamedTuple):
+    """How often something happened, and in which source rows first."""
+
+    times: int
+    rows: tuple[int, ...]
+
+
+class Tally(NamedTuple):
+    """What happened to records while they are read: (reason or note) -> row numbers, a number once for every time."""
+
+    dropped: dict[str, list[int]]
+    noted: dict[str, list[int]]
+
+
+class Size(NamedTuple):
+    """Tokens of a piece of an example."""
+
+    mean: float
+    largest: int
+    total: int
+
+
+class Packing(NamedTuple):
+    """How full the rows of a run are.
+
+    Attributes:
+        batches: number of them.
+        rows: R, rows of each batch, rounded up to what devices and micro-batches divide.
+        length: L, tokens of a row.
+        scored: S, scored positions of a row.
+        padding: share of the cells of all rows that hold no token.
+        unscored: share of the scored positions that are not used.
+        saved: share of the tokens that the shared prompt saves, against each response with a prompt of its own.
+        unused: examples of the last pass that no full batch is left for.
+    """
+
+    batches: int
+    rows: int
+    length: int
+    scored: int
+    padding: float
+    unscored: float
+    saved: float
+    unused: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """See the module. `packing` is None until the rows are planned."""
+
+    source: str
+    read: int
+    kept: int
+    dropped: Mapping[str, Count]
+    noted: Mapping[str, Count]
+    sizes: Mapping[str, Size]
+    special: str
+    packing: Packing | None = None
+
+
+def tally() -> Tally:
+    """Return empty counts."""
+    return Tally(defaultdict(list), defaultdict(list))
+
+
+def make(source: str, read: int, counts: Tally, examples: Examples, special: str) -> Report:
+    """Make the report of what was read; `special` tells the special tokens in a line."""
+    prompt, response = examples.lengths
+    names = ["chosen", *(f"candidate {k + 1}" for k in range(1, examples.candidates))]
+    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(examples.candidates, names)
+    return Report(
+        source=source,
+        read=read,
+        kept=len(examples),
+        dropped={reason: _count(rows) for reason, rows in counts.dropped.items()},
+        noted={note: _count(rows) for note, rows in counts.noted.items()},
+        sizes={"prompt": _size(prompt)} | {name: _size(response[:, k]) for k, name in enumerate(names)},
+        special=special,
+    )
+
+
+def with_packing(
+    report: Report, examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: Shapes, *, unused: int = 0
+) -> Report:
+    """Add how full the rows are.
+
+    Args:
+        report: of `examples`.
+        examples: what is packed.
+        order: the batches of the run, as indices; -1 for a filler.
+        shapes: of every batch.
+        unused: see `Packing`.
+    """
+    prompt, response = examples.lengths
+    batches = 0
+    prompts = scored = alone = 0
+    for batch in order:
+        real = batch[batch >= 0]
+        batches += 1
+        prompts += int(prompt[real].sum())
+        scored += int(response[real].sum())
+        alone += int((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
+    cells, positions = (max(1, batches * shapes.rows * n) for n in (shapes.length, shapes.scored))
+    packing = Packing(
+        batches=batches,
+        rows=shapes.rows,
+        length=shapes.length,
+        scored=shapes.scored,
+        padding=1 - (prompts + scored) / cells,
+        unscored=1 - scored / positions,
+        saved=1 - (prompts + scored) / max(1, alone + scored),
+        unused=unused,
+    )
+    return dataclasses.replace(report, packing=packing)
+
+
+def render(report: Report) -> str:
+    """Return the report as lines of text."""
+    lines = [f"data      {report.source}", f"rows      {report.read:,} read, {report.kept:,} kept; {report.special}"]
+    for title, counts in (("dropped", report.dropped), ("noted", report.noted)):
+        for what, (times, rows) in sorted(counts.items(), key=lambda item: -item[1].times):
+            lines.append(
+                f"{title:<10}{times:,} {what}: rows {', '.join(map(str, rows))}{', ...' if times > len(rows) else ''}"
+            )
+    for name, size in report.sizes.items():
+        lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, all {size.total:,}")
+    if report.packing:
+        p = report.packing
+        lines += [
+            f"packing   {p.batches:,} batches of {p.rows} rows x {p.length:,} tokens, {p.scored:,} scored a row",
+            f"packing   {p.padding:.1%} of the cells are padding, {p.unscored:.1%} of the scored positions unused; "
+            f"the shared prompt saves {p.saved:.1%}; {p.unused} examples in no full batch",
+        ]
+    return "\n".join(lines)
+
+
+def as_dict(report: Report) -> dict[str, float | int | str]:
+    """Return the numbers of the report under flat names, for a line of metrics."""
+    flat: dict[str, float | int | str] = {
+        "data/source": report.source,
+        "data/read": report.read,
+        "data/kept": report.kept,
+    }
+    flat |= {f"data/dropped/{reason}": count.times for reason, count in report.dropped.items()}
+    flat |= {f"data/noted/{note}": count.times for note, count in report.noted.items()}
+    for name, size in report.sizes.items():
+        flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
+    return flat | {
+        f"data/packing/{key}": value for key, value in (report.packing._asdict() if report.packing else {}).items()
+    }
+
+
+def _count(rows: list[int]) -> Count:
+    return Count(len(rows), tuple(dict.fromkeys(rows))[:_SHOWN])
+
+
+def _size(lengths: Int[np.ndarray, " N"]) -> Size:
+    return Size(float(lengths.mean()), int(lengths.max()), int(lengths.sum())) if len(lengths) else Size(0.0, 0, 0)

@@ -1,0 +1,94 @@
+"""Each public format, parsed by hand-written examples."""
+
+import pytest
+
+from slpojax.data import formats
+from slpojax.data.formats import Parsed, Unusable
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+USER, YES, NO = turn("user", "Is it?"), turn("assistant", "Yes."), turn("assistant", "No.")
+OLD = {"from": "human", "value": "Is it?"}
+HEAD = "\n\nHuman: Is it?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "expected"),
+    [
+        ("hh", {"chosen": HEAD + " Yes.", "rejected": HEAD + " No."}, Parsed(HEAD, (" Yes.", " No."))),
+        (
+            "hh",  # the dialogues part before the last "Assistant:" of the chosen one
+            {"chosen": HEAD + " Yes.\n\nHuman: So?\n\nAssistant: It is.", "rejected": HEAD + " No."},
+            Parsed(HEAD, (" Yes.\n\nHuman: So?\n\nAssistant: It is.", " No."), notes=("a response of several turns",)),
+        ),
+        (
+            "hh_rightmost",
+            {"chosen": HEAD + " Yes" + HEAD + " It is.", "rejected": HEAD + "?" * (4 + len(HEAD)) + "rest"},
+            Parsed(HEAD + " Yes" + HEAD, (" It is.", "rest"), notes=("rejected does not share the prompt",)),
+        ),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}, Parsed("a", ("b", "c"))),
+        ("implicit", {"chosen": "go on apple", "rejected": "go on apricot"}, Parsed("go on", (" apple", " apricot"))),
+        ("implicit", {"chosen": [USER, YES], "rejected": [USER, NO]}, Parsed((USER,), ((YES,), (NO,)))),
+        ("conversational", {"prompt": [USER], "chosen": [YES], "rejected": [NO]}, Parsed((USER,), ((YES,), (NO,)))),
+        ("conversational", {"chosen": [USER, YES], "rejected": [USER, NO]}, Parsed((USER,), ((YES,), (NO,)))),
+        (
+            "conversational",
+            {
+                "conversations": [OLD],
+                "chosen": {"from": "gpt", "value": "Yes."},
+                "rejected": {"from": "gpt", "value": "No."},
+            },
+            Parsed((USER,), ((YES,), (NO,))),
+        ),
+        ("prompt_response", {"prompt": "a", "response": "b"}, Parsed("a", ("b",))),
+        ("prompt_response", {"prompt": "a", "completion": "b"}, Parsed("a", ("b",))),
+        ("messages", {"messages": [USER, YES]}, Parsed((USER,), ((YES,),))),
+        (
+            "ranked",
+            {
+                "messages": [USER],
+                "responses": [{"text": "No.", "rank": 1, "score": None}, {"text": "Yes.", "rank": 0, "score": 3}],
+            },
+            Parsed((USER,), ((YES,), (NO,)), (0.0, -1.0)),
+        ),
+        (
+            "ranked",
+            {
+                "messages": [USER],
+                "responses": [{"text": "Yes.", "rank": 0, "score": 3}, {"text": "No.", "rank": 1, "score": 1}],
+            },
+            Parsed((USER,), ((YES,), (NO,)), (3.0, 1.0)),
+        ),
+    ],
+)
+def test_formats(name, record, expected):
+    assert formats.find(name)(record) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "reason"),
+    [
+        ("hh", {"chosen": "a", "rejected": "b"}, "no shared prompt"),
+        ("hh", {"chosen": None, "rejected": "b"}, "chosen is null"),
+        ("hh_rightmost", {"chosen": "a", "rejected": "b"}, "no shared prompt"),
+        ("implicit", {"chosen": "a b", "rejected": "a b"}, "identical responses"),
+        ("implicit", {"chosen": "apple", "rejected": "apricot"}, "no shared prompt"),
+        ("conversational", {"chosen": [USER, YES], "rejected": [USER, YES]}, "identical responses"),
+        ("conversational", {"chosen": [YES], "rejected": [NO]}, "no shared prompt"),
+        ("conversational", {"prompt": [turn("oracle", "?")], "chosen": [YES], "rejected": [NO]}, "unknown role"),
+        ("messages", {"messages": [USER]}, "not the assistant's"),
+    ],
+)
+def test_unusable(name, record, reason):
+    with pytest.raises(Unusable, match=reason):
+        formats.find(name)(record)
+
+
+def test_every_format_is_listed_and_found():
+    assert all(callable(formats.find(name)) for name in formats.FORMATS)
+    assert formats.find("slpojax.data.formats.pairs") is formats.pairs
+    with pytest.raises(ValueError, match="near: .*hh_rightmost"):
+        formats.find("hh_rightmsot")

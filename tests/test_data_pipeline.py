@@ -1,0 +1,134 @@
+"""The stream of batches: the same for a seed, whoever asks, and after any stop."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from slpojax import data
+from slpojax.data import pipeline, rows
+from slpojax.data.examples import Example
+
+COUNT, BATCH, STEPS = 50, 8, 20
+
+
+@pytest.fixture(scope="module")
+def stored():
+    random = np.random.default_rng(0)
+
+    def ids(most):
+        return random.integers(1, 99, random.integers(1, most)).astype(np.int32)
+
+    return data.build([Example(ids(20), (ids(9), ids(9)), (1.0, 0.0), i) for i in range(COUNT)], candidates=2)
+
+
+@pytest.fixture(scope="module")
+def shapes(stored):
+    return rows.plan(stored, pipeline.order(COUNT, BATCH, seed=3, steps=STEPS), row_length=64, multiple_of=2)
+
+
+class Columns:
+    """Log-probs that tell which example they belong to."""
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    def __getitem__(self, i):
+        token = tuple(np.full(len(r), -float(i), np.float32) for r in self.stored[i].responses)
+        return token, token
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_stream_is_the_planned_order(stored, shapes):
+    stream = [*pipeline.batches(stored, shapes, seed=3, steps=STEPS)]
+    order = pipeline.order(COUNT, BATCH, seed=3, steps=STEPS)
+    assert len(stream) == len(order) == STEPS
+    for batch, index in zip(stream, order, strict=True):
+        np.testing.assert_array_equal(batch.index, index)
+        np.testing.assert_array_equal(batch.length, stored.lengths.response[index])
+        assert batch.ref is None
+    # Pass after pass, each in an order of its own, without a gap between them.
+    flat = np.concatenate(order)
+    passes = [flat[i : i + COUNT].tolist() for i in range(0, len(flat) - COUNT + 1, COUNT)]
+    assert len(passes) == 3 and all(sorted(one) == list(range(COUNT)) for one in passes)
+    assert passes[0] != passes[1] != passes[2] and passes[0] != list(range(COUNT))
+    assert not np.array_equal(order, pipeline.order(COUNT, BATCH, seed=4, steps=STEPS))
+    np.testing.assert_array_equal(order[:5], pipeline.order(COUNT, BATCH, seed=3, steps=5))
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+@pytest.mark.parametrize("stop", [0, 1, 7, STEPS - 1])
+def test_a_stream_goes_on_where_it_was_stopped(stored, shapes, stop, prefetch):
+    options = {"seed": 3, "steps": STEPS, "columns": Columns(stored)}
+    whole = [*pipeline.batches(stored, shapes, **options)]
+    first = pipeline.batches(stored, shapes, prefetch=prefetch, **options)
+    for _ in range(stop):
+        next(first)
+    state = json.loads(json.dumps(first.get_state()))
+    again = pipeline.batches(stored, shapes, prefetch=prefetch, **options)
+    again.set_state(state)
+    rest = [*again]
+    assert len(rest) == STEPS - stop
+    for a, b in zip(rest, whole[stop:], strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("hosts", [2, 1])
+def test_hosts_together_hold_the_batch_of_one(stored, shapes, hosts):
+    whole = pipeline.batches(stored, shapes, seed=3, steps=4)
+    parts = [
+        pipeline.batches(stored, shapes, seed=3, steps=4, process_index=i, process_count=hosts) for i in range(hosts)
+    ]
+    for batch, *own in zip(whole, *parts, strict=True):
+        for part in own:
+            assert part.rows.token.shape[0] == part.scored.slot.shape[0] == shapes.rows // hosts
+            same((batch.length, batch.score, batch.index), (part.length, part.score, part.index))
+        together = [
+            jax.tree.map(lambda *a: np.concatenate(a), *fields)
+            for fields in zip(*((p.rows, p.scored) for p in own), strict=True)
+        ]
+        same((batch.rows, batch.scored), tuple(together))
+
+
+def test_hosts_that_do_not_divide_the_rows_are_an_error(stored, shapes):
+    with pytest.raises(ValueError, match="plan with multiple_of=2"):
+        pipeline.batches(stored, shapes._replace(rows=7), seed=0, steps=1, process_count=2)
+    with pytest.raises(ValueError, match="plan with multiple_of=2"):
+        next(pipeline.evaluation_batches(stored, shapes._replace(rows=7), process_count=2))
+
+
+def test_cached_log_probs_travel_with_their_examples(stored, shapes):
+    for batch in pipeline.batches(stored, shapes, seed=3, steps=5, columns=Columns(stored)):
+        there = np.arange(shapes.response) < batch.length[:, :, None]
+        expected = np.where(there, -batch.index[:, None, None].astype(np.float32), 0)
+        np.testing.assert_array_equal(batch.ref.token, expected)
+
+
+def test_an_evaluation_takes_every_example_once_and_fills_up(stored):
+    order = pipeline.evaluation_order(COUNT, BATCH)
+    shapes = rows.plan(stored, order, row_length=64)
+    stream = [*pipeline.evaluation_batches(stored, shapes, columns=Columns(stored))]
+    index = np.concatenate([batch.index for batch in stream])
+    assert index.tolist() == [*range(COUNT), *[-1] * 6]
+    assert not stream[-1].length[2:].any() and not stream[-1].ref.token[2:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, (1, 36)), ({"epochs": 2.5}, (3, 58)), ({"steps": 3}, (3, 8)), ({"steps": 1, "epochs": 9.0}, (1, 36))],
+)
+def test_the_length_of_a_run(options, expected):
+    assert pipeline.passes(100, 64, **options) == expected
+
+
+def test_the_original_s_order():
+    """goldens: numpy's and Python's generators, seeded as the original program seeds them."""
+    assert pipeline.original_order(10, 3) == [
+        [8, 7, 2, 4, 1, 5, 3, 9, 0, 6],
+        [1, 2, 8, 3, 9, 5, 6, 4, 0, 7],
+        [0, 2, 7, 4, 6, 1, 5, 9, 3, 8],
+    ]

@@ -1,0 +1,196 @@
+"""Laws of packed rows, each read back from the batch cell by cell."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from slpojax import data
+from slpojax.base import ABSENT, Shapes
+from slpojax.data import pipeline, report, rows
+from slpojax.data.examples import Example
+
+
+def random_examples(seed, count, *, candidates=3, prompt=20, response=12):
+    """Every token is a number of its own, so that each can be followed."""
+    random, fresh = np.random.default_rng(seed), itertools.count(1)
+    return [
+        Example(
+            prompt=np.array([next(fresh) for _ in range(random.integers(1, prompt))], np.int32),
+            responses=tuple(
+                np.array([next(fresh) for _ in range(random.integers(1, response))], np.int32)
+                for _ in range(candidates)
+            ),
+            score=tuple(random.normal(size=candidates).astype(np.float32).tolist()),
+            row=100 + i,
+        )
+        for i in range(count)
+    ]
+
+
+def planned(listed, **options):
+    stored = data.build(listed, candidates=len(listed[0].responses))
+    return rows.plan(stored, [np.arange(len(listed))], **{"row_length": 64} | options)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+def test_every_token_appears_once_where_it_belongs(seed, pack):
+    listed = random_examples(seed, 12)
+    shapes = planned(listed, pack=pack, multiple_of=2)
+    batch = rows.pack(listed, shapes)
+    assert batch.rows.token.shape == (shapes.rows, shapes.length) and shapes.rows % 2 == 0
+    seen = []
+    for r in range(shapes.rows):
+        groups = {}
+        for c in range(shapes.length):
+            example, branch = int(batch.rows.example[r, c]), int(batch.rows.branch[r, c])
+            if not example:
+                assert not any(field[r, c] for field in batch.rows)
+                continue
+            groups.setdefault(example, {}).setdefault(branch, []).append(
+                (c, int(batch.rows.token[r, c]), int(batch.rows.position[r, c]))
+            )
+        assert list(groups) == list(range(1, len(groups) + 1))
+        assert pack or len(groups) <= 1
+        for group in groups.values():
+            cells = [c for branch in sorted(group) for c, _, _ in group[branch]]
+            assert cells == list(
+                range(cells[0], cells[0] + len(cells))
+            )  # one piece, the prompt first, then each branch
+            found = next(e for e in listed if e.prompt[0] == group[0][0][1])
+            seen.append(found.row)
+            for branch, ids in enumerate((found.prompt, *found.responses)):
+                assert [token for _, token, _ in group[branch]] == ids.tolist()
+                begin = len(found.prompt) if branch else 0
+                assert [position for _, _, position in group[branch]] == list(range(begin, begin + len(ids)))
+    assert sorted(seen) == [e.row for e in listed]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_response_token_is_scored_once_from_the_one_before_it(seed):
+    listed = random_examples(seed, 12)
+    shapes = planned(listed)
+    batch = rows.pack(listed, shapes, np.arange(50, 62))
+    _, k, t = shapes.examples, shapes.candidates, shapes.response
+    unused = batch.scored.slot == shapes.examples * k * t
+    slots = batch.scored.slot[~unused]
+    there = {
+        (b * k + c) * t + i for b, e in enumerate(listed) for c, ids in enumerate(e.responses) for i in range(len(ids))
+    }
+    assert len(slots) == len(there) and set(slots.tolist()) == there
+    assert not batch.scored.source[unused].any() and not batch.scored.target[unused].any()
+    for r, s in zip(*np.nonzero(~unused), strict=True):
+        b, c, i = np.unravel_index(batch.scored.slot[r, s], (shapes.examples, k, t))
+        source, example = batch.scored.source[r, s], listed[b]
+        assert batch.scored.target[r, s] == example.responses[c][i]
+        assert batch.rows.token[r, source] == (example.responses[c][i - 1] if i else example.prompt[-1])
+        assert batch.rows.position[r, source] == len(example.prompt) + i - 1
+    np.testing.assert_array_equal(batch.length, [[len(ids) for ids in e.responses] for e in listed])
+    np.testing.assert_array_equal(batch.score, np.array([e.score for e in listed], np.float32))
+    np.testing.assert_array_equal(batch.index, np.arange(50, 62))
+
+
+def test_a_query_sees_its_prompt_and_its_own_branch():
+    """The rule of `base.Rows` leaves each response token exactly the prompt and what it says before."""
+    listed = random_examples(3, 8, candidates=2)
+    batch = rows.pack(listed, planned(listed))
+    read = batch.rows
+    for r, c in zip(*np.nonzero(read.branch), strict=True):
+        same = (read.example[r] == read.example[r, c]) & ((read.branch[r] == 0) | (read.branch[r] == read.branch[r, c]))
+        visible = read.token[r][same & (np.arange(same.size) <= c)].tolist()
+        example = next(e for e in listed if e.prompt[0] == visible[0])
+        whole = [*example.prompt, *example.responses[read.branch[r, c] - 1]]
+        assert visible == whole[: len(visible)] and visible[-1] == read.token[r, c]
+
+
+def test_fillers_and_absent_candidates_hold_nothing():
+    listed = random_examples(1, 4)
+    listed[2] = listed[2]._replace(responses=(listed[2].responses[0], listed[2].responses[1], np.zeros(0, np.int32)))
+    shapes = planned(listed, row_length=80)._replace(examples=6)
+    batch = rows.pack(listed, shapes)
+    assert batch.index.tolist() == [0, 1, 2, 3, -1, -1]
+    assert not batch.length[4:].any() and not batch.score[4:].any() and batch.length[2, 2] == 0
+    b, k, _ = np.unravel_index(batch.scored.slot[batch.scored.slot < 6 * 3 * shapes.response], (6, 3, shapes.response))
+    assert set(b.tolist()) == {0, 1, 2, 3} and (2, 2) not in set(zip(b.tolist(), k.tolist(), strict=True))
+    empty = rows.pack([], shapes)
+    assert not any(field.any() for field in empty.rows) and (empty.scored.slot == 6 * 3 * shapes.response).all()
+
+
+def test_reference_columns_are_laid_out_like_the_responses():
+    listed = random_examples(5, 4)
+    shapes = planned(listed)._replace(examples=5)
+    ref = [(tuple(-ids / 7.0 for ids in e.responses), tuple(-ids / 9.0 for ids in e.responses)) for e in listed]
+    batch = rows.pack(listed, shapes, ref=ref)
+    np.testing.assert_array_equal(batch.ref.length, batch.length)
+    for b, k, t in np.ndindex(*batch.ref.token.shape):
+        there = t < batch.length[b, k]
+        assert batch.ref.token[b, k, t] == (np.float32(ref[b][0][k][t]) if there else 0)
+        assert batch.ref.other[b, k, t] == np.float32(ref[b][1][k][t] if there else ABSENT)
+
+
+def test_a_plan_is_tight_and_holds_every_batch():
+    stored = data.build(random_examples(0, 200), candidates=3)
+    order = pipeline.order(200, 16, seed=1, steps=30)
+    shapes = rows.plan(stored, order, row_length=100)
+    size = stored.lengths.prompt + stored.lengths.response.sum(axis=1)
+    assert shapes[:3] == (16, 3, stored.lengths.response.max())
+    assert shapes.rows <= 1 + max(-(-size[batch].sum() // 100) for batch in order)
+    most = 0
+    for batch in order:
+        packed = pipeline.make_batch(stored, shapes, batch)
+        most = max(most, (packed.scored.slot < 16 * 3 * shapes.response).sum(axis=1).max())
+    assert most <= shapes.scored < most + 8
+    assert rows.plan(stored, order, row_length=100, pack=False).rows == 16
+    assert rows.plan(stored, order, row_length=100, multiple_of=7).rows % 7 == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_larger_shapes_hold_whatever_smaller_ones_do(seed):
+    random = np.random.default_rng(seed)
+    stored = data.build(random_examples(seed, 100), candidates=3)
+    order = pipeline.order(100, 8, seed=seed, steps=12)
+    shapes = rows.plan(stored, order, row_length=80)
+    larger = shapes._replace(rows=shapes.rows + int(random.integers(1, 9)), length=80 + int(random.integers(0, 40)))
+    for batch in order:
+        pipeline.make_batch(stored, larger._replace(response=shapes.response + 3), batch)
+
+
+def test_what_does_not_fit_is_an_error():
+    listed = random_examples(0, 3)
+    long = listed[1]._replace(prompt=np.ones(200, np.int32))
+    with pytest.raises(ValueError, match="row 101: .* more than data.row_length=64; raise data.row_length to"):
+        planned([listed[0], long, listed[2]])
+    with pytest.raises(ValueError, match="do not fill one batch; lower batch_size"):
+        rows.plan(data.build(listed, candidates=3), [], row_length=64)
+    shapes = planned(listed)
+    for smaller in (
+        shapes._replace(rows=1, length=40),
+        shapes._replace(response=1),
+        shapes._replace(scored=1),
+        shapes._replace(examples=2),
+    ):
+        with pytest.raises(ValueError, match="plan again"):
+            rows.pack(listed, smaller)
+
+
+@pytest.fixture(scope="module")
+def dialogues(shared_data):
+    tokenizer = data.load_tokenizer(str(shared_data / "tokenizers" / "neox-20b"))
+    return data.load(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), tokenizer=tokenizer, rows="0:2000")
+
+
+def test_real_dialogues_fill_the_rows(dialogues):
+    stored, told = dialogues
+    run = pipeline.passes(len(stored), 64)
+    order = pipeline.order(len(stored), 64, seed=0, steps=run.steps)
+    shapes = rows.plan(stored, order, row_length=1024)
+    assert shapes == Shapes(examples=64, candidates=2, response=427, rows=18, length=1024, scored=640)
+    packing = report.with_packing(told, stored, order, shapes, unused=run.unused).packing
+    assert (packing.batches, packing.unused) == (31, len(stored) - 31 * 64)
+    assert packing.padding < 0.2 and packing.unscored < 0.45 and 0.35 < packing.saved < 0.38
+    begin = time.perf_counter()
+    for batch in order[:10]:
+        pipeline.make_batch(stored, shapes, batch)
+    assert time.perf_counter() - begin < 1.0  # some 3 ms a batch where nothing checks the types
