@@ -46,7 +46,7 @@ def build(
     Example:
         >>> config = {"model_type": "llama", "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 2,
         ...           "num_attention_heads": 2, "intermediate_size": 12}
-        >>> sorted(build(config).init(jax.random.key(0)))
+        >>> sorted(jax.eval_shape(build(config).init, jax.random.key(0)))
         ['embed', 'final_norm', 'head', 'layers']
     """
     model_type = hf_config.get("model_type")

@@ -59,12 +59,13 @@ class Sight(NamedTuple):
 def empty_cache(layers: int, rows: int, length: int, heads: int, head_dim: int, dtype: Any) -> Cache:
     """A cache for `rows` sequences of up to `length` tokens, prompt and padding included.
 
-    Each call of `Model.apply` writes its L tokens into the next L cells of every row, whatever they are, so that all rows
-    stay in step; a cell whose `example` is 0 is never read. Prompts of different lengths are therefore padded, on either
-    side, with `example` 0, and `position` counts real tokens only. With left padding the last column predicts every
-    row's first new token; with right padding column (prompt length - 1) of each row does. A decoding step is a call with
-    rows [R, 1] whose `position` is the number of real tokens before it; `example` 0 keeps the token of a finished row
-    out of sight. `length` must be at least the sum of all L: a write past the end would land on the last cells.
+    Each call of `Model.apply` writes its L tokens into the next L cells of every row, whatever they are, so that all
+    rows stay in step; a cell whose `example` is 0 is never read. Prompts of different lengths are therefore padded, on
+    either side, with `example` 0, and `position` counts real tokens only. With left padding the last column predicts
+    every row's first new token; with right padding column (prompt length - 1) of each row does. A decoding step is a
+    call with rows [R, 1] whose `position` is the number of real tokens before it; `example` 0 keeps the token of a
+    finished row out of sight. `length` must be at least the sum of all L: a write past the end would land on the last
+    cells.
 
     Args:
         layers: N.

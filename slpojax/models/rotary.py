@@ -52,13 +52,14 @@ def frequencies(
         rope.setdefault("original_max_position_embeddings", max_position)
     if missing := [name for name in names if name not in rope]:
         raise ValueError(f"config.json: rope_type={kind!r} needs {', '.join(missing)} in rope_parameters.")
-    if unknown := [name for name in rope if name not in names and rope[name] is not None and kind != "default"]:
+    if unknown := [name for name in rope if name not in names]:
         raise ValueError(f"config.json: rope_type={kind!r} does not know {', '.join(unknown)}; remove or correct it.")
     rotated = int(head_dim * fraction)
     if rotated % 2 or not 0 < rotated <= head_dim:
         raise ValueError(f"config.json: {rotated} of {head_dim} head dimensions rotated; expected an even number >= 2.")
     length = max(max_length or 0, max_position) / max_position
-    return tuple(scale(theta, np.arange(0, rotated, 2) / rotated, length, *(rope[name] for name in names)).tolist())
+    options = (float(rope[name]) for name in names)
+    return tuple(scale(float(theta), np.arange(0, rotated, 2) / rotated, length, *options).tolist())
 
 
 def _default(theta: float, exponent: np.ndarray, _: float) -> np.ndarray:
@@ -75,7 +76,7 @@ def _dynamic(theta: float, exponent: np.ndarray, length: float, factor: float) -
 
 
 def _llama3(
-    theta: float, exponent: np.ndarray, _: float, factor: float, low: float, high: float, original: int
+    theta: float, exponent: np.ndarray, _: float, factor: float, low: float, high: float, original: float
 ) -> np.ndarray:
     plain = theta**-exponent
     turns = original * plain / (2 * math.pi)  # full turns within the original context

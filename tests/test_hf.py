@@ -1,0 +1,177 @@
+"""Checkpoint files in and out: nothing lost, nothing silently ignored."""
+
+import functools
+import json
+import time
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from goldens import make_models as witness
+from safetensors.numpy import load_file, save_file
+
+from slpojax import hf, models
+
+CASES = ("neox_default", "neox_sequential_tied", "llama_grouped", "llama_tied", "qwen2")
+
+
+@functools.cache
+def _made(case: str):
+    """A config, its model, and parameters of random numbers."""
+    config, random = witness.CASES[case], np.random.default_rng(0)
+    model = models.build(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return config, model, jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def _equal(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 9000], ids=["single", "sharded"])
+def test_round_trip(case, shard_bytes, tmp_path):
+    config, model, params = _made(case)
+    hf.save(tmp_path / "a", params, model, config, shard_bytes=shard_bytes)
+    back = hf.load(tmp_path / "a", model)
+    _equal(back, params)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(back))
+    hf.save(tmp_path / "b", back, model, config, shard_bytes=shard_bytes)
+    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+    if shard_bytes == 9000:
+        index = json.loads((tmp_path / "a" / hf.INDEX).read_text())
+        shards = {name: load_file(tmp_path / "a" / name) for name in set(index["weight_map"].values())}
+        assert hf.WEIGHTS not in files and len(shards) > 2
+        assert all(name in shards[file] for name, file in index["weight_map"].items())
+        sizes = {name: sum(t.nbytes for t in tensors.values()) for name, tensors in shards.items()}
+        assert index["metadata"]["total_size"] == sum(sizes.values())
+        assert all(size <= 9000 or len(shards[name]) == 1 for name, size in sizes.items())
+    else:
+        assert files == ["config.json", hf.WEIGHTS]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)])
+def test_half_precision_files_are_widened_exactly(dtype, kind, tmp_path):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config, dtype=dtype)
+    assert all(t.dtype == kind for t in load_file(tmp_path / hf.WEIGHTS).values())
+    _equal(hf.load(tmp_path, model), jax.tree.map(lambda x: x.astype(kind).astype(np.float32), params))
+    written = hf.read_config(tmp_path)
+    assert written["dtype"] == written["torch_dtype"] == dtype
+    assert written["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_second_save_leaves_no_old_files(tmp_path):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config, shard_bytes=9000)
+    hf.save(tmp_path, params, model, config)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", hf.WEIGHTS]
+
+
+def test_tokenizer_and_generation_config_go_along(tmp_path):
+    config, model, params = _made("llama_tied")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "pytorch_model.bin"):
+        (source / name).write_text(name)
+    hf.save(tmp_path / "out", params, model, config, tokenizer_from=source)
+    copied = {file.name for file in (tmp_path / "out").iterdir()} - {"config.json", hf.WEIGHTS}
+    assert copied == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+
+
+@pytest.fixture
+def neox(tmp_path):
+    """A model, its folder, its parameters, and a function that rewrites the file with changed tensors."""
+    config, model, params = _made("neox_default")
+    hf.save(tmp_path, params, model, config)
+    tensors = load_file(tmp_path / hf.WEIGHTS)
+
+    def change(drop=(), **add):
+        kept = {name: t for name, t in tensors.items() if name not in drop}
+        save_file(kept | {name.replace("__", "."): t for name, t in add.items()}, tmp_path / hf.WEIGHTS)
+
+    return model, tmp_path, params, tensors, change
+
+
+def test_old_buffers_and_the_other_name_of_the_head_are_known(neox):
+    model, folder, params, tensors, change = neox
+    change(
+        drop=["embed_out.weight"],
+        lm_head__weight=tensors["embed_out.weight"],
+        gpt_neox__layers__0__attention__bias=np.ones((1, 1, 4, 4), bool),
+        gpt_neox__layers__1__attention__masked_bias=np.array(-1e9, np.float32),
+        gpt_neox__layers__1__attention__rotary_emb__inv_freq=np.ones(4, np.float32),
+    )
+    _equal(hf.load(folder, model), params)
+
+
+@pytest.mark.parametrize(
+    ("drop", "add", "message"),
+    [
+        (["gpt_neox.final_layer_norm.bias"], {}, "Missing: gpt_neox.final_layer_norm.bias. Unknown: none"),
+        (["embed_out.weight"], {}, "Missing: embed_out.weight or lm_head.weight"),
+        ([], {"gpt_neox__layers__2__mlp__dense_h_to_4h__bias": np.ones(3)}, "Unknown: gpt_neox.layers.2.mlp"),
+        ([], {"gpt_neox__final_layer_norm__bias": np.ones(3, np.float32)}, r"final_layer_norm.bias is float32\[3\]"),
+        ([], {"gpt_neox__final_layer_norm__bias": np.ones(32, np.int8)}, r"final_layer_norm.bias is int8\[32\]"),
+        ([], {"lm_head__weight": np.ones((97, 32), np.float32)}, "lm_head.weight differs from embed_out.weight"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(neox, drop, add, message):
+    model, folder, _, _, change = neox
+    change(drop, **add)
+    with pytest.raises(ValueError, match=message):
+        hf.load(folder, model)
+
+
+def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config)
+    tensors = load_file(tmp_path / hf.WEIGHTS)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, tmp_path / hf.WEIGHTS)
+    _equal(hf.load(tmp_path, model), params)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, tmp_path / hf.WEIGHTS)
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        hf.load(tmp_path, model)
+
+
+def test_an_index_that_lies_is_an_error(tmp_path):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config, shard_bytes=9000)
+    index = json.loads((tmp_path / hf.INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.embed_tokens.weight"]
+    (tmp_path / hf.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="disagree about model.norm.weight"):
+        hf.load(tmp_path, model)
+    (tmp_path / index["weight_map"]["model.embed_tokens.weight"]).unlink()
+    with pytest.raises(ValueError, match="no .*model-00001-of"):
+        hf.load(tmp_path, model)
+
+
+def test_parameters_of_another_model_are_not_exported(tmp_path):
+    config, model, params = _made("llama_tied")
+    less = {name: part for name, part in params.items() if name != "final_norm"}
+    with pytest.raises(ValueError, match="not the model's: final_norm/weight"):
+        hf.save(tmp_path, less, model, config)
+    with pytest.raises(ValueError, match="dtype='int8'.*float32, float16, bfloat16"):
+        hf.save(tmp_path, params, model, config, dtype="int8")
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this-model", "/no/such/folder", "no/such/folder/either"])
+def test_resolve_fails_fast_and_says_what_to_do(name, tmp_path):
+    assert hf.resolve(tmp_path) == tmp_path
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"model '{name}': no folder .*Give a local folder"):
+        hf.resolve(name)
+    assert time.monotonic() - start < 10
+
+
+def test_a_folder_without_config_or_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"no .*config\.json"):
+        hf.read_config(tmp_path)
+    with pytest.raises(ValueError, match=r"no .*model\.safetensors"):
+        hf.load(tmp_path, _made("llama_tied")[1])
