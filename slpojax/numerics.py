@@ -54,9 +54,11 @@ def _odds(logit: Float[Array, " C"], delta: Float[Array, " C"]) -> tuple[Array, 
     log_p, log_q = jax.nn.log_softmax(logit), jax.nn.log_softmax(logit - delta)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     # The difference of two log-softmaxes is exact only in absolute terms. Near the target, where all that counts is how
-    # small the ratio is, it comes from the differences of the logits instead.
+    # small the ratio is, it comes from the differences of the logits instead, measured from the likeliest class, whose
+    # own ratio may be as small as what the others have.
     near = jnp.max(jnp.abs(delta)) < 1
     small = jnp.where(near, delta, 0.0)
+    small = small - small[jnp.argmax(q)]
     ratio = small - jnp.log1p(jnp.sum(q * jnp.expm1(small)))
     return p, q, jnp.where(near, ratio, log_p - log_q)
 
@@ -86,10 +88,11 @@ def categorical_kl(logit: Float[Array, " C"], delta: Float[Array, " C"]) -> Floa
         5.24941e-10
     """
     p, q, ratio = _odds(logit, delta)
-    near = jnp.abs(ratio) < 0.1
+    near, far = jnp.abs(ratio) < 0.1, ratio > 1
     small = jnp.where(near, ratio, 0.0)
     series = small**2 * jnp.polyval(jnp.asarray(_SERIES, small.dtype), small)
-    return jnp.sum(jnp.where(near, q * series, p - q - q * ratio))
+    direct = jnp.expm1(jnp.where(far, 0.0, ratio)) - ratio
+    return jnp.sum(jnp.where(far, p - q - q * ratio, q * jnp.where(near, series, direct)))
 
 
 @categorical_kl.defjvp

@@ -1,0 +1,50 @@
+"""Cut tests/goldens/slpo.json and trl.json out of the full golden files.
+
+    python tests/goldens/objectives.py FOLDER
+
+FOLDER holds slpo.json (loss code of yaoshiang/slpo d14289d and 35b0d32 and of eric-mitchell/direct-preference-
+optimization f8b8c0f, run by torch 2.13.0 on CPU in float64) and trl.json (TRL 1.16.0 and 0.24.0). Kept: inputs, values
+and gradients of the objectives in `slpojax.objectives`; left out: what no objective there computes.
+"""
+
+import json
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).parent
+PLAIN = {"sigmoid", "robust", "ipo", "hinge", "sft"}
+
+
+def main(folder: pathlib.Path) -> None:
+    source = json.loads((folder / "slpo.json").read_text())
+    keep = ("name", "spec", "ref_override", "ref_logp_w", "ref_logp_l", "logp_w", "logp_l", "main", "dpo", "listing")
+    slpo = {
+        "origin": source["meta"],
+        "cases": [{k: case[k] for k in (*keep, "oracle_50digit")} for case in source["cases"]],
+        "logp_space_main": source["logp_space_main"],
+        "repo_unit_facts": source["repo_unit_facts"],
+    }
+    (HERE / "slpo.json").write_text(json.dumps(slpo, indent=0) + "\n")
+
+    source = json.loads((folder / "trl.json").read_text())
+    inputs = {
+        name: {k: v for k, v in source["inputs"][name].items() if "token_logps" in k or "lengths" in k}
+        for name in ("main", "edge")
+    }
+    trl = {
+        "origin": {key: source[key] for key in ("about", "versions", "versions_legacy")},
+        "inputs": inputs,
+        "rows": [row | {"legacy": False} for row in source["dpo"] if plain(row)]
+        + [row | {"legacy": True} for row in source["dpo_legacy_0_24"] if plain(row)],
+    }
+    (HERE / "trl.json").write_text(json.dumps(trl, indent=0) + "\n")
+
+
+def plain(row: dict) -> bool:
+    """Whether it is one loss without a variant that changes its log-probs."""
+    config = row["config"]
+    return str(config["loss_type"]) in PLAIN and set(config) <= {"loss_type", "beta", "label_smoothing"}
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

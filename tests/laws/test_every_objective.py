@@ -1,0 +1,174 @@
+"""Laws that hold for every objective of the package, found by walking it: a new one inherits them."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from slpojax import objectives
+from slpojax.base import ABSENT, Logps
+
+NAMES = objectives.names()
+EXAMPLES, LENGTH = 8, 12
+
+
+def logps(odds, lengths) -> Logps:
+    """Logps [B, K, T] from token log-odds."""
+    here = jnp.arange(odds.shape[-1])[None, None, :] < jnp.asarray(lengths)[..., None]
+    token, other = -jax.nn.softplus(-odds), -jax.nn.softplus(odds)
+    return Logps(jnp.where(here, token, 0.0), jnp.where(here, other, ABSENT), jnp.asarray(lengths, jnp.int32))
+
+
+def draw(candidates: int = 2, length: int = LENGTH, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Odds of the policy, of the reference, and lengths, of a batch."""
+    rng = np.random.default_rng(seed)
+    ref = rng.normal(-1.0, 1.5, (EXAMPLES, candidates, length))
+    policy = ref + 0.2 * rng.standard_normal(ref.shape)
+    return policy, ref, rng.integers(length // 2, length + 1, ref.shape[:2])
+
+
+def run(objective: objectives.Objective, policy: Logps, ref: Logps):
+    """(losses [B], metrics [B] each) as the step computes them."""
+    count, candidates = policy.token.shape[:2]
+    given = {
+        "policy": policy,
+        "ref": ref,
+        "score": jnp.broadcast_to(jnp.arange(candidates, 0.0, -1.0)[None], (count, candidates)),
+        "label": jnp.arange(count) % 2,
+        "key": jax.random.split(jax.random.key(0), count),
+        "state": objective.state,
+    }
+    given = {key: given[key] for key in objective.needs}
+    axes = {key: None if key == "state" else 0 for key in given}
+    return jax.vmap(lambda x: objective.function(**x)[:2], in_axes=(axes,), axis_name="batch")(given)
+
+
+def same(a, b, rtol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5), a, b)
+
+
+@pytest.fixture(params=NAMES)
+def objective(request):
+    return objectives.build(request.param)
+
+
+def test_jit_equals_eager_and_order_padding_and_further_candidates_change_nothing(objective):
+    policy, ref, lengths = draw()
+    compiled = jax.jit(lambda p, r: run(objective, p, r))
+    sides = logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)
+    losses, metrics = compiled(*sides)
+    assert losses.shape == (EXAMPLES,) and all(m.shape == (EXAMPLES,) for m in metrics.values())
+    assert set(metrics) == set(objective.metrics)
+    same((losses, metrics), run(objective, *sides))
+
+    order = np.random.default_rng(1).permutation(EXAMPLES)
+    same(jax.tree.map(lambda x: x[order], (losses, metrics)), compiled(*jax.tree.map(lambda x: x[order], sides)))
+
+    more = [np.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=0.7) for x in (policy, ref)]
+    more_lengths = np.pad(lengths, ((0, 0), (0, 1)), constant_values=3)
+    padded = compiled(*(logps(jnp.float32(x), more_lengths) for x in more))
+    if "score" not in objective.needs:
+        same((losses, metrics), padded)
+
+
+def test_vmap_equals_a_loop(objective):
+    policy, ref, lengths = draw()
+    sides = logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)
+    one = jax.jit(lambda *pair: run(objective, *pair))
+    alone = [one(*jax.tree.map(lambda x, i=i: x[i : i + 1], sides)) for i in range(EXAMPLES)]
+    try:
+        jax.eval_shape(lambda pair: objective.function(policy=pair[0]), jax.tree.map(lambda x: x[0], sides))
+    except NameError:
+        pytest.skip("couples its examples")
+    except TypeError:
+        pass  # needs more than the policy, and an objective that couples has been skipped by then or not at all
+    same(run(objective, *sides), jax.tree.map(lambda *x: jnp.concatenate(x), *alone))
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.2])
+def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective, moved):
+    rng = np.random.default_rng(3)
+    ref = rng.normal(-1.5, 1.0, (EXAMPLES, 2, 64))
+    policy = ref + moved * rng.standard_normal(ref.shape)
+    lengths = np.full((EXAMPLES, 2), 64)
+    ref = logps(jnp.float32(ref), lengths)
+
+    def mean(odds):
+        losses, metrics = run(objective, logps(odds, lengths), ref)
+        return losses.mean(), metrics
+
+    (_, metrics), grad = jax.jit(jax.value_and_grad(mean, has_aux=True))(jnp.float32(policy))
+    assert np.all(np.isfinite(grad))
+    # By the log-prob of a response, times the batch's size: DPO's is beta / 2 = 0.05 at the start.
+    size = EXAMPLES * np.abs(np.sum(grad, axis=-1)).max()
+    assert size > 3e-3, f"largest gradient of a response: {size}"
+    if moved == 0 and "rewards/margins" in metrics and "beta_gamma" not in objective.name:
+        assert not np.any(metrics["rewards/margins"]) and np.all(metrics["rewards/accuracies"] == 0.5)
+
+
+def test_the_gradient_is_that_of_the_loss(objective):
+    with jax.enable_x64(True):
+        policy, ref, lengths = (jnp.asarray(x[:2]) for x in draw(length=4))
+        reference = logps(ref, lengths)
+        loss = jax.jit(lambda odds: run(objective, logps(odds, lengths), reference)[0].mean())
+        check_grads(loss, (policy,), order=1, modes=["rev"], rtol=1e-5, atol=1e-7)
+
+
+def degenerate() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Odds and lengths of the policy and of the reference, [B, 2, 6]."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(-1.0, 1.0, 6)
+    sure = np.full(6, 200.0)  # p is exactly one, in float32 and in float64
+    cases = {
+        "identical": (base, base, (6, 6)),
+        "rejected begins the chosen": (base, base, (6, 2)),
+        "chosen begins the rejected": (base, base, (2, 6)),
+        "likely, nested": (base + 8, base + 8, (6, 3)),
+        "one token each": (base, base[::-1], (1, 1)),
+        "chosen is certain": (sure, base, (6, 6)),
+        "rejected is certain": (base, sure, (6, 6)),
+        "both are certain": (sure, sure, (6, 6)),
+        "impossible": (-sure, -sure, (6, 6)),
+        "no rejected": (base, base, (6, 0)),
+        "no chosen": (base, base, (0, 6)),
+        "nothing": (base, base, (0, 0)),
+    }
+    odds = np.stack([np.stack([w, l]) for w, l, _ in cases.values()])
+    lengths = np.array([n for *_, n in cases.values()])
+    # And the same where only the policy's are missing, as in another micro-batch's share.
+    ref_lengths = np.concatenate([lengths, lengths])
+    lengths = np.concatenate([lengths, np.zeros_like(lengths)])
+    odds = np.concatenate([odds, odds])
+    return odds, odds, lengths, ref_lengths, [*cases, *(f"{c}, not here" for c in cases)]
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.5])
+def test_degenerate_examples_are_finite(objective, moved):
+    policy, ref, lengths, ref_lengths, names = degenerate()
+    reference = logps(jnp.float32(ref), ref_lengths)
+
+    def total(odds):
+        losses, metrics = run(objective, logps(odds, lengths), reference)
+        return losses.sum(), (losses, metrics)
+
+    (_, (losses, metrics)), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.float32(policy + moved))
+    for i, name in enumerate(names):
+        assert np.isfinite(losses[i]) and np.all(np.isfinite(grad[i])), f"{name}: loss {losses[i]}, gradient {grad[i]}"
+        wrong = {key: float(value[i]) for key, value in metrics.items() if not np.isfinite(value[i])}
+        assert not wrong, f"{name}: {wrong}"
+        absent = np.arange(6)[None, :] >= lengths[i][:, None]
+        assert not np.any(np.asarray(grad[i])[absent]), f"{name}: padding gets a gradient"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_documented(name):
+    function = objectives._find(name)
+    text = inspect.getdoc(function)
+    for part in (".. math::", "Args:", "Returns:", "Example:", ">>>"):
+        assert part in text, f"{name} has no {part}"
+    assert name.startswith("sft.") or "Reference:" in text
+    for parameter in inspect.signature(function).parameters:
+        assert f"{parameter}: " in text, f"{name} does not describe {parameter}"
