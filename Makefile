@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
+# Test processes. Most of a test's time is compilation, which uses one core.
+JOBS ?= 2
 
 # What the caller's shell says about Python, JAX and XLA must not change what runs here.
 unexport $(filter JAX_% XLA_% LIBTPU_% PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE \
@@ -49,7 +51,7 @@ types: env
 	$(BIN)/mypy
 
 unit: env
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
 
 format: env
 	$(BIN)/ruff check --fix --quiet .
