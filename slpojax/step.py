@@ -141,7 +141,7 @@ def make_train_step(
         loss, metrics, objective_state, grads = gradient(state.params, batch, ref, state.objective, key)
         updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
         new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state, objective_state, state.key)
-        return new, {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, everywhere))
 

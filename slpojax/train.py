@@ -161,9 +161,8 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
         state_sharding=state_sharding,
     )
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    stream = data.batches(
-        pairs.examples, plan.train, seed=config.seed, steps=plan.steps, columns=pairs.columns, **hosts
-    )
+    order = {"seed": config.seed, "steps": plan.steps, "kind": config.data.order}
+    stream = data.batches(pairs.examples, plan.train, columns=pairs.columns, **order, **hosts)
     if restored:
         stream.set_state(restored.data)
     measure = _measure(run, objective, held_out, ref_params, score, config.seed)
@@ -250,7 +249,7 @@ def _plan(config: ConfigDict, pairs: Part, held_out: Part | None, devices: int) 
     """Find the length of the run and the sizes of its batches; show what the data is and how it fills them."""
     count, size = len(pairs.examples), config.batch_size
     steps, unused = data.passes(count, size, epochs=config.epochs, steps=config.steps)
-    order = data.order(count, size, seed=config.seed, steps=steps)
+    order = data.order(count, size, seed=config.seed, steps=steps, kind=config.data.order)
     plan = functools.partial(data.plan, row_length=config.data.row_length, pack=config.data.pack)
     train = plan(pairs.examples, order, multiple_of=devices * config.accumulate)
     scans = []

@@ -22,10 +22,10 @@ PACKAGE = ROOT / "slpojax"
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
 FLOORS = (
     {"base", "numerics"},
-    {"sequence", "logps", "sharding", "optim", "metrics", "checkpoint", "settings", "logger"},
+    {"sequence", "logps", "sharding", "optim", "checkpoint", "settings", "logger", "plots"},
     {"objectives", "models", "data"},
     {"hf", "reference", "step", "sampling"},
-    {"evaluate", "online", "plan", "explore", "judges", "worlds"},
+    {"evaluate", "online", "explore", "judges", "worlds"},
     {"train", "generate", "export"},
 )
 FLOOR = {tenant: floor for floor, tenants in enumerate(FLOORS) for tenant in tenants}
@@ -37,7 +37,7 @@ KEYS = """
     seed output world batch_size accumulate epochs steps objective.name optimizer.name learning_rate schedule
     warmup_steps clip_norm model.path model.weights model.dtype model.remat data.path data.eval_path data.split
     data.eval_split data.rows data.eval_rows data.format data.tokenizer data.candidates data.max_length
-    data.max_prompt_length data.too_long data.row_length data.pack reference.mode reference.path reference.cache
+    data.max_prompt_length data.too_long data.bos data.chat_template data.order data.row_length data.pack reference.mode reference.path reference.cache
     mesh.data mesh.fsdp mesh.tensor mesh.distributed eval_every log_every tensorboard wandb checkpoint_every
     keep_last keep_best best_metric resume export abort_on_nonfinite
 """.split()

@@ -47,9 +47,9 @@ def passes(count: int, batch_size: int, *, epochs: float | int = 1, steps: int =
     return Passes(total // batch_size, total % batch_size)
 
 
-def order(count: int, batch_size: int, *, seed: int, steps: int) -> list[Int[np.ndarray, " B"]]:
+def order(count: int, batch_size: int, *, seed: int, steps: int, kind: str = "shuffled") -> list[Int[np.ndarray, " B"]]:
     """Return the examples of every batch of a run, the same ones that `batches` takes."""
-    return [np.asarray(batch) for batch in _indices(count, batch_size, seed, steps)]
+    return [np.asarray(batch) for batch in _indices(count, batch_size, seed, steps, kind)]
 
 
 def evaluation_order(count: int, batch_size: int) -> list[Int[np.ndarray, " B"]]:
@@ -70,6 +70,7 @@ def batches(
     *,
     seed: int,
     steps: int,
+    kind: str = "shuffled",
     columns: Columns | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -80,8 +81,9 @@ def batches(
     Args:
         examples: what is trained on.
         shapes: planned for `order` with the same seed and steps.
-        seed: decides the order.
+        seed: decides a shuffled order.
         steps: number of batches.
+        kind: "shuffled", anew for every pass; "source", as the rows come; "original", see `original_order`.
         columns: cached log-probs of the reference, or None.
         process_index: this host.
         process_count: hosts; R is a multiple of it.
@@ -96,7 +98,7 @@ def batches(
         return host_part(make_batch(examples, shapes, np.asarray(index), columns), process_index, process_count)
 
     options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-    return iter(_indices(len(examples), shapes.examples, seed, steps).map(make).to_iter_dataset(options))
+    return iter(_indices(len(examples), shapes.examples, seed, steps, kind).map(make).to_iter_dataset(options))
 
 
 def evaluation_batches(
@@ -151,9 +153,17 @@ def original_order(count: int, epochs: int) -> list[list[int]]:
     return orders
 
 
-def _indices(count: int, batch_size: int, seed: int, steps: int) -> grain.MapDataset:
-    # Endless before it is cut: repeat() shuffles every pass anew, and batches run across the ends of passes.
-    return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size).slice(slice(0, steps))
+def _indices(count: int, batch_size: int, seed: int, steps: int, kind: str) -> grain.MapDataset:
+    # Endless before it is cut: batches run across the ends of passes, and a shuffle is drawn anew for every pass.
+    if kind == "shuffled":
+        endless = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    elif kind == "source":
+        endless = grain.MapDataset.range(count).repeat()
+    elif kind == "original":
+        endless = grain.MapDataset.source(sum(original_order(count, -(-steps * batch_size // count)), []))
+    else:
+        raise ValueError(f"data.order={kind!r}: expected shuffled, source or original")
+    return endless.batch(batch_size).slice(slice(0, steps))
 
 
 def _check_hosts(shapes: Shapes, process_count: int) -> None:
