@@ -37,9 +37,9 @@ KEYS = """
     seed output world batch_size accumulate epochs steps objective.name optimizer.name learning_rate schedule
     warmup_steps clip_norm model.path model.weights model.dtype model.remat data.path data.eval_path data.split
     data.eval_split data.rows data.eval_rows data.format data.tokenizer data.candidates data.max_length
-    data.max_prompt_length data.too_long data.bos data.chat_template data.order data.row_length data.pack reference.mode reference.path reference.cache
-    mesh.data mesh.fsdp mesh.tensor mesh.distributed eval_every log_every tensorboard wandb checkpoint_every
-    keep_last keep_best best_metric resume export abort_on_nonfinite
+    data.max_prompt_length data.too_long data.bos data.chat_template data.order data.row_length data.pack
+    reference.mode reference.path reference.cache mesh.data mesh.fsdp mesh.tensor mesh.distributed eval_every
+    log_every tensorboard wandb checkpoint_every keep_last keep_best best_metric resume export abort_on_nonfinite
 """.split()
 
 
