@@ -42,6 +42,8 @@ def resolve(path_or_hub_name: str | pathlib.Path) -> pathlib.Path:
     Raises:
         ValueError: where there is neither, saying what was tried.
     """
+    if not str(path_or_hub_name):
+        raise ValueError("no model given; set config.model.path to a local folder or a hub name.")
     folder = pathlib.Path(path_or_hub_name).expanduser()
     if folder.is_dir():
         return folder

@@ -164,6 +164,8 @@ def test_parameters_of_another_model_are_not_exported(tmp_path):
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "/no/such/folder", "no/such/folder/either"])
 def test_resolve_fails_fast_and_says_what_to_do(name, tmp_path):
     assert hf.resolve(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="no model given"):
+        hf.resolve("")
     start = time.monotonic()
     with pytest.raises(ValueError, match=f"model '{name}': no folder .*Give a local folder"):
         hf.resolve(name)
