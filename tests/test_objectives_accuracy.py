@@ -87,7 +87,7 @@ def test_float32_keeps_three_digits_of_every_gradient(pair):
         truth = [exact_gradient(paper, pair, side) for side in ("chosen", "rejected")]
         norms = [np.linalg.norm(t) for t in truth]
         if name == "slpo.joint":
-            # Next to p = 1 two classes exchange nearly all mass; the chosen's gradient is what is left of their balance,
+            # Next to p = 1 two classes exchange nearly all mass; the chosen's gradient is what their balance leaves,
             # 1e-7 of the rejected's and as exact as float32 holds the larger one.
             norms = [np.linalg.norm(norms)] * 2
         errors = [np.linalg.norm(g - t) / n for g, t, n in zip(grads, truth, norms, strict=True) if n > 1e-30]

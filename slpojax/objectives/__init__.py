@@ -130,7 +130,9 @@ def build(name: str, **hyperparameters: Any) -> Objective:
                 f"it has {', '.join(known) or 'none'}"
             )
     # `beta=1` on a command line means 1.0.
-    given = {k: float(v) if type(known[k]) is float and type(v) is int else v for k, v in hyperparameters.items()}
+    given = {
+        k: float(v) if type(v) is int and type(known[k]) in (float, str) else v for k, v in hyperparameters.items()
+    }
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     for parameter in parameters:
         if parameter.name not in NEEDS:

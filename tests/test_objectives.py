@@ -1,0 +1,291 @@
+"""How an objective is found, bound and refused; and every one against its paper's formula, setting by setting."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import papers
+import pytest
+
+from slpojax import objectives
+from slpojax.base import ABSENT, Logps
+
+unrooted = pytest.mark.filterwarnings("ignore:objective.temperature = 1")
+
+
+def logps(*responses) -> Logps:
+    """Logps [K, T] in float64 of responses given by token log-odds, padded."""
+    length = max(map(len, responses))
+    odds = np.array([[*r, *[0.0] * (length - len(r))] for r in responses])
+    lengths = np.array([len(r) for r in responses])
+    here = np.arange(length)[None, :] < lengths[:, None]
+    token, other = np.where(here, -np.logaddexp(0, -odds), 0.0), np.where(here, -np.logaddexp(0, odds), ABSENT)
+    return Logps(jnp.asarray(token), jnp.asarray(other), jnp.asarray(lengths, jnp.int32))
+
+
+# ---- against the papers ----------------------------------------------------------------------------------------------
+
+CASES = {
+    "dpo.sigmoid": [({"beta": b}, lambda p, b=b: papers.dpo(p, b)) for b in (0.01, 0.1, 2.0)],
+    "dpo.conservative": [
+        ({"beta": 0.5, "label_smoothing": e}, lambda p, e=e: papers.conservative(p, 0.5, e)) for e in (0.0, 0.1, 0.3)
+    ],
+    "dpo.robust": [({"beta": 0.5, "label_smoothing": e}, lambda p, e=e: papers.robust(p, 0.5, e)) for e in (0.0, 0.4)],
+    "dpo.ipo": [({"beta": 0.1, "length_normalize": n}, lambda p, n=n: papers.ipo(p, 0.1, n)) for n in (True, False)],
+    "dpo.hinge": [({"beta": b}, lambda p, b=b: papers.hinge(p, b)) for b in (0.1, 2.0)],
+    "dpo.beta_gamma": [
+        ({"beta": 0.2, "gamma": g}, lambda p, g=g: papers.beta_gamma(p, 0.2, g)) for g in (0.0, 0.1, 0.2, 1.0)
+    ],
+    "dpo.beta_gamma_hinge": [
+        ({"beta": 0.2, "gamma": g, "margin": m}, lambda p, g=g, m=m: papers.beta_gamma_hinge(p, 0.2, g, m))
+        for g, m in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0))
+    ],
+    "slpo.listing": [({"scale": "1"}, papers.listing), ({"scale": 8}, lambda p: 8 * papers.listing(p))],
+    "slpo.shift": [
+        (
+            {"alpha": a, "temperature": t, "scale": "1"},
+            lambda p, a=a, t=t: papers.shift(p, a, None if t == "length" else t),
+        )
+        for a, t in ((0.0, "length"), (0.5, "length"), (0.9, 512.0), (1.0, "length"), (0.3, 1.0))
+    ],
+    "slpo.joint": [
+        ({"alpha": 0.9, "temperature": 1.0, "scale": "1"}, lambda p: papers.joint(p, 0.9)),
+        ({"alpha": 1.0, "temperature": 1.0, "scale": "1"}, lambda p: papers.joint(p, 1.0)),
+        ({"alpha": 1.0, "temperature": "length", "scale": "1"}, lambda p: papers.joint_rooted(p, 1.0)),
+        ({"alpha": 0.6, "temperature": 20.0, "scale": "1"}, lambda p: papers.joint_rooted(p, 0.6, 20.0)),
+    ],
+}
+
+
+def pairs() -> list[papers.Pair]:
+    rng = np.random.default_rng(0)
+    lengths = [(1, 1), (3, 5), (6, 2)]
+    return [
+        papers.Pair(*([float(d) for d in rng.normal(-1, 1, n)] for n in (w, l, w, l)))
+        for w, l in lengths  # noqa: E741
+    ]
+
+
+@unrooted
+@pytest.mark.parametrize("name", CASES)
+def test_the_papers_formula(name):
+    with jax.enable_x64(True):
+        for pair, (hyperparameters, paper) in itertools.product(pairs(), CASES[name]):
+            policy, ref = logps(pair.chosen, pair.rejected), logps(pair.ref_chosen, pair.ref_rejected)
+            loss, _ = objectives.build(name, **hyperparameters).function(policy=policy, ref=ref)
+            np.testing.assert_allclose(loss, float(paper(pair)), rtol=1e-10, atol=1e-13, err_msg=str(hyperparameters))
+
+
+@unrooted
+def test_the_joint_form_is_a_divergence_over_every_response():
+    """Equation 7 by enumeration: two responses of all V^T, the others pooled."""
+    vocabulary, length, alpha = 4, 3, 0.8
+    rng = np.random.default_rng(2)
+
+    def model():
+        tables = {
+            prefix: rng.dirichlet(np.ones(vocabulary))
+            for t in range(length)
+            for prefix in itertools.product(range(vocabulary), repeat=t)
+        }
+        every = itertools.product(range(vocabulary), repeat=length)
+        return tables, {y: np.prod([tables[y[:t]][y[t]] for t in range(length)]) for y in every}
+
+    (policy, p), (ref, r) = model(), model()
+    w, l = (0, 1, 2), (3, 3, 0)  # noqa: E741
+    pool = r[w] + r[l]
+    target = np.array([alpha * pool, (1 - alpha) * pool, sum(v for y, v in r.items() if y not in (w, l))])
+    masses = np.array([p[w], p[l], sum(v for y, v in p.items() if y not in (w, l))])
+
+    def of(tables):
+        steps = [[tables[y[:t]][y[t]] for t in range(length)] for y in (w, l)]
+        return logps(*(list(np.log(s) - np.log1p(-np.array(s))) for s in steps))
+
+    with jax.enable_x64(True):
+        function = objectives.build("slpo.joint", alpha=alpha, temperature=1, scale=1).function
+        loss, metrics = function(policy=of(policy), ref=of(ref))
+        np.testing.assert_allclose(loss, np.sum(target * np.log(target / masses)), rtol=1e-12)
+        got = [metrics["mass/model_chosen"], metrics["mass/model_rejected"]]
+        np.testing.assert_allclose(got, masses[:2], rtol=1e-12)
+
+
+# ---- SFT's reductions, kinks, scales ---------------------------------------------------------------------------------
+
+
+def test_the_token_mean_is_that_of_the_batch_whatever_fills_it():
+    y = logps([0.3, -1.0, -2.0], [0.1], [])
+    one = jax.tree.map(lambda x: x[:, None], y)
+    losses, _ = jax.vmap(objectives.build("sft.token_mean").function, axis_name="batch")(one)
+    tokens = -float(jnp.sum(y.token)) / 4
+    np.testing.assert_allclose(losses.sum() / 2, tokens, rtol=1e-6)  # two examples are there
+    assert losses[2] == 0
+
+
+def test_the_kinks():
+    y = logps([0.3, -1.0], [0.1])
+
+    def slope(name, **hyperparameters):
+        function = objectives.build(name, **hyperparameters).function
+        return jax.grad(lambda token: function(policy=y._replace(token=token), ref=y)[0])(y.token)[0, 0]
+
+    # At policy == reference, beta == gamma, no margin: training starts.
+    np.testing.assert_allclose(slope("dpo.beta_gamma_hinge", beta=0.25, gamma=0.25), -0.25)
+    np.testing.assert_allclose(slope("dpo.beta_gamma_hinge", beta=0.25, gamma=0.25, margin=1.0), -0.25)
+    np.testing.assert_allclose(slope("dpo.hinge", beta=0.25), -0.25)
+
+
+@pytest.mark.parametrize("length", [16, 64, 256])
+def test_scaled_by_the_squared_temperature_the_gradient_is_dpos_at_any_length(length):
+    y = logps([-1.5] * length, [-1.5] * length)
+
+    def slopes(name, **hyperparameters):
+        function = objectives.build(name, **hyperparameters).function
+        return jax.grad(lambda token: function(policy=y._replace(token=token), ref=y)[0])(y.token)[:, 0]
+
+    chosen, rejected = slopes("slpo.shift")
+    assert -0.05 < chosen < -0.01 and 0.05 < rejected < 0.15, (chosen, rejected)
+    chosen, rejected = slopes("slpo.listing")
+    assert -0.05 < chosen < -1e-4 and 0.05 < rejected < 0.15, (chosen, rejected)
+    plain = slopes("slpo.shift", scale="1")
+    np.testing.assert_allclose(plain * length**2, slopes("slpo.shift"), rtol=1e-5)
+
+
+def test_alpha_zero_asks_for_the_reference():
+    y = logps([0.3, -1.0, -2.0], [0.1, 0.2])
+    loss, metrics = objectives.build("slpo.shift", alpha=0.0).function(policy=y, ref=y)
+    assert loss == 0 and metrics["mass/gap_chosen"] == 0 and metrics["mass/shift_chosen"] == 0
+
+
+def test_training_on_the_log_odds_reaches_the_target():
+    y = logps([-0.5, -1.0, -2.0], [0.1, 0.2])
+    function = objectives.build("slpo.shift", alpha=0.5).function
+
+    def loss(d):
+        token, other = -jax.nn.softplus(-d), -jax.nn.softplus(d)
+        here = jnp.asarray(y.token) < 0
+        return function(policy=Logps(jnp.where(here, token, 0.0), jnp.where(here, other, ABSENT), y.length), ref=y)
+
+    d = jnp.asarray(jnp.where(y.token < 0, y.token - y.other, 0.0))
+    step = jax.jit(lambda d: d - 0.5 * jax.grad(lambda d: loss(d)[0])(d))
+    for _ in range(400):
+        d = step(d)
+    value, metrics = loss(d)
+    assert value < 1e-6 and abs(metrics["mass/gap_chosen"]) < 1e-2 and abs(metrics["mass/gap_rejected"]) < 1e-2
+
+
+# ---- finding, binding, refusing --------------------------------------------------------------------------------------
+
+
+def test_the_names():
+    assert {"sft.token_mean", "dpo.sigmoid", "dpo.beta_gamma_hinge", "slpo.shift"} <= set(objectives.names())
+    assert not [name for name in objectives.names() if "._" in name]
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [("dpo.sigmoyd", "near: dpo.sigmoid"), ("slpo.shft", "slpo.shift"), ("nothing", "sft.token_mean"), ("dpo.", "dpo")],
+)
+def test_an_unknown_objective_lists_the_near_ones(name, near):
+    with pytest.raises(ValueError, match="unknown objective.*" + near):
+        objectives.build(name)
+
+
+def test_an_unknown_hyperparameter_lists_those_there_are():
+    with pytest.raises(ValueError, match="no hyperparameter 'label_smothing' .near: label_smoothing.; it has beta, "):
+        objectives.build("dpo.robust", label_smothing=0.1)
+    with pytest.raises(ValueError, match="it has none"):
+        objectives.build("sft.token_mean", beta=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("dpo.sigmoid", "beta", 0.0),
+        ("dpo.ipo", "beta", -1.0),
+        ("dpo.hinge", "beta", float("nan")),
+        ("dpo.conservative", "label_smoothing", 0.5),
+        ("dpo.robust", "label_smoothing", 0.5),
+        ("dpo.robust", "label_smoothing", -0.1),
+        ("dpo.beta_gamma", "gamma", -0.1),
+        ("dpo.beta_gamma_hinge", "margin", -1.0),
+        ("slpo.shift", "alpha", 1.1),
+        ("slpo.joint", "alpha", 0.5),
+        ("slpo.shift", "temperature", 0.0),
+        ("slpo.listing", "temperature", "lenght"),
+        ("slpo.joint", "scale", "length"),
+        ("slpo.shift", "scale", "-1"),
+        ("slpo.shift", "scale", "inf"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_when_it_is_built(name, key, value):
+    with pytest.raises(ValueError, match=rf"objective\.{key} = .*expected "):
+        objectives.build(name, **{key: value})
+
+
+@pytest.mark.parametrize("name", ["slpo.shift", "slpo.joint", "slpo.listing"])
+def test_no_root_warns(name):
+    with pytest.warns(UserWarning, match="no gradient"):
+        objectives.build(name, temperature=1.0)
+
+
+def test_numbers_as_a_command_line_gives_them():
+    assert objectives.build("dpo.sigmoid", beta=1).hyperparameters == {"beta": 1.0}
+    text, number = (objectives.build("slpo.shift", temperature=t, scale="1").function for t in ("512", 512))
+    y, ref = logps([0.3, -1.0], [0.1, 0.2]), logps([0.1, -1.0], [0.1, 0.5])
+    assert text(policy=y, ref=ref)[0] == number(policy=y, ref=ref)[0] > 0
+
+
+OWN = """
+import jax
+
+def mine(policy, ref, *, beta=0.1):
+    return beta * (policy.token - ref.token).sum(), {"twice": 2 * policy.token.sum()}
+
+def counting(policy, state=(0.0,), *, decay=0.9):
+    mean = jax.lax.pmean(policy.token.sum(), "batch")
+    return policy.token.sum() - state[0], {}, (decay * state[0] + (1 - decay) * mean,)
+
+def greedy(policy, logits):
+    return policy.token.sum(), {}
+
+def vector(policy):
+    return policy.token.sum(), {"tokens": policy.token[0]}
+
+def bare(policy):
+    return policy.token.sum()
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_ideas.py").write_text(OWN)
+    (tmp_path / "own_broken.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_an_objective_in_a_file_of_ones_own(own):
+    objective = objectives.build("own_ideas.mine", beta=2)
+    assert objective.needs == {"policy", "ref"} and objective.metrics == ("twice",)
+    assert objectives.defaults("own_ideas.mine") == {"beta": 0.1}
+    objective = objectives.build("own_ideas.counting")
+    assert objective.state == (0.0,) and objective.needs == {"policy", "state"}
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("own_ideas.greedy", "asks for 'logits', which the step does not give"),
+        ("own_ideas.vector", "'tokens' of one example has shape"),
+        ("own_ideas.bare", "expected .loss, .name: scalar"),
+        ("own_ideas.absent", "unknown objective"),
+    ],
+)
+def test_what_is_no_objective_is_refused(own, name, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.build(name)
+
+
+def test_what_a_module_of_ones_own_misses_is_said(own):
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        objectives.build("own_broken.mine")
