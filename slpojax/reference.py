@@ -5,12 +5,12 @@ numbers depend on: weights, tokens (and so the tokenizer, the format and the tru
 say what changed) and dtype. Under any other key it is computed anew, and the reason is told.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,8 @@ _FILE = "{split}.npz"
 _KEY = "{split}.key.json"
 
 
-class Columns(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Columns:
     """Log-probs of every response of a data set, ragged.
 
     Attributes:
@@ -76,7 +77,9 @@ def compute(logps: Callable[[Batch], Logps], batches: Iterable[Batch], response_
                 token[span], other[span] = got.token[b, k, :n], got.other[b, k, :n]
     missing = int(np.isnan(token).sum())
     if missing:
-        raise ValueError(f"reference: {missing} of {token.size} response tokens have no finite log-prob; check the weights")
+        raise ValueError(
+            f"reference: {missing} of {token.size} response tokens have no finite log-prob; check the weights"
+        )
     return Columns(token, other, start)
 
 
@@ -99,7 +102,10 @@ def cached(
         with np.load(array_file) as arrays:
             return Columns(arrays["token"], arrays["other"], arrays["start"])
     changed = [name for name in key if known and known.get(name) != key[name]]
-    tell(f"reference log-probs ({split}): computing, " + (f"changed: {', '.join(changed)}" if changed else "none are kept yet"))
+    tell(
+        f"reference log-probs ({split}): computing, "
+        + (f"changed: {', '.join(changed)}" if changed else "none are kept yet")
+    )
     columns = make()
     if jax.process_index() == 0:
         _keep(folder, array_file, key_file, key, columns)
@@ -112,7 +118,7 @@ def _keep(folder: pathlib.Path, array_file: pathlib.Path, key_file: pathlib.Path
     key_file.unlink(missing_ok=True)
     part = array_file.with_suffix(".part")
     with open(part, "wb") as f:
-        np.savez(f, **columns._asdict())
+        np.savez(f, token=columns.token, other=columns.other, start=columns.start)
     os.replace(part, array_file)
     part = key_file.with_suffix(".part")
     part.write_text(json.dumps(key, indent=1))

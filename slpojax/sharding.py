@@ -73,8 +73,8 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     """Give every leaf its sharding: that of the first rule whose expression is found in the leaf's path.
 
     A rule is held against the path and against every end of it that begins after a '/', so that the rule of a parameter
-    also holds for its moments in the optimiser's state. An axis that does not divide its dimension is left out for that leaf, and a leaf of lower rank than its rule (the
-    factored moments of Adafactor) is replicated; both are told.
+    also holds for its moments in the optimiser's state. An axis that does not divide its dimension is left out for that
+    leaf, and a leaf of lower rank than its rule (the factored moments of Adafactor) is replicated; both are told.
 
     Args:
         mesh: see `make_mesh`.
@@ -116,7 +116,7 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
         return jax.make_array_from_process_local_data(replicated(mesh), x, x.shape)
 
     split = jax.tree.map(rows, (batch.rows, batch.scored))
-    return jax.tree.map(whole, batch._replace(rows=None, scored=None))._replace(rows=split[0], scored=split[1])
+    return Batch(*split, *jax.tree.map(whole, batch[2:]))
 
 
 def gather(x: Any) -> Any:

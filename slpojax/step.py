@@ -57,16 +57,18 @@ def on_examples(
 def couples_examples(objective: Objective, shapes: Shapes) -> bool:
     """Tell whether the objective's loss of one example depends on the others: whether it uses the axis "batch"."""
     pair = (shapes.candidates, shapes.response)
-    logps = Logps(*[jax.ShapeDtypeStruct(pair, jnp.float32)] * 2, jax.ShapeDtypeStruct(pair[:1], jnp.int32))
+    logps = Logps(jnp.zeros(pair), jnp.zeros(pair), jnp.ones(pair[:1], jnp.int32))
     given = {
         "policy": logps,
         "ref": logps,
-        "score": jax.ShapeDtypeStruct(pair[:1], jnp.float32),
-        "key": jax.eval_shape(lambda: jax.random.key(0)),
+        "score": jnp.zeros(pair[:1]),
+        "key": jax.random.key(0),
         "state": objective.state,
     }
     try:
-        jax.eval_shape(lambda arguments: objective.function(**arguments), {name: given[name] for name in objective.needs})
+        jax.eval_shape(
+            lambda arguments: objective.function(**arguments), {name: given[name] for name in objective.needs}
+        )
     except NameError as error:  # JAX's error for a named axis that nobody has bound
         if "batch" in str(error):
             return True
@@ -110,7 +112,9 @@ def make_train_step(
         odds = _over_micro_batches(lambda x: log_odds(ref_params, *x), (batch.rows, batch.scored), accumulate)
         return place(jax.lax.with_sharding_constraint(odds, everywhere), batch.scored, batch.length, shapes.response)
 
-    def gradient(params: Params, batch: Batch, ref: Logps | None, state: Any, key: Key) -> tuple[Array, Metrics, Any, Any]:
+    def gradient(
+        params: Params, batch: Batch, ref: Logps | None, state: Any, key: Key
+    ) -> tuple[Array, Metrics, Any, Any]:
         micro = (batch.rows, batch.scored)
         if accumulate == 1:
             (loss, (metrics, state)), grads = jax.value_and_grad(
@@ -193,6 +197,8 @@ def _over_micro_batches(function: Callable[[Any], Array], x: Any, count: int) ->
 def _sum_micro_batches(function: Callable[[Any], Any], x: Any, count: int) -> Any:
     """Sum what a function returns for each micro-batch, one at a time."""
     micro = _micro_batches(x, count)
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, jax.tree.map(lambda a: a[0], micro)))
+    zero = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, jax.tree.map(lambda a: a[0], micro))
+    )
     total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, function(x)), None), zero, micro)
     return total

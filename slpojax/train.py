@@ -19,8 +19,22 @@ import rich
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from slpojax import checkpoint, data, evaluate, hf, logger, logps, models, objectives, optim, reference, settings
-from slpojax import sharding, step, worlds
+from slpojax import (
+    checkpoint,
+    data,
+    evaluate,
+    hf,
+    logger,
+    logps,
+    models,
+    objectives,
+    optim,
+    reference,
+    settings,
+    sharding,
+    step,
+    worlds,
+)
 from slpojax.base import Batch, Key, Logps, Model, Params, Shapes, State
 
 DEFAULT = "configs/quickstart.py"
@@ -105,7 +119,9 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
     everywhere, devices = sharding.replicated(mesh), sharding.batch_devices(mesh)
     folder = hf.resolve(config.model.path)
     hf_config = hf.read_config(folder)
-    model = models.build(hf_config, dtype=config.model.dtype, remat=config.model.remat, max_length=config.data.max_length)
+    model = models.build(
+        hf_config, dtype=config.model.dtype, remat=config.model.remat, max_length=config.data.max_length
+    )
     objective = objectives.build(**config.objective)
     _check_needs(objective, config)
 
@@ -330,7 +346,12 @@ def _make_state(
 
 
 def _measure(
-    run: Run, objective: objectives.Objective, held_out: Part | None, ref_params: Params | None, score: Score | None, seed: int
+    run: Run,
+    objective: objectives.Objective,
+    held_out: Part | None,
+    ref_params: Params | None,
+    score: Score | None,
+    seed: int,
 ) -> Callable[[int, State], dict[str, float]]:
     """Return (step, state) -> the metrics of the held-out preferences and of the world."""
     evaluation = held_out and evaluate.make_evaluation(objective, lambda: _batches(run, held_out), jax.random.key(seed))
@@ -348,7 +369,7 @@ def _measure(
 def _sanity(run: Run, params: Params, ref_params: Params | None, pairs: Part) -> str:
     """Compare policy and reference on the first batch in order."""
     batch = next(_batches(run, pairs))
-    ref = batch.ref if ref_params is None else run.logps(ref_params, batch)
+    ref = batch.ref or run.logps(ref_params, batch)
     return evaluate.sanity_of_start(run.logps(params, batch), ref)
 
 

@@ -135,7 +135,9 @@ def test_the_original_s_order():
 
 
 def test_other_orders():
-    np.testing.assert_array_equal(pipeline.order(5, 3, seed=0, steps=3, kind="source"), [[0, 1, 2], [3, 4, 0], [1, 2, 3]])
+    np.testing.assert_array_equal(
+        pipeline.order(5, 3, seed=0, steps=3, kind="source"), [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+    )
     original = np.concatenate(pipeline.order(10, 4, seed=7, steps=5, kind="original"))
     np.testing.assert_array_equal(original, sum(pipeline.original_order(10, 2), []))
     with pytest.raises(ValueError, match=r"data.order='random': expected shuffled, source or original"):

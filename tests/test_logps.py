@@ -61,7 +61,11 @@ def test_near_certain_tokens_keep_their_complement():
 def test_bfloat16_states_stay_within_the_rounding_of_their_inputs():
     hidden, unembed, scored = _case()
     token, _ = _logps(jnp.asarray(hidden, jnp.bfloat16), unembed, scored, 8)
-    exact = _truth(np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float32), np.asarray(jnp.asarray(unembed, jnp.bfloat16), np.float32), scored)
+    exact = _truth(
+        np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float32),
+        np.asarray(jnp.asarray(unembed, jnp.bfloat16), np.float32),
+        scored,
+    )
     np.testing.assert_allclose(token, exact[0], atol=1e-5)  # the rounded inputs, exactly: the logits are never rounded
     np.testing.assert_allclose(token, _truth(hidden, unembed, scored)[0], atol=0.1)
     assert np.abs(token - _truth(hidden, unembed, scored)[0]).mean() < 2e-2

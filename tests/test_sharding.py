@@ -9,7 +9,8 @@ from slpojax import sharding
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1)), ((1, 2, 4), (1, 2, 4))]
+    ("sizes", "expected"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1)), ((1, 2, 4), (1, 2, 4))],
 )
 def test_sizes_fill_the_devices(sizes, expected):
     assert tuple(sharding.make_mesh(*sizes).shape.values()) == expected
@@ -41,7 +42,9 @@ def test_a_placed_batch_splits_its_rows_and_repeats_the_rest():
 
     rows = Rows(*(np.arange(8 * 5, dtype=np.int32).reshape(8, 5),) * 4)
     scored = Scored(*(np.zeros((8, 2), np.int32),) * 3)
-    batch = Batch(rows, scored, np.ones((3, 2), np.int32), np.zeros((3, 2), np.float32), np.arange(3, dtype=np.int32), None)
+    batch = Batch(
+        rows, scored, np.ones((3, 2), np.int32), np.zeros((3, 2), np.float32), np.arange(3, dtype=np.int32), None
+    )
     placed = sharding.put_batch(sharding.make_mesh(2, 2, 2), batch)
     assert placed.rows.token.sharding.shard_shape((8, 5)) == (2, 5)
     assert placed.length.sharding.is_fully_replicated
