@@ -163,7 +163,8 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
     if restored:
         state, start = restored.state, restored.step
     else:
-        state, start = jax.jit(make_state, out_shardings=state_sharding)(_first_params(config, run)), 0
+        start = 0
+        state = jax.jit(make_state, out_shardings=state_sharding, donate_argnums=0)(_first_params(config, run))
 
     # The step, the stream of batches and the evaluation.
     train_step = step.make_train_step(
@@ -221,7 +222,7 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
 
     if config.export:
         hf.save(output / "hf", _gather(state.params, everywhere), model, hf_config, tokenizer_from=folder)
-        rich.print(f"wrote {output / 'hf'}, which transformers loads")
+        _say(f"wrote {output / 'hf'}, which transformers loads")
 
 
 def _check_needs(objective: objectives.Objective, config: ConfigDict) -> None:
@@ -400,7 +401,7 @@ def _size(params: Params) -> str:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        rich.print(text)
+        rich.get_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from jax import lax
 from slpojax.base import Array, Bool, Float, Int, Rows
 
 # Far below any logit, yet finite: a row of nothing but padding has a uniform softmax instead of NaN.
+BLOCK = 128  # queries that meet their keys at once: their weights fit the caches of a CPU
+MOST_BLOCKS = 8  # a longer row gets longer blocks, so that the program does not grow with it
+
 _UNSEEN = -1e30
 
 
@@ -165,16 +168,34 @@ def attend(
 ) -> Float[Array, "R L H d"]:
     """softmax(query . key / sqrt(d)) . value over the cells each query sees; G key heads serve H / G query heads each.
 
+    Long rows go block by block: a block of queries meets the keys up to its own end only, which leaves out half of the
+    products, and its weights are made again in the backward pass, which keeps the memory linear in the length.
+
     Args:
         query: [R, L, H, d].
         key: [R, M, G, d].
         value: [R, M, G, d].
         reader: the cells of the queries.
-        read: the cells of the keys.
+        read: the cells of the keys; with M = L they are the same cells, in the same order.
 
     Returns:
         [R, L, H, d] in the dtype of the query; logits and softmax are float32. Padding gets finite numbers.
     """
+    length = query.shape[1]
+    block = BLOCK * max(1, -(-length // (BLOCK * MOST_BLOCKS)))
+    if length != key.shape[1] or length <= block:
+        return _attend(query, key, value, reader, read)
+    parts = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        own, before = (
+            Cells(c.place[a:end], c.example[:, a:end], c.branch[:, a:end]) for c, a in ((reader, start), (read, 0))
+        )
+        parts.append(jax.checkpoint(_attend)(query[:, start:end], key[:, :end], value[:, :end], own, before))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend(query: Array, key: Array, value: Array, reader: Cells, read: Cells) -> Array:
     rows, length, heads, dim = query.shape
     query = query.reshape(rows, length, key.shape[2], -1, dim)
     logits = jnp.einsum("rlghd,rmgd->rghlm", query, key, preferred_element_type=jnp.float32) * dim**-0.5
