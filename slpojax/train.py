@@ -10,7 +10,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -197,7 +197,8 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
     for note in notes:
         log.say(f"sharding: {note}")
     log.say(f"resumed behind step {start} of {plan.steps}" if restored else f"{_size(like.params)}, {plan.steps} steps")
-    (output / "config.json").write_text(settings.dump(config))
+    if jax.process_index() == 0:
+        (output / "config.json").write_text(settings.dump(config))
 
     try:
         if not restored:
@@ -221,8 +222,7 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
         checkpoint.close(checkpoints)
 
     if config.export:
-        hf.save(output / "hf", _gather(state.params, everywhere), model, hf_config, tokenizer_from=folder)
-        _say(f"wrote {output / 'hf'}, which transformers loads")
+        _export(output / "hf", state.params, run, hf_config)
 
 
 def _check_needs(objective: objectives.Objective, config: ConfigDict) -> None:
@@ -389,9 +389,12 @@ def _counts(batch: Batch, shapes: Shapes) -> dict[str, int]:
     return {"examples": shapes.examples, "tokens": tokens, "slots": shapes.rows * shapes.length}
 
 
-def _gather(params: Params, everywhere: jax.sharding.Sharding) -> Params:
-    """Bring parameters to the host, one tensor at a time."""
-    return jax.tree.map(lambda x: np.asarray(jax.device_put(x, everywhere)), params)
+def _export(path: pathlib.Path, params: Params, run: Run, hf_config: Mapping[str, Any]) -> None:
+    """Bring the parameters to the host, one tensor at a time, and write them as a folder that transformers loads."""
+    params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, sharding.replicated(run.mesh))), params)
+    if jax.process_index() == 0:
+        hf.save(path, params, run.model, hf_config, tokenizer_from=run.folder)
+    _say(f"wrote {path}, which transformers loads")
 
 
 def _size(params: Params) -> str:

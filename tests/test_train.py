@@ -1,0 +1,129 @@
+"""The program as a whole, on a tiny model and made-up pairs: what it writes, how it resumes, what it refuses."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from configs import base
+from slpojax import hf, logger, objectives, optim, settings, train
+
+WORDS = ["<eos>", *(f"w{i}" for i in range(30))]
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "eos_token_id": 0,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model's config and tokenizer, and pairs."""
+    path = tmp_path_factory.mktemp("train")
+    (path / "model").mkdir()
+    (path / "model" / "config.json").write_text(json.dumps(MODEL))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(path / "model" / "tokenizer.json"))
+    (path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    draw = random.Random(0)
+
+    def text(low, high):
+        return " " + " ".join(draw.choices(WORDS[1:], k=draw.randint(low, high)))
+
+    records = [{"prompt": text(1, 4).strip(), "chosen": text(1, 6), "rejected": text(1, 6)} for _ in range(26)]
+    (path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def configuration(folder, output, **changes):
+    values = {
+        "output": str(folder / output),
+        "model.path": str(folder / "model"),
+        "model.weights": "random",
+        "data.path": str(folder / "pairs.jsonl"),
+        "data.format": "pairs",
+        "data.rows": "0:20",
+        "data.eval_rows": "20:26",
+        "data.max_length": 16,
+        "data.max_prompt_length": 8,
+        "data.row_length": 32,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "eval_every": 3,
+        "checkpoint_every": 3,
+        "mesh.fsdp": 2,
+    }
+    choices = {"objective": objectives.defaults, "optimizer": optim.defaults}
+    return settings.resolve(base.get_config(), values | changes, choices=choices)
+
+
+def losses(folder, output, split="train"):
+    rows = logger.read_jsonl(folder / output / "metrics.jsonl", split)
+    return [(row["step"], row["loss"], row["logps/chosen"]) for row in rows]
+
+
+def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, capsys):
+    train.train(configuration(folder, "whole", steps=6))
+    shown = capsys.readouterr().out
+    assert "every margin is exactly 0" in shown and "20 read, 20 kept" in shown
+    start = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
+    assert start["step"] == 0 and start["rewards/margins"] == 0 and start["rewards/accuracies"] == 0.5
+    assert start["loss"] == pytest.approx(np.log(2), abs=1e-7)
+
+    train.train(configuration(folder, "parts", steps=3))
+    train.train(configuration(folder, "parts", steps=6))
+    assert "resumed behind step 3 of 6" in capsys.readouterr().out
+    assert losses(folder, "parts") == losses(folder, "whole") and len(losses(folder, "whole")) == 6
+    assert losses(folder, "parts", "eval")[-1] == losses(folder, "whole", "eval")[-1]
+    ours, theirs = (load_file(folder / name / "hf" / "model.safetensors") for name in ("parts", "whole"))
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    with pytest.raises(ValueError, match=r"objective.name was 'dpo.sigmoid' and is 'dpo.ipo'"):
+        train.train(configuration(folder, "parts", steps=6, **{"objective.name": "dpo.ipo"}))
+
+
+def test_what_was_exported_trains_on_without_a_reference(folder):
+    train.train(configuration(folder, "first", steps=1))
+    changes = {"model.path": str(folder / "first" / "hf"), "model.weights": "load", "objective.name": "sft.token_mean"}
+    train.train(configuration(folder, "second", steps=15, **changes, **{"data.candidates": 1, "data.eval_rows": ""}))
+    seen = losses(folder, "second")
+    assert [step for step, *_ in seen] == [*range(1, 16)]
+    assert np.mean([loss for _, loss, _ in seen[-5:]]) < np.mean([loss for _, loss, _ in seen[:5]]) - 0.3
+    assert hf.read_config(folder / "second" / "hf")["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
+    with pytest.raises(FloatingPointError, match=r"step \d is not finite: .*Lower the learning rate"):
+        train.train(configuration(folder, "broken", steps=6, learning_rate=1e30, clip_norm=0.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.path": ""}, r"config.data.path is empty"),
+        ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl"),
+        ({"reference.mode": "cache"}, r"config.reference.mode='cache': expected one of cached, online, none"),
+        ({"reference.mode": "none"}, r"dpo.sigmoid compares with a reference, but config.reference.mode is 'none'"),
+        ({"model.weights": "zeros"}, r"config.model.weights='zeros': expected 'load' or 'random'"),
+        ({"data.format": "pair"}, r"pairs"),
+        ({"data.row_length": 8}, r"raise data.row_length"),
+        ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch; lower batch_size"),
+        ({"mesh.data": 3}, r"does not fill 8 devices"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_input_is_refused_with_what_to_do(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.train(configuration(folder, "refused", **changes))
