@@ -1,0 +1,80 @@
+"""Two processes, as on two hosts, give the numbers of one: the real program, started as Slurm would start it."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_train import folder  # noqa: F401  the fixture
+
+from slpojax import logger
+
+pytestmark = pytest.mark.check
+
+
+def start(path, output, processes, steps):
+    """Start the program `processes` times with eight devices in all; wait; return what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    changes = {
+        "output": path / output,
+        "steps": steps,
+        "model.path": path / "model",
+        "model.weights": "random",
+        "data.path": path / "pairs.jsonl",
+        "data.format": "pairs",
+        "data.rows": "0:20",
+        "data.eval_rows": "20:26",
+        "data.max_length": 16,
+        "data.max_prompt_length": 8,
+        "data.row_length": 32,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+        "mesh.fsdp": 4,
+        "mesh.distributed": processes > 1,
+    }
+    command = [sys.executable, "-m", "slpojax.train", "--config=configs/base.py"]
+    command += [f"--config.{key}={value}" for key, value in changes.items()]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(processes),
+    }
+    running = [
+        subprocess.Popen(
+            command,
+            env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    shown = [process.communicate(timeout=400)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(shown)
+    return shown
+
+
+@pytest.mark.timeout(900)
+def test_two_hosts_equal_one_and_resume(folder):  # noqa: F811
+    start(folder, "one", 1, 4)
+    start(folder, "two", 2, 2)
+    shown = start(folder, "two", 2, 4)
+    assert "resumed behind step 2 of 4" in shown[0] and "step" not in shown[1]
+    one, two = (logger.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    key = {(row["split"], row["step"]): row for row in two}
+    for row in one:
+        for name in ("loss", "logps/chosen", "rewards/margins"):
+            np.testing.assert_allclose(key[row["split"], row["step"]][name], row[name], atol=1e-5, err_msg=name)
+    ours, theirs = (load_file(folder / name / "hf" / "model.safetensors") for name in ("two", "one"))
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
