@@ -27,9 +27,9 @@ train() { $python -m slpojax.train "$@" "${common[@]}"; }
 
 train --config=configs/sft_hh.py --config.output="$out/sft" --config.model.path="$out/start" \
       --config.model.weights=random --config.objective.name=sft.token_mean --config.learning_rate=1e-3 \
-      --config.epochs=3 --config.eval_every=125
+      --config.epochs=1.5 --config.eval_every=93
 for name in dpo slpo; do
     train --config=configs/${name}_hh.py --config.output="$out/$name" --config.model.path="$out/sft/hf" \
           --config.reference.cache="$out/reference_cache" --config.learning_rate=1e-4 --config.epochs=1 \
-          --config.eval_every=40
+          --config.eval_every=62
 done

@@ -156,7 +156,7 @@ def make_objective_step(objective: Objective) -> Callable[..., tuple[Array, Metr
     @jax.jit
     def evaluate(policy: Logps, ref: Logps | None, score: Array, state: Any, key: Key) -> tuple[Array, Metrics]:
         losses, metrics, _ = on_examples(objective, policy, ref, score, state, key)
-        return losses.mean(), jax.tree.map(jnp.mean, metrics)
+        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
     return evaluate
 

@@ -136,7 +136,7 @@ def train(config: ConfigDict, score: Score | None = None) -> None:
     # The reference, which never moves: log-probs from the cache, or weights that stay beside the policy's.
     ref_params = None
     if "ref" in objective.needs:
-        pairs, held_out, ref_params = _reference(config, run, pairs, held_out)
+        pairs, held_out, ref_params = _reference(config, run, tokenizer, pairs, held_out)
 
     # The state, new or from the newest checkpoint, on its devices.
     optimizer = optim.build(
@@ -295,7 +295,7 @@ def _load_params(run: Run, folder: pathlib.Path) -> Params:
 
 
 def _reference(
-    config: ConfigDict, run: Run, pairs: Part, held_out: Part | None
+    config: ConfigDict, run: Run, tokenizer: data.Tokenizer, pairs: Part, held_out: Part | None
 ) -> tuple[Part, Part | None, Params | None]:
     """Give both parts the reference's log-probs, or return its parameters."""
     folder = hf.resolve(config.reference.path) if config.reference.path else run.folder
@@ -312,7 +312,7 @@ def _reference(
         "weights": f"drawn, seed {config.seed}, jax {jax.__version__}" if drawn else reference.weights_digest(folder),
         "model": json.dumps(hf.read_config(folder), sort_keys=True),
         "dtype": config.model.dtype,
-        "tokenizer": str(config.data.tokenizer or run.folder),
+        "tokenizer": data.tokenizer_digest(tokenizer),
         **{f"data.{name}": str(config.data[name]) for name in tokens},
     }
     cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")

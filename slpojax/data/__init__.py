@@ -6,6 +6,7 @@ from slpojax.data.pipeline import batches, evaluation_batches, evaluation_order,
 from slpojax.data.report import Report, as_dict, render, with_packing
 from slpojax.data.rows import pack, plan
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
+from slpojax.data.tokenise import digest as tokenizer_digest
 
 __all__ = [
     "Example",
@@ -24,5 +25,6 @@ __all__ = [
     "passes",
     "plan",
     "render",
+    "tokenizer_digest",
     "with_packing",
 ]

@@ -5,6 +5,7 @@ tokens do not depend on the prompt and no BOS stands between them. EOS is an ord
 pads with it: masks come from lengths, never from ids.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -66,6 +67,11 @@ def load_tokenizer(path: str) -> Tokenizer:
             )
         tokenizer.eos_token = known[0]
     return tokenizer
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """SHA-256 of all that the tokenizer does to a text."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def chat_template(tokenizer: Tokenizer, name: str) -> str | None:

@@ -131,8 +131,8 @@ class Attention(nn.Module):
         c, shape = self.config, x.shape
         qkv = Linear(3 * c.width, c.bias, c.scale, self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(*shape[:2], c.heads, 3, c.head_dim), 3, 0)
-        (key, value), new = extend((rotate(key, turn), value), past, sight)
-        y = attend(rotate(query, turn), key, value, sight.reader, sight.read)
+        (keys, values), new = extend((rotate(key, turn), value), past, sight)
+        y = attend(rotate(query, turn), keys, values, sight.reader, sight.read)
         return Linear(c.width, c.bias, c.scale, self.dtype, name="out")(y.reshape(shape)), new
 
 
