@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 # What the console shows of a step where it is there, under a shorter name.
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
+SHOWN |= {"logps/rejected": "rejected", "world/gold_reward": "gold reward", "world/kl": "KL"}
 
 PATIENCE = 10.0  # seconds between lines where there is no terminal
 
@@ -109,7 +110,7 @@ class Logger:
         values = {name: float(value) for name, value in metrics.items()}
         for sink in self.sinks:
             sink(step, split, values)
-        self.say(f"{split} at step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        self.say(f"{split} at step {step}: {_shown(values)}")
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
@@ -151,7 +152,7 @@ class Logger:
 
     def _show(self, step: int, now: float, values: Mapping[str, float]) -> None:
         """Bring the console up to date."""
-        text = "  ".join(f"{short} {values[name]:.4g}" for name, short in SHOWN.items() if name in values)
+        text = _shown(values)
         if "tokens_per_second" in values:
             text += (
                 f"  {_short(values['examples_per_second'])} examples/s  {_short(values['tokens_per_second'])} tokens/s"
@@ -301,6 +302,11 @@ def _require(package: str, key: str) -> Any:
 def _count(into: dict[str, int], counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         into[name] = into.get(name, 0) + count
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    """Return the metrics that the console shows, in one line; all of them are in metrics.jsonl."""
+    return "  ".join(f"{short} {values[name]:.4g}" for name, short in SHOWN.items() if name in values)
 
 
 def _short(value: float) -> str:
