@@ -1,7 +1,9 @@
 """The program as a whole, on a tiny model and made-up pairs: what it writes, how it resumes, what it refuses."""
 
 import json
+import pathlib
 import random
+import re
 
 import numpy as np
 import pytest
@@ -102,6 +104,16 @@ def test_what_was_exported_trains_on_without_a_reference(folder):
     assert [step for step, *_ in seen] == [*range(1, 16)]
     assert np.mean([loss for _, loss, _ in seen[-5:]]) < np.mean([loss for _, loss, _ in seen[:5]]) - 0.3
     assert hf.read_config(folder / "second" / "hf")["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_the_objective_that_the_readme_adds_trains_on_eight_devices(folder, monkeypatch):
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"say `ideas.py`:\n\n```python\n(.*?)```", readme, re.DOTALL).group(1)
+    (folder / "ideas.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    train.train(configuration(folder, "ideas", steps=2, **{"objective.name": "ideas.hinge", "objective.margin": 2}))
+    assert losses(folder, "ideas")[0][1] == pytest.approx(2.0, abs=1e-5)
+    assert losses(folder, "ideas")[1][1] != losses(folder, "ideas")[0][1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
