@@ -49,7 +49,7 @@ policy = from_probabilities([[0.6, 0.5, 0.9], [0.3, 0.4, 0.8]])  # chosen, rejec
 ref = from_probabilities([[0.5, 0.5, 0.9], [0.4, 0.4, 0.8]])
 
 dpo = objectives.build("dpo.sigmoid", beta=0.1)
-slpo = objectives.build("slpo.shift", alpha=0.9)
+slpo = objectives.build("slpo.shift", alpha=0.9, scale="temperature_squared")
 for objective in (dpo, slpo):
     loss, metrics = objective.function(policy=policy, ref=ref)
     print(f"{objective.name} {objective.hyperparameters}\n  {'loss':22}{loss:8.4f}")

@@ -143,12 +143,13 @@ def test_scaled_by_the_squared_temperature_the_gradient_is_dpos_at_any_length(le
         function = objectives.build(name, **hyperparameters).function
         return jax.grad(lambda token: function(policy=y._replace(token=token), ref=y)[0])(y.token)[:, 0]
 
-    chosen, rejected = slopes("slpo.shift")
-    assert -0.05 < chosen < -0.01 and 0.05 < rejected < 0.15, (chosen, rejected)
+    squared = slopes("slpo.shift", scale="temperature_squared")
+    assert -0.05 < squared[0] < -0.01 and 0.05 < squared[1] < 0.15, squared
     chosen, rejected = slopes("slpo.listing")
     assert -0.05 < chosen < -1e-4 and 0.05 < rejected < 0.15, (chosen, rejected)
     plain = slopes("slpo.shift", scale="1")
-    np.testing.assert_allclose(plain * length**2, slopes("slpo.shift"), rtol=1e-5)
+    np.testing.assert_allclose(plain * length**2, squared, rtol=1e-5)
+    np.testing.assert_allclose(plain * length, slopes("slpo.shift"), rtol=1e-5)
 
 
 def test_alpha_zero_asks_for_the_reference():
@@ -159,7 +160,7 @@ def test_alpha_zero_asks_for_the_reference():
 
 def test_training_on_the_log_odds_reaches_the_target():
     y = logps([-0.5, -1.0, -2.0], [0.1, 0.2])
-    function = objectives.build("slpo.shift", alpha=0.5).function
+    function = objectives.build("slpo.shift", alpha=0.5, scale="temperature_squared").function
 
     def loss(d):
         token, other = -jax.nn.softplus(-d), -jax.nn.softplus(d)

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 120
+STEPS = 150
+KILLS = 24
 TIMES = {"examples_per_second", "tokens_per_second", "step_seconds"}  # the only numbers that may differ
 
 CONFIG = f"""
@@ -108,39 +108,39 @@ def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def moment(
-    process: subprocess.Popen, said: pathlib.Path, output: pathlib.Path, rng: np.random.Generator, how: str
+    process: subprocess.Popen, said: pathlib.Path, output: pathlib.Path, rng: np.random.Generator, how: str, limit: int
 ) -> None:
     """Wait for a random moment of a kind: any (starting up, too), a few steps on, or amid the writing of a checkpoint.
 
-    A process that ends before is left to the caller.
+    However fast the machine is, the wait ends at step `limit`, so that the steps last for all kills.
     """
-    if how == "any":
-        time.sleep(rng.uniform(0, 12))
-        return
-    trains = lambda: "parameters on" in said.read_text() or "resumed behind" in said.read_text()  # noqa: E731
-    lines = lambda: (output / "metrics.jsonl").read_bytes().count(b"\n")  # noqa: E731
-    wait(process, trains)
-    more, first, writing = rng.integers(1, 6), lines(), set()
-    if how == "step":
-        wait(process, lambda: lines() >= first + more)
-    if how == "save":
-        seen = lambda: writing.update(p.name for p in (output / "checkpoints").glob("*.orbax-checkpoint-tmp*"))  # noqa: E731
-        wait(process, lambda: seen() or len(writing) >= more)
+    until, begun = time.monotonic() + rng.uniform(0, 12), False
+    more, first, writing = rng.integers(1, 6), 0, set()
+    while process.poll() is None:
+        begun = begun or "parameters on" in said.read_text() or "resumed behind" in said.read_text()
+        now = newest(output / "metrics.jsonl") if begun else 0
+        first = first or now
+        writing.update(p.name for p in (output / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        reached = {"any": time.monotonic() >= until, "step": now >= first + more, "save": len(writing) >= more}[how]
+        if (reached and (begun or how == "any")) or now >= limit:
+            break
+        time.sleep(0.002)
     time.sleep(rng.uniform(0, 0.03))
 
 
-def wait(process: subprocess.Popen, until: Callable[[], bool]) -> None:
-    while process.poll() is None and not until():
-        time.sleep(0.002)
+def newest(path: pathlib.Path) -> int:
+    """Return the last step that is written whole, 0 if none."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 @pytest.mark.check
 @pytest.mark.timeout(1200)  # some 26 starts of the program
 def test_losses_are_bit_identical_after_two_dozen_kills(workplace):
     rng, output, torn = np.random.default_rng(0), workplace / "killed", 0
-    for i in range(24):
+    for i in range(KILLS):
         process, said = start(workplace, output.name)
-        moment(process, said, output, rng, ("step", "save", "any", "save")[i % 4])
+        moment(process, said, output, rng, ("step", "save", "any", "save")[i % 4], STEPS * (i + 1) // (KILLS + 4))
         assert process.poll() is None, (
             f"over before kill {i + 1}, status {process.returncode}: {said.read_text()[-3000:]}"
         )

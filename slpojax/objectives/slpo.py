@@ -12,11 +12,12 @@ with z* the same of the target t: p is close to the geometric mean of the token 
 divergence KL(q || p), which is 0 at the target and differs from the cross-entropy by a constant.
 
 **The scale.** A target d nats away moves z by d / N, so :math:`\partial L / \partial \log P(y) = (p - q) / N \approx
-q (1 - q) d / N^2`: 1e-6 and less, where DPO's is beta / 2. `scale` multiplies a response's term: by the temperature, by
-its square, or by a number ("1" is the plain loss). With the square the gradient is about q (1 - q) times the nats that
-are missing, at any length; this is the default where every target is finite, and makes learning rate, clipping
-and the optimiser's epsilon mean what they mean for DPO. A target of zero mass (`listing`) is infinitely far
-away, its gradient is p / N, and the temperature itself is the right scale.
+q (1 - q) d / N^2`: 1e-6 and less, where DPO's is beta / 2. `scale` multiplies a response's term: by the temperature
+(the default), by its square, or by a number ("1" is the plain loss). With the temperature the gradient is a fixed part of
+p - q, whatever the length: it is bounded, as DPO's is by beta, and learning rate, clipping and the optimiser's epsilon
+keep their meaning. The square makes it q (1 - q) times the nats that are missing, which has no bound: a pair whose
+rejected response is much the shorter asks for hundreds of nats (175 in the mean over HH under a weak model), and such
+pairs then decide every step.
 
 **What stays finite.** A response that is absent adds nothing and receives nothing. Two that are identical, or where one
 begins the other, have separate targets; should t_w reach 1, which takes masses that real responses do not have, it
@@ -99,7 +100,7 @@ def shift(
     *,
     alpha: float = 0.9,
     temperature: float | str = "length",
-    scale: float | str = "temperature_squared",
+    scale: float | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The author's later form: the share alpha of the rejected's mass shifts to the chosen.
 
@@ -112,7 +113,7 @@ def shift(
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
         ref: the same responses under the reference.
-        alpha: from 0 (stay at the reference) to 1 (the rejected keeps nothing; then scale by "temperature").
+        alpha: from 0 (stay at the reference) to 1 (the rejected keeps nothing).
         temperature: "length", each response's own, or a number for both as in the author's code.
         scale: "temperature", "temperature_squared" or a number, see above; "1" is the author's loss.
 
@@ -150,7 +151,7 @@ def joint(
     *,
     alpha: float = 0.9,
     temperature: float | str = "length",
-    scale: float | str = "temperature_squared",
+    scale: float | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The paper's equations: one three-way cross-entropy over the chosen, the rejected and everything else.
 
@@ -170,7 +171,7 @@ def joint(
         ref: the same responses under the reference.
         alpha: the chosen's share of the pool, from above 1/2 to 1.
         temperature: "length", each response's own, or a number for both.
-        scale: "temperature" or "temperature_squared", in the geometric mean of both, or a number; see above.
+        scale: "temperature" or "temperature_squared", in the geometric mean of both responses, or a number; see above.
 
     Returns:
         The loss in nats, and the metrics listed above, mass/model and mass/target being the three-way probabilities.
