@@ -13,11 +13,11 @@ divergence KL(q || p), which is 0 at the target and differs from the cross-entro
 
 **The scale.** A target d nats away moves z by d / N, so :math:`\partial L / \partial \log P(y) = (p - q) / N \approx
 q (1 - q) d / N^2`: 1e-6 and less, where DPO's is beta / 2. `scale` multiplies a response's term: by the temperature
-(the default), by its square, or by a number ("1" is the plain loss). With the temperature the gradient is a fixed part of
-p - q, whatever the length: it is bounded, as DPO's is by beta, and learning rate, clipping and the optimiser's epsilon
-keep their meaning. The square makes it q (1 - q) times the nats that are missing, which has no bound: a pair whose
-rejected response is much the shorter asks for hundreds of nats (175 in the mean over HH under a weak model), and such
-pairs then decide every step.
+(the default), by its square, or by a number ("1" is the plain loss). With the temperature the gradient is a fixed part
+of p - q, whatever the length: it is bounded, as DPO's is by beta, and learning rate, clipping and the optimiser's
+epsilon keep their meaning. The square makes it q (1 - q) times the nats that are missing, which has no bound: a pair
+whose rejected response is much the shorter asks for hundreds of nats (175 in the mean over HH under a weak model), and
+such pairs then decide every step.
 
 **What stays finite.** A response that is absent adds nothing and receives nothing. Two that are identical, or where one
 begins the other, have separate targets; should t_w reach 1, which takes masses that real responses do not have, it
