@@ -27,6 +27,14 @@ ABSENT = -1e30
 # Numbers of the whole distribution at a token, beside the token's own, that an objective may ask for.
 DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 
+# Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
+# layers; see `slpojax.masks`.
+MASKS = ("kl_mask", "reward_mask")
+LAYERS = (*MASKS, "layer_activity")
+
+# What of a token an objective may ask for beside its log-probs.
+TOKEN = (*DISTRIBUTION, *LAYERS)
+
 
 class Logps(NamedTuple):
     """Log-probabilities of one or more responses; leading axes are free.
@@ -145,6 +153,7 @@ class Model(NamedTuple):
         init: key -> params, float32, a nested dict; the layers are stacked along a leading axis.
         apply: (params, rows, cache) -> (hidden, cache). `hidden` [R, L, D] is normalised and ready for the unembedding,
             in the compute dtype. With `cache=None` the rows are self-contained and None comes back.
+        layers: (params, rows, read) -> (hidden, what `read` makes of every layer's output [R, L, D], stacked).
         unembed: params -> [D, V], the array that turns hidden states into logits (the embedding transposed if tied).
         empty_cache: (rows, length) -> cache for `rows` sequences of up to `length` tokens.
         sharding: (regular expression on the '/'-joined path of a parameter, PartitionSpec over fsdp and tensor) pairs;
@@ -154,6 +163,7 @@ class Model(NamedTuple):
 
     init: Callable[[Key], Params]
     apply: Callable[..., tuple[Float[Array, "R L D"], Any]]
+    layers: Callable[[Params, Rows, Callable[[Array], Any]], tuple[Float[Array, "R L D"], Any]]
     unembed: Callable[[Params], Float[Array, "D V"]]
     empty_cache: Callable[[int, int], Any]
     sharding: tuple[tuple[str, jax.sharding.PartitionSpec], ...]
@@ -163,6 +173,9 @@ class Model(NamedTuple):
 __all__ = [
     "ABSENT",
     "DISTRIBUTION",
+    "LAYERS",
+    "MASKS",
+    "TOKEN",
     "Array",
     "Batch",
     "Bool",

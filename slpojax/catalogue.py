@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from slpojax import named, objectives, selectors
-from slpojax.base import DISTRIBUTION, Shapes
+from slpojax.base import DISTRIBUTION, MASKS, Shapes
 from slpojax.objectives import mixture
 from slpojax.step import couples_examples
 
@@ -26,6 +26,8 @@ _NEEDS = {
     "key": "random key",
     "state": "running state",
     **{name: f"whole distribution ({name})" for name in DISTRIBUTION},
+    **{name: f"learned mask ({name})" for name in MASKS},
+    "layer_activity": "the reference's layers",
 }
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau upsilon phi"
@@ -294,8 +296,9 @@ text, with a name all there is to say about one. `config.objective.name` chooses
 
 *Needs*: an objective reads the policy's log-probs of one **response**, of a **pair** (candidate 0 is preferred to
 candidate 1), of a **triple** (a gold response, then a pair) or of **K candidates**. The *reference* is the frozen model
-of `config.reference`. The *whole distribution* are numbers over the vocabulary at every token, at some cost. *The
-batch's statistics* are those of the global batch, whatever the accumulation and the devices.
+of `config.reference`. The *whole distribution* are numbers over the vocabulary at every token, at some cost. *Learned
+masks* are weights of the tokens, trained beside the policy from what the reference's layers say. *The batch's
+statistics* are those of the global batch, whatever the accumulation and the devices.
 
 *Notation*: the chosen response $`y_w`$, the rejected $`y_l`$; the log-ratio
 $`\rho(y) = \log P(y) - \log P_{ref}(y)`$, summed over tokens; the margin $`h = \rho(y_w) - \rho(y_l)`$; the reward

@@ -29,15 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from slpojax.base import ABSENT, DISTRIBUTION, Array, Batch, Float, Key, Logps, Model, Params, Shapes
-from slpojax.logps import chunk_size, head, place, predictors
+from slpojax.base import ABSENT, TOKEN, Array, Batch, Float, Key, Logps, Model, Params, Shapes
+from slpojax.logps import chunk_size, head_function, place, predictors
 from slpojax.numerics import log1mexp
 from slpojax.objectives import Objective
 from slpojax.selectors import Selector
 from slpojax.sequence import log_ratio, size
 from slpojax.step import Given, Metrics, on_examples
 
-# params -> the log-probs of a batch, and what else of `DISTRIBUTION` is asked for, [B, K, T] each.
+# params -> the log-probs of a batch, and what else of `TOKEN` is asked for, [B, K, T] each.
 Scorer: TypeAlias = Callable[[Params], tuple[Logps, dict[str, Array]]]
 # (token, other, what else): the real numbers of what a scorer returns.
 _Numbers: TypeAlias = tuple[Array, Array, dict[str, Array]]
@@ -126,7 +126,7 @@ def gradient(
         ref: the same responses under the reference.
         key: for an objective that samples.
         **other: what else the objective asks for: `previous`, `score` [B, K], `label` [B], `state`, and those of
-            `slpojax.base.DISTRIBUTION` [B, K, T], which stay as they are while the token's log-prob moves.
+            `slpojax.base.TOKEN` [B, K, T], which stay as they are while the token's log-prob moves.
 
     Raises:
         ValueError: the objective asks for something that is not there.
@@ -254,7 +254,7 @@ def scorer(
         model: whose.
         shapes: the batch's sizes.
         batch: a few examples.
-        wanted: what else is asked for, among `slpojax.base.DISTRIBUTION`.
+        wanted: what else is asked for, among `slpojax.base.TOKEN`.
         ref_params: the reference's, for "kl".
         rows_per_device: all rows where None.
     """
@@ -275,7 +275,14 @@ def entanglement(score: Scorer, params: Params, gradients: Sequence[Float[Array,
     # A gradient by the logit, which is token - other, counts for one and against the other.
     sides = [(c, nothing) for c in one] + [(jnp.asarray(c), -jnp.asarray(c)) for c in gradients]
     token, other = (jnp.stack(side, axis=1) for side in zip(*sides, strict=True))
-    gram, _ = _gram(pull, (token, other, {name: jnp.zeros_like(token) for name in distribution}))
+    gram, _ = _gram(
+        pull,
+        (
+            token,
+            other,
+            {name: jnp.zeros((token.shape[0], token.shape[1], *x.shape[1:])) for name, x in distribution.items()},
+        ),
+    )
     return _entanglement(gram)
 
 
@@ -345,7 +352,7 @@ def make_diagnostics(
     """
     if shapes.candidates < 2:
         raise ValueError("the diagnostics compare two responses; with data.candidates=1 there is one")
-    wanted = sorted(objective.needs & set(DISTRIBUTION))
+    wanted = sorted(objective.needs & set(TOKEN))
 
     def diagnose(params: Params, batch: Batch, given: Given, ref_params: Params | None, key: Key) -> Metrics:
         forward = _forward(model, shapes, batch, wanted, ref_params, rows_per_device)
@@ -420,7 +427,7 @@ def _by_numbers(
 ) -> tuple[Metrics, Float[Array, " B"], _Numbers]:
     """Return the metrics and losses of the examples, and the gradient of their sum by the policy's numbers."""
     policy = given["policy"]
-    distribution = {name: given[name] for name in DISTRIBUTION if given.get(name) is not None}
+    distribution = {name: given[name] for name in TOKEN if given.get(name) is not None}
 
     def loss(numbers: _Numbers) -> tuple[Array, tuple[Array, Metrics]]:
         token, other, distribution = numbers
@@ -440,13 +447,11 @@ def _forward(
     ref_params: Params | None,
     rows_per_device: int,
 ) -> Scorer:
-    reference = jax.lax.stop_gradient(_states(model, batch, ref_params)) if "kl" in wanted else None
-    chunk = chunk_size(shapes, rows_per_device)
+    numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
 
     def forward(params: Params) -> tuple[Logps, dict[str, Array]]:
-        at = _states(model, batch, params)
-        numbers = head(*at, batch.scored, chunk=chunk, wanted=wanted, reference=reference)
-        return place(numbers, batch.scored, batch.length, shapes.response)
+        found = numbers(params, batch.rows, batch.scored, ref_params)
+        return place(found, batch.scored, batch.length, shapes.response)
 
     return forward
 

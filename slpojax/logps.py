@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from slpojax.base import ABSENT, Array, Batch, Int, Logps, Model, Params, Rows, Scored, Shapes
+from slpojax import masks
+from slpojax.base import ABSENT, DISTRIBUTION, LAYERS, Array, Batch, Int, Logps, Model, Params, Rows, Scored, Shapes
 
 Head: TypeAlias = dict[str, Array]  # "log_odds" and what else was asked for, [G, S] each
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add`
@@ -82,6 +83,7 @@ def head(
 
 
 _OF_REFERENCE = {"activity", "kl"}
+NEEDS_REFERENCE = _OF_REFERENCE | set(LAYERS)  # what takes the reference's weights
 
 
 def _mean_logit(states: Float[Array, "G S D"], table: Float[Array, "V D"]) -> Float[Array, "G S"]:
@@ -309,13 +311,16 @@ def place(head: Head, scored: Scored, length: Array, response: int) -> tuple[Log
         response: T.
 
     Returns:
-        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] each and 0 where there is no token.
+        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] (layer_activity [B, K, T, N]), 0 where there is no
+        token.
     """
     slots = math.prod(length.shape) * response
 
     def scatter(values: Array, absent: float) -> Array:
-        flat = jnp.full(slots, absent, values.dtype).at[scored.slot.reshape(-1)].set(values.reshape(-1), mode="drop")
-        return flat.reshape(*length.shape, response)
+        of_token = values.shape[2:]
+        flat = jnp.full((slots, *of_token), absent, values.dtype)
+        flat = flat.at[scored.slot.reshape(-1)].set(values.reshape(-1, *of_token), mode="drop")
+        return flat.reshape(*length.shape, response, *of_token)
 
     odds = head["log_odds"]
     logps = Logps(scatter(-jax.nn.softplus(-odds), 0.0), scatter(-jax.nn.softplus(odds), ABSENT), length)
@@ -331,23 +336,31 @@ def chunk_size(shapes: Shapes, rows_per_device: int) -> int:
 def head_function(
     model: Model, shapes: Shapes, *, rows_per_device: int, wanted: Collection[str] = ()
 ) -> Callable[..., Head]:
-    """Return (params, rows, scored, ref_params) -> [G, S] numbers, see `head`, with the logits cut to fit a device.
+    """Return (params, rows, scored, ref_params) -> [G, S] numbers, see `head` and `masks.numbers`.
 
     Args:
-        model: whose log-probs; `ref_params` are the reference's, for "kl" and "activity", else None.
+        model: whose log-probs; `ref_params` are the reference's, for `NEEDS_REFERENCE`, else None.
         shapes: the batch's sizes.
-        rows_per_device: rows that one device holds at a time (of a micro-batch).
-        wanted: what is asked for beside the log-odds.
+        rows_per_device: rows that one device holds at a time (of a micro-batch): the logits are cut to fit it.
+        wanted: what is asked for beside the log-odds, among `slpojax.base.TOKEN`.
     """
     chunk = chunk_size(shapes, rows_per_device)
+    of_vocabulary, of_layers = (sorted(set(wanted) & set(names)) for names in (DISTRIBUTION, LAYERS))
 
-    def hidden_and_unembed(params: Params, rows: Rows) -> tuple[Array, Array]:
-        return model.apply(params, rows, None)[0], model.unembed(params)
+    def of_reference(params: Params, rows: Rows, scored: Scored) -> tuple[Reference, Float[Array, "N G S D"] | None]:
+        if of_layers:
+            hidden, states = model.layers(params, rows, lambda x: predictors(x, scored.source))
+        else:
+            hidden, states = model.apply(params, rows, None)[0], None
+        return jax.lax.stop_gradient(((hidden, model.unembed(params)), states))
 
     def numbers(params: Params, rows: Rows, scored: Scored, ref_params: Params | None = None) -> Head:
-        reference = hidden_and_unembed(ref_params, rows) if _OF_REFERENCE & set(wanted) else None
-        reference = jax.lax.stop_gradient(reference)
-        return head(*hidden_and_unembed(params, rows), scored, chunk=chunk, wanted=wanted, reference=reference)
+        reference, states = None, None
+        if NEEDS_REFERENCE & set(wanted):
+            reference, states = of_reference(ref_params, rows, scored)
+        policy = model.apply(params, rows, None)[0], model.unembed(params)
+        found = head(*policy, scored, chunk=chunk, wanted=of_vocabulary, reference=reference)
+        return found if states is None else found | masks.numbers(params, states, of_layers)
 
     return numbers
 

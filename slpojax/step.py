@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import selectors
-from slpojax.base import DISTRIBUTION, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
+from slpojax import masks, selectors
+from slpojax.base import TOKEN, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.logps import Head, head_function, place
 from slpojax.objectives import Objective
 from slpojax.selectors import Selector
 
 Metrics = dict[str, Array]
-_PER_CANDIDATE = {"policy", "ref", "previous", "score", *DISTRIBUTION}
+_PER_CANDIDATE = {"policy", "ref", "previous", "score", *TOKEN}
 
 # What objectives ask for, by name, with a leading axis of examples (but for the state).
 Given = dict[str, Any]
@@ -54,7 +54,7 @@ def on_examples(
     Args:
         objective: see `slpojax.objectives`.
         given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "score" [B, K], "label"
-            [B], those of `DISTRIBUTION` [B, K, T], "state"; what nobody asks for may be missing or None.
+            [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
 
@@ -91,7 +91,8 @@ def couples_examples(objective: Objective, shapes: Shapes) -> bool:
     logps = Logps(jnp.zeros(pair), jnp.zeros(pair), jnp.ones(pair[:1], jnp.int32))
     given = {
         **dict.fromkeys(("policy", "ref", "previous"), logps),
-        **dict.fromkeys(DISTRIBUTION, jnp.zeros(pair)),
+        **dict.fromkeys(TOKEN, jnp.zeros(pair)),
+        "layer_activity": jnp.zeros((*pair, 1)),
         "score": jnp.zeros(pair[:1]),
         "label": jnp.zeros(()),
         "key": jax.random.key(0),
@@ -139,7 +140,7 @@ def make_train_step(
     the global batch. With `batch.ref` the reference's log-probs are taken from there, and `ref_params` is None, unless
     the objective asks for "kl", which takes its weights.
     """
-    wanted = sorted(objective.needs & set(DISTRIBUTION))
+    wanted = sorted(objective.needs & set(TOKEN))
     rows_per_device = shapes.rows // accumulate // batch_devices
     numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
     coupled = objective.state is not None or couples_examples(objective, shapes)
@@ -267,7 +268,7 @@ def _mean_loss(
 def _move(moving: Moving, reference: Params, params: Params, step: Array) -> Params:
     return jax.lax.cond(
         step % moving.every == 0,
-        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, params),
+        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, masks.without(params)),
         lambda: reference,
     )
 

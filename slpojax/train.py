@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from slpojax import (
     hf,
     logger,
     logps,
+    masks,
     measure,
     models,
     objectives,
@@ -36,7 +37,7 @@ from slpojax import (
     step,
     worlds,
 )
-from slpojax.base import DISTRIBUTION, Key, Params, Shapes, State
+from slpojax.base import MASKS, TOKEN, Key, Model, Params, Rows, Shapes, State
 from slpojax.run import Part, Run
 
 DEFAULT = "configs/quickstart.py"
@@ -130,7 +131,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
     )
-    numbers, plain = scan(wanted=sorted(needs & set(DISTRIBUTION))), scan()
+    numbers, plain = scan(wanted=sorted(needs & set(TOKEN))), scan()
     work = Run(mesh, folder, model, plan.scan, numbers, lambda params, batch: plain(params, batch, None)[0])
 
     # The frozen models: log-probs from the cache, or weights that stay beside the policy's.
@@ -146,8 +147,10 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         total_steps=plan.steps,
         clip_norm=config.clip_norm,
     )
-    make_state = functools.partial(_make_state, optimizer, objective, jax.random.key(config.seed))
     shape = jax.eval_shape(model.init, jax.random.key(0))
+    make_state = functools.partial(
+        _make_state, optimizer, objective, _masks(model, shape, objective), jax.random.key(config.seed)
+    )
     like = jax.eval_shape(make_state, shape, shape if moving else None)
     state_sharding, notes = sharding.tree(mesh, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, state_sharding)
@@ -250,7 +253,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         checkpoint.close(checkpoints)
 
     if config.export:
-        run.export(output / "hf", state.params, work, hf_config)
+        run.export(output / "hf", masks.without(state.params), work, hf_config)
 
 
 def _check_needs(name: str, needs: frozenset[str], config: ConfigDict, pairs: Part) -> None:
@@ -263,10 +266,11 @@ def _check_needs(name: str, needs: frozenset[str], config: ConfigDict, pairs: Pa
             f"objective {name} compares with a reference, but config.reference.mode is 'none'; "
             "set it to 'cached' or 'online'"
         )
-    if "kl" in needs and mode not in ("online", "moving"):
+    of_weights = sorted(needs & logps.NEEDS_REFERENCE)
+    if of_weights and mode not in ("online", "moving"):
         raise ValueError(
-            f"objective {name} asks for the divergence from the reference at every token, which takes the reference's "
-            f"weights, but config.reference.mode is {mode!r}; set it to 'online'"
+            f"objective {name} asks for {', '.join(of_weights)} at every token, which takes the reference's weights, "
+            f"but config.reference.mode is {mode!r}; set it to 'online'"
         )
     if "previous" in needs and not config.reference.previous:
         raise ValueError(
@@ -383,14 +387,27 @@ def _frozen(
     return parts[0], parts[1] if held_out else None, ref_params
 
 
+def _masks(model: Model, params: Params, objective: objectives.Objective) -> Callable[[Key], Params]:
+    """Return what draws the parameters of the masks that an objective learns, under their key; nothing where none."""
+    names = sorted(objective.needs & set(MASKS))
+    if not names:
+        return lambda key: {}
+    one = jax.ShapeDtypeStruct((1, 1), np.int32)
+    read = functools.partial(model.layers, read=lambda x: x)
+    layers, *_, width = jax.eval_shape(read, params, Rows(one, one, one, one))[1].shape
+    return lambda key: {masks.KEY: masks.init(key, names, layers=layers, width=width)}
+
+
 def _make_state(
     optimizer: optax.GradientTransformation,
     objective: objectives.Objective,
+    draw_masks: Callable[[Key], Params],
     key: Key,
     params: Params,
     ref_params: Params | None,
 ) -> State:
     """Make the state before the first step."""
+    params = params | draw_masks(key)
     zero, statistics = jax.numpy.zeros((), jax.numpy.int32), jax.tree.map(jax.numpy.float32, objective.state)
     return State(zero, params, optimizer.init(params), statistics, key, ref_params)
 

@@ -11,7 +11,7 @@ import pytest
 from slpojax import objectives
 from slpojax.base import ABSENT, Logps
 
-K, T, V = 2, 5, 7
+K, T, V, N = 2, 5, 7, 3
 LENGTHS = (5, 3)
 TRL = json.loads((pathlib.Path(__file__).parent / "goldens" / "trl_token_level.json").read_text())
 
@@ -25,13 +25,15 @@ def softmax(logits):
 
 
 class Case:
-    """Logits [K, T, V] of the policy and of the reference, and the words of two responses."""
+    """Logits [K, T, V] of the policy and of the reference, the words of two responses, activities, and two masks."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng(seed)
         self.ref = 2 * rng.normal(size=(K, T, V))
         self.policy = self.ref + 0.7 * rng.normal(size=(K, T, V))
         self.words = rng.integers(0, V, (K, T))
+        self.active = rng.normal(size=(K, T, N))
+        self.masks = np.maximum(rng.normal(0.5, 1.0, (2, K, T)), 0.0)
 
 
 def log_ratio(case, policy, k):
@@ -73,21 +75,50 @@ def wpo(case, policy, held, beta=0.3, most=np.inf):
     return min(weight(case, held, 0) * weight(case, held, 1), most) * dpo(margin(case, policy), beta)
 
 
-def mapo(case, policy, held, beta=0.3):
+def masked(case, policy, on_ratio, on_kl, beta):
+    """TDPO1 with masks [K][T] on the log-ratios and on the divergences."""
     p, q = softmax(policy), softmax(case.ref)
 
     def value(k):
-        means = [case.ref[k, t].mean() for t in range(LENGTHS[k])]
-        masks = [(a - min(means)) / (max(means) - min(means)) for a in means]
         gains = [np.log(p[k, t, case.words[k, t]] / q[k, t, case.words[k, t]]) for t in range(LENGTHS[k])]
         kls = [np.sum(q[k, t] * np.log(q[k, t] / p[k, t])) for t in range(LENGTHS[k])]
-        return sum(m * (gain + kl) for m, gain, kl in zip(masks, gains, kls, strict=True))
+        return sum(on_ratio[k][t] * gains[t] + on_kl[k][t] * kls[t] for t in range(LENGTHS[k]))
 
     return dpo(value(0) - value(1), beta)
 
 
+def rescaled(values):
+    return [(a - min(values)) / (max(values) - min(values)) for a in values]
+
+
+def mapo(case, policy, held, beta=0.3):
+    masks = [np.mean([rescaled(case.active[k, : LENGTHS[k], n]) for n in range(N)], axis=0) for k in range(K)]
+    return masked(case, policy, masks, masks, beta)
+
+
+def mapo_logits(case, policy, held, beta=0.3):
+    masks = [rescaled([case.ref[k, t].mean() for t in range(LENGTHS[k])]) for k in range(K)]
+    return masked(case, policy, masks, masks, beta)
+
+
+def norm(masks):
+    return sum(masks[k][t] for k in range(K) for t in range(LENGTHS[k]))
+
+
+def sparsepo(case, policy, held, beta=0.3, l1=0.2):
+    return masked(case, policy, case.masks[0], case.masks[0], beta) + l1 * norm(case.masks[0])
+
+
+def sparsepo_independent(case, policy, held, beta=0.3, l1_reward=0.2, l1_kl=0.1):
+    price = l1_reward * norm(case.masks[0]) + l1_kl * norm(case.masks[1])
+    return masked(case, policy, *case.masks, beta) + price
+
+
 FORMULAS = {
     "mapo": (mapo, {}),
+    "mapo_logits": (mapo_logits, {}),
+    "sparsepo": (sparsepo, {"l1": 0.2}),
+    "sparsepo_independent": (sparsepo_independent, {"l1_reward": 0.2, "l1_kl": 0.1}),
     "tdpo1": (tdpo1, {}),
     "tdpo2": (tdpo2, {"alpha": 0.7}),
     "wpo": (wpo, {"max_weight": np.inf}),
@@ -113,6 +144,9 @@ def given(case, policy):
         "ref": logps(q),
         "kl": jnp.where(here, jnp.sum(jnp.exp(q) * (q - p), -1), 0.0),
         "activity": jnp.where(here, jnp.mean(jnp.asarray(case.ref), -1), 0.0),
+        "layer_activity": jnp.where(here[..., None], jnp.asarray(case.active), 0.0),
+        "reward_mask": jnp.where(here, case.masks[0], 0.0),
+        "kl_mask": jnp.where(here, case.masks[1], 0.0),
         "collision": jnp.where(here, jax.nn.logsumexp(2 * p, -1), 0.0),
     }
 
@@ -121,6 +155,27 @@ def run(name, case, policy, **hyperparameters):
     objective = objectives.build(f"token_level.{name}", **hyperparameters)
     arguments = given(case, policy)
     return objective.function(**{key: arguments[key] for key in objective.needs})
+
+
+def test_gradients_by_the_masks():
+    """A mask's gradient is what the token adds to the margin, times the slope of the loss, and its price."""
+    with jax.enable_x64(True):
+        case = Case(6)
+        arguments = given(case, jnp.asarray(case.policy))
+        objective = objectives.build("token_level.sparsepo_independent", beta=0.3, l1_reward=0.2, l1_kl=0.1)
+
+        def loss(masks):
+            changed = arguments | dict(zip(("reward_mask", "kl_mask"), masks, strict=True))
+            return objective.function(**{key: changed[key] for key in objective.needs})[0]
+
+        grads = jax.grad(loss)((arguments["reward_mask"], arguments["kl_mask"]))
+        step = 1e-6
+        for which, k, t in [(0, 0, 1), (0, 1, 2), (1, 0, 4), (1, 1, 0)]:
+            moved = [Case(6) for _ in range(2)]
+            moved[0].masks[which, k, t] += step
+            moved[1].masks[which, k, t] -= step
+            slope = np.subtract(*(sparsepo_independent(x, x.policy, None) for x in moved)) / (2 * step)
+            np.testing.assert_allclose(grads[which][k, t], slope, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -176,17 +231,35 @@ def test_what_reduces_to_dpo():
         assert flat[1]["weight"] == pytest.approx(1.0)
 
 
-def test_no_token_is_masked_where_none_is_more_active():
+def test_masks_of_one_are_tdpo1():
     with jax.enable_x64(True):
         case = Case(4)
-        arguments = given(case, jnp.asarray(case.policy)) | {"activity": jnp.full((K, T), 3.0)}
-        results = []
-        for name in ("mapo", "tdpo1"):
-            objective = objectives.build(f"token_level.{name}", beta=0.3)
-            results.append(objective.function(**{key: arguments[key] for key in objective.needs}))
-        np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-12)
-        np.testing.assert_allclose(results[0][1]["rewards/margins"], results[1][1]["rewards/margins"], rtol=1e-12)
-        assert results[0][1]["mask/chosen"] == results[0][1]["mask/rejected"] == 1
+        here = jnp.arange(T)[None, :] < jnp.asarray(LENGTHS)[:, None]
+        arguments = given(case, jnp.asarray(case.policy)) | {
+            "activity": jnp.full((K, T), 3.0),
+            "layer_activity": jnp.full((K, T, N), 3.0),
+            "reward_mask": jnp.where(here, 1.0, 0.0),
+            "kl_mask": jnp.where(here, 1.0, 0.0),
+        }
+        plain, *others = (
+            objective.function(**{key: arguments[key] for key in objective.needs})
+            for name in ("tdpo1", "mapo", "mapo_logits", "sparsepo", "sparsepo_independent")
+            for objective in [objectives.build(f"token_level.{name}", beta=0.3)]
+        )
+        for loss, metrics in others:
+            np.testing.assert_allclose(loss, plain[0], rtol=1e-12)
+            np.testing.assert_allclose(metrics["rewards/margins"], plain[1]["rewards/margins"], rtol=1e-12)
+            assert metrics["mask/chosen"] == metrics["mask/rejected"] == 1 and metrics["mask/zeros"] == 0
+
+
+def test_what_is_said_of_masks():
+    with jax.enable_x64(True):
+        case = Case(5)
+        _, metrics = run("sparsepo", case, jnp.asarray(case.policy))
+        inside = [case.masks[0][k, : LENGTHS[k]] for k in range(K)]
+        np.testing.assert_allclose(metrics["mask/chosen"], inside[0].mean(), rtol=1e-12)
+        np.testing.assert_allclose(metrics["mask/rejected"], inside[1].mean(), rtol=1e-12)
+        np.testing.assert_allclose(metrics["mask/zeros"], np.mean(np.concatenate(inside) == 0), rtol=1e-12)
 
 
 def test_the_weight_is_cut_at_one():

@@ -7,7 +7,7 @@ ties each parameter to its sharding and to the tensor of a checkpoint; everythin
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,11 @@ def build(
         return module.init(key, base.Rows(one, one, one, one))["params"]
 
     def apply(params: base.Params, rows: base.Rows, cache: Cache | None = None) -> tuple[base.Array, Cache | None]:
-        return module.apply({"params": params}, rows, cache)
+        return module.apply({"params": params}, rows, cache)[:2]
+
+    def layers(params: base.Params, rows: base.Rows, read: Callable[[base.Array], Any]) -> tuple[base.Array, Any]:
+        hidden, _, found = module.apply({"params": params}, rows, None, read)
+        return hidden, found
 
     def unembed(params: base.Params) -> base.Array:
         return params["embed" if config.tied else "head"]["weight"].T
@@ -106,7 +110,7 @@ def build(
 
     tensors = _tensors(family.TENSORS, init, config.tied)
     sharding = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
-    return base.Model(init, apply, unembed, cache_of, sharding, tensors)
+    return base.Model(init, apply, layers, unembed, cache_of, sharding, tensors)
 
 
 def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:

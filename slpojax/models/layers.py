@@ -170,23 +170,32 @@ class Decoder(nn.Module):
     remat: str
 
     @nn.compact
-    def __call__(self, rows: Rows, cache: Cache | None = None) -> tuple[Float[Array, "R L D"], Cache | None]:
-        """Hidden states [R, L, D] after the final norm, and the cache with this call's tokens."""
+    def __call__(
+        self, rows: Rows, cache: Cache | None = None, read: Callable[[Array], Any] | None = None
+    ) -> tuple[Float[Array, "R L D"], Cache | None, Any]:
+        """Hidden states [R, L, D] after the final norm, the cache with this call's tokens, and what `read` makes of
+        each block's output [R, L, D], stacked.
+        """
         c = self.config
         with jax.named_scope("embed"):
             x = Table(c.vocabulary, c.width, c.scale, name="embed")()[rows.token].astype(self.dtype)
         if not c.tied:
             Table(c.vocabulary, c.width, c.scale, name="head")()
         sight, turn = look(rows, cache), angles(rows.position, c.frequencies)
-        block = REMATS[self.remat](self.block)
+
+        def one(block: nn.Module, x: Array, past: Any, view: Any) -> tuple[Array, Any]:
+            x, new = block(x, past, view)
+            return x, (new, read and read(x))
+
         stack = nn.scan(
-            block,
+            one,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=c.layers,
-        )(c, self.dtype, self.attend, name="layers")
-        x, new = stack(x, None if cache is None else (cache.key, cache.value), (turn, sight))
+        )
+        block = REMATS[self.remat](self.block)(c, self.dtype, self.attend, name="layers")
+        x, (new, found) = stack(block, x, None if cache is None else (cache.key, cache.value), (turn, sight))
         with jax.named_scope("final_norm"):
             x = self.norm(c.eps, name="final_norm")(x)
-        return x, None if cache is None else remember(cache, sight, *new)
+        return x, None if cache is None else remember(cache, sight, *new), found

@@ -25,7 +25,10 @@ What it gets. Its positional parameters name what it needs, among
     collision, entropy, kl   [K, T] of the policy's distribution at each response token, in nats, 0 where there is none:
             log sum_v p(v)^2, - sum_v p(v) log p(v), and KL(reference || policy); the gradient flows through these too.
             What no objective asks for is not computed; `kl` needs the reference's weights (reference.mode = "online").
-    activity  [K, T] the mean over the vocabulary of the reference's logits there; only for who asks for `kl` too.
+    activity  [K, T] the mean over the vocabulary of the reference's logits there;
+    layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out there;
+    reward_mask, kl_mask  [K, T] learned masks, numbers from 0 on whose weights are trained beside the policy
+            (`slpojax.masks`); the gradient flows through these too. All four need the reference's weights as `kl` does.
     key     a random key of its own.
     state   running statistics; the parameter's default is their initial value, any tree of numbers.
 Its keyword-only parameters are its hyperparameters, Python numbers and strings with the paper's values as defaults.
@@ -52,10 +55,10 @@ import jax
 import jax.numpy as jnp
 
 from slpojax import named
-from slpojax.base import DISTRIBUTION, Logps
+from slpojax.base import TOKEN, Logps
 from slpojax.objectives import mixture
 
-NEEDS = ("policy", "ref", "previous", "score", "label", "key", "state", *DISTRIBUTION)
+NEEDS = ("policy", "ref", "previous", "score", "label", "key", "state", *TOKEN)
 
 
 class Objective(NamedTuple):
@@ -168,7 +171,8 @@ def _trace(objective: Objective, candidates: int = 2) -> tuple[str, ...]:
     responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape[:2], jnp.int32))
     batched = {
         **dict.fromkeys(("policy", "ref", "previous"), responses),
-        **dict.fromkeys(DISTRIBUTION, jnp.zeros(shape)),
+        **dict.fromkeys(TOKEN, jnp.zeros(shape)),
+        "layer_activity": jnp.zeros((*shape, 1)),
         "score": jnp.zeros(shape[:2]),
         "label": jnp.zeros(1),
         "key": jax.random.split(jax.random.key(0), 1),

@@ -40,8 +40,11 @@ def distribution(policy: Logps, ref: Logps) -> dict[str, jax.Array]:
         "collision": jax.nn.logsumexp(2 * p, axis=0),
         "entropy": -jnp.sum(jnp.exp(p) * p, axis=0),
         "kl": jnp.sum(jnp.exp(q) * (q - p), axis=0),
+        "reward_mask": jax.nn.relu(0.7 + 0.1 * q[0]),
+        "kl_mask": jax.nn.relu(0.5 + 0.1 * q[1]),
     }
-    return {name: jnp.where(here, x, 0.0) for name, x in values.items()}
+    values = {name: jnp.where(here, x, 0.0) for name, x in values.items()}
+    return values | {"layer_activity": jnp.stack([values["activity"], values["activity"] ** 2], axis=-1)}
 
 
 def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None):
