@@ -311,8 +311,7 @@ def place(head: Head, scored: Scored, length: Array, response: int) -> tuple[Log
         response: T.
 
     Returns:
-        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] (layer_activity [B, K, T, N]), 0 where there is no
-        token.
+        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] or [B, K, T, N], 0 where there is no token.
     """
     slots = math.prod(length.shape) * response
 
