@@ -77,7 +77,7 @@ def numbers(params: Params, states: Float[Array, "N G S D"], wanted: Collection[
     """
     states = jax.lax.stop_gradient(states).astype(jnp.float32)
     mean = jnp.mean(states, axis=-1, keepdims=True)
-    found = {"layer_activity": jnp.moveaxis(mean[..., 0], 0, -1)} if "layer_activity" in wanted else {}
+    found: Numbers = {"layer_activity": jnp.moveaxis(mean[..., 0], 0, -1)} if "layer_activity" in wanted else {}
     standard = (states - mean) * jax.lax.rsqrt(jnp.var(states, axis=-1, keepdims=True) + 1e-5)
     for name in sorted(set(wanted) & set(MASKS)):
         own = params[KEY][name]

@@ -392,9 +392,9 @@ def _masks(model: Model, params: Params, objective: objectives.Objective) -> Cal
     names = sorted(objective.needs & set(MASKS))
     if not names:
         return lambda key: {}
-    one = jax.ShapeDtypeStruct((1, 1), np.int32)
-    read = functools.partial(model.layers, read=lambda x: x)
-    layers, *_, width = jax.eval_shape(read, params, Rows(one, one, one, one))[1].shape
+    one = np.ones((1, 1), np.int32)
+    rows = Rows(one, one, one, one)
+    layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
     return lambda key: {masks.KEY: masks.init(key, names, layers=layers, width=width)}
 
 
