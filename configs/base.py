@@ -69,6 +69,9 @@ def get_config() -> ConfigDict:
     c.reference.mode = "cached"  # cached | online | moving (follows the policy) | none (for objectives without one)
     c.reference.path = ""  # "" means the model the policy starts from
     c.reference.cache = ""  # folder; "" means <output>/reference_cache
+    # Examples scored at once where there is no gradient, in evaluations too; 0 for one to four times a micro-batch,
+    # such that the held-out ones fill their batches.
+    c.reference.batch_size = 0
     c.reference.every = 512  # steps between the moves of a moving reference,
     c.reference.mix = 0.6  # each to mix * policy + (1 - mix) * reference
     c.reference.previous = ""  # a second frozen model, the iterate of INPO; "" for none

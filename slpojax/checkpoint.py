@@ -33,6 +33,7 @@ HARMLESS = (
         "model.remat",
         "model.attention",
         "reference.cache",
+        "reference.batch_size",
     ),
     *("model.attention", "profile", "compiled", "diagnostics"),
 )

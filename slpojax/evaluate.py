@@ -1,8 +1,9 @@
 """The evaluation on held-out preferences.
 
 The log-probs of the whole split are brought to the host; the objective then runs on them once, as if the split were
-one global batch, and on all candidates, whatever a selector picks in training. So an objective that couples examples
-means the same thing here as in training, and neither the batch size nor a last, incomplete batch changes a number.
+one global batch, in the order of the data, and on all candidates, whatever a selector picks in training. So an
+objective that couples examples means the same thing here as in training, and neither the batch size nor a last,
+incomplete batch changes a number, also where an objective samples.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from slpojax import sharding
 from slpojax.base import ABSENT, Batch, Key, Logps
 from slpojax.objectives import Objective
 from slpojax.step import Given, make_objective_step
@@ -26,18 +28,18 @@ def make_evaluation(
         batches: gives every example of the split exactly once, on the device.
         key: for what samples; the same at every evaluation, so that they compare.
 
-    `given` maps a batch to what `step.on_examples` may be given, on the host. The metrics are `loss` and the
+    `given` maps a batch to what `step.on_examples` may be given, on every device. The metrics are `loss` and the
     objective's own.
     """
     step = make_objective_step(objective)
 
     def evaluate(given: Callable[[Batch], Given], state: Any) -> dict[str, float]:
         seen = []
-        for batch in batches():
-            real = np.asarray(batch.index) >= 0
-            seen.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], given(batch)))
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *seen)
-        loss, metrics = step(whole | {"state": state}, key)
+        for index, found in sharding.gathered((batch.index, given(batch)) for batch in batches()):
+            seen.append(jax.tree.map(lambda x, real=index >= 0: x[real], (index, found)))
+        index, whole = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+        order = np.argsort(index)
+        loss, metrics = step(jax.tree.map(lambda x: x[order], whole) | {"state": state}, key)
         return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
 
     return evaluate

@@ -3,6 +3,11 @@
 Knows examples, a function from batches to log-probs, and a folder; knows no objective. The cache is keyed by what the
 numbers depend on: weights, tokens (and so the tokenizer, the format and the truncation, which are named one by one to
 say what changed) and dtype. Under any other key it is computed anew, and the reason is told.
+
+While it is computed, parts of it are kept, and a process that is killed loses no more than the last of them. Every file
+holds its key and appears whole. Where there are several hosts, the first one alone reads, decides and writes, and sends
+the others what it has read: hosts that found different files would compute different batches, and wait for each other
+forever.
 """
 
 import dataclasses
@@ -10,15 +15,18 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from slpojax import sharding
 from slpojax.base import Batch, Logps
 
-_FILE = "{name}.{split}.npz"
-_KEY = "{name}.{split}.key.json"
+_BATCHES = 32  # of a part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +54,20 @@ class Columns:
         return len(self.start)
 
 
+class Piece(NamedTuple):
+    """Log-probs of some examples, in any order.
+
+    Attributes:
+        example: [n] their numbers in the data set.
+        token: log p of the tokens of their responses, example by example, in nats.
+        other: log(1 - p) of the same.
+    """
+
+    example: np.ndarray
+    token: np.ndarray
+    other: np.ndarray
+
+
 def weights_digest(folder: pathlib.Path) -> str:
     """SHA-256 of config.json and all safetensors files of a model folder."""
     sha = hashlib.sha256()
@@ -55,31 +77,52 @@ def weights_digest(folder: pathlib.Path) -> str:
     return sha.hexdigest()
 
 
-def compute(logps: Callable[[Batch], Logps], batches: Iterable[Batch], response_lengths: np.ndarray) -> Columns:
-    """Run over all examples once.
+def compute(logps: Callable[[Batch], Logps], batches: Iterable[Batch]) -> Iterator[Piece]:
+    """Yield the log-probs of batches, each once the next batch is on its way to the devices.
 
     Args:
-        logps: batch -> [B, K, T] log-probs on the host.
-        batches: every example exactly once, in any order; `Batch.index` tells which is which.
+        logps: batch -> [B, K, T] log-probs, on every device.
+        batches: `Batch.index` tells which examples they hold; fillers (-1) are left out.
+
+    Raises:
+        ValueError: a log-prob is not finite.
+    """
+    for index, got in sharding.gathered((batch.index, logps(batch)) for batch in batches):
+        real = index >= 0
+        there = np.arange(got.token.shape[2]) < got.length[real][..., None]
+        piece = Piece(index[real], got.token[real][there], got.other[real][there])
+        broken = int(np.sum(~(np.isfinite(piece.token) & np.isfinite(piece.other))))
+        if broken:
+            raise ValueError(
+                f"frozen model: {broken} of {there.sum()} response tokens of a batch have no finite log-prob (examples "
+                f"{', '.join(map(str, piece.example[:4]))}, ...); check its weights, or set model.dtype=float32"
+            )
+        yield piece
+
+
+def join(pieces: Sequence[Piece], response_lengths: np.ndarray) -> Columns:
+    """Put pieces in the order of the data set.
+
+    Args:
+        pieces: of all examples together.
         response_lengths: [N, K] tokens of every response.
 
     Raises:
-        ValueError: the batches do not hold every example.
+        ValueError: an example is missing.
     """
+    example, *values = _concatenate(pieces)
+    missing = np.setdiff1d(np.arange(len(response_lengths)), example)
+    if len(missing):
+        raise ValueError(
+            f"frozen model: {len(missing)} of {len(response_lengths)} examples were in no batch, the first one is "
+            f"{missing[0]}; the batches must hold every example"
+        )
     ends = np.cumsum(response_lengths.reshape(-1)).reshape(response_lengths.shape)
     start = np.concatenate([ends[:, :1] - response_lengths[:, :1], ends], axis=1)
-    token, other = (np.full(int(response_lengths.sum()), np.nan, np.float32) for _ in range(2))
-    for batch in batches:
-        got = logps(batch)
-        for b, example in enumerate(np.asarray(batch.index)):
-            for k, n in enumerate(response_lengths[example] if example >= 0 else ()):
-                span = slice(start[example, k], start[example, k] + n)
-                token[span], other[span] = got.token[b, k, :n], got.other[b, k, :n]
-    missing = int(np.isnan(token).sum())
-    if missing:
-        raise ValueError(
-            f"reference: {missing} of {token.size} response tokens have no finite log-prob; check the weights"
-        )
+    size = start[example, -1] - start[example, 0]
+    at = np.repeat(start[example, 0] - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    token, other = (np.empty(int(response_lengths.sum()), np.float32) for _ in values)
+    token[at], other[at] = values  # an example that two pieces hold is the later one's
     return Columns(token, other, start)
 
 
@@ -88,44 +131,114 @@ def cached(
     name: str,
     split: str,
     key: dict[str, str],
-    make: Callable[[], Columns],
+    response_lengths: np.ndarray,
+    make: Callable[[np.ndarray], Iterable[Piece]],
     tell: Callable[[str], None],
 ) -> Columns:
-    """Return the columns from `folder` if they were made under `key`, else make and keep them.
+    """Return the columns from `folder` if they were made under `key`, else make what is missing of them and keep it.
 
     Args:
         folder: where the cache lies.
         name: of the frozen model, "reference" or "previous".
         split: "train" or "eval".
         key: everything that the numbers depend on, by name.
-        make: computes the columns.
+        response_lengths: [N, K] tokens of every response.
+        make: [N] whether an example is known -> at least the unknown ones, batch by batch.
         tell: takes a line that says whether the cache was used, and if not, why.
+
+    Raises:
+        ValueError: a log-prob is not finite, or an example is missing.
     """
-    array_file, key_file = (folder / file.format(name=name, split=split) for file in (_FILE, _KEY))
-    known = json.loads(key_file.read_text()) if key_file.exists() else None
-    if known == key and array_file.exists():
-        tell(f"{name} log-probs ({split}): read from {folder}")
-        with np.load(array_file) as arrays:
-            return Columns(arrays["token"], arrays["other"], arrays["start"])
-    changed = [name for name in key if known and known.get(name) != key[name]]
-    tell(
-        f"{name} log-probs ({split}): computing, "
-        + (f"changed: {', '.join(changed)}" if changed else "none are kept yet")
-    )
-    columns = make()
+    whole, parts = folder / f"{name}.{split}.npz", f"{name}.{split}.{{}}.part"
+    kept, complete, number = [_NONE], False, 0
     if jax.process_index() == 0:
-        _keep(folder, array_file, key_file, key, columns)
+        files = sorted(folder.glob(parts.format("*")))
+        kept, complete, said = _known(whole, files, key, len(response_lengths))
+        tell(f"{name} log-probs ({split}): {said}")
+        number = len(files)  # parts under other keys stay until the whole is kept
+    pieces = [_from_first_host(_concatenate(kept), response_lengths)]
+    done = np.isin(np.arange(len(response_lengths)), pieces[0].example)
+    new: list[Piece] = []
+    for piece in () if done.all() else make(done):
+        new.append(piece)
+        if len(new) == _BATCHES:
+            pieces.append(_concatenate(new))
+            _keep(folder / parts.format(f"{number:04}"), key, pieces[-1])
+            new, number = [], number + 1
+    columns = join([*pieces, *new], response_lengths)
+    if not complete:
+        _keep(whole, key, Piece(np.arange(len(columns), dtype=np.int32), columns.token, columns.other))
+    if jax.process_index() == 0:
+        for file in folder.glob(parts.format("*")):
+            file.unlink(missing_ok=True)
     return columns
 
 
-def _keep(folder: pathlib.Path, array_file: pathlib.Path, key_file: pathlib.Path, key: dict, columns: Columns) -> None:
-    # The key goes last and both files appear whole, so that a kill in between leaves no cache that looks complete.
-    folder.mkdir(parents=True, exist_ok=True)
-    key_file.unlink(missing_ok=True)
-    part = array_file.with_suffix(".part")
-    with open(part, "wb") as f:
-        np.savez(f, token=columns.token, other=columns.other, start=columns.start)
-    os.replace(part, array_file)
-    part = key_file.with_suffix(".part")
-    part.write_text(json.dumps(key, indent=1))
-    os.replace(part, key_file)
+_NONE = Piece(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+
+def _concatenate(pieces: Sequence[Piece]) -> Piece:
+    return Piece(*(np.concatenate(x) for x in zip(_NONE, *pieces, strict=True)))
+
+
+def _known(
+    whole: pathlib.Path, parts: list[pathlib.Path], key: dict[str, str], count: int
+) -> tuple[list[Piece], bool, str]:
+    """Return what is kept under `key`, whether it is the whole file, and what there is to say about it."""
+    found = _read(whole, key)
+    if isinstance(found, Piece):
+        return [found], True, f"read from {whole.parent}"
+    read = [found, *(_read(part, key) for part in parts)]
+    pieces = [piece for piece in read if isinstance(piece, Piece)]
+    said = ["computing"]
+    if pieces:
+        many = len(np.unique(_concatenate(pieces).example))
+        said.append(f"{many} of {count} examples are kept from a run that was stopped")
+    unused = [why for why in read if isinstance(why, str)]
+    said += [f"{unused.count(why)} file(s) not used, {why}" for why in dict.fromkeys(unused)]
+    return pieces, False, "; ".join(said if len(said) > 1 else [*said, "none are kept yet"])
+
+
+def _read(file: pathlib.Path, key: dict[str, str]) -> Piece | str | None:
+    """Return what a file holds, or why it is not used; None where there is none."""
+    try:
+        with open(file, "rb") as f, np.load(f) as arrays:
+            known = json.loads(str(arrays["key"]))
+            changed = [name for name in key if known.get(name) != key[name]]
+            if changed:
+                return f"changed: {', '.join(changed)}"
+            return Piece(arrays["example"], arrays["token"], arrays["other"])
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return "torn, or of another version"
+
+
+def _from_first_host(piece: Piece, response_lengths: np.ndarray) -> Piece:
+    """Return on every host what the first one has."""
+    if jax.process_count() == 1:
+        return piece
+    here = jax.process_index() == 0
+
+    def send(array: np.ndarray, size: int) -> np.ndarray:
+        # As whole numbers: hosts are summed, and a sum of floats has no minus zero.
+        bits = array.view(np.int32) if here else np.zeros(size, np.int32)
+        return np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(array.dtype)
+
+    count = int(send(np.array([len(piece.example)], np.int32), 1)[0])
+    if not count:
+        return _NONE
+    example = send(piece.example, count)
+    tokens = int(response_lengths[example].sum())
+    return Piece(example, send(piece.token, tokens), send(piece.other, tokens))
+
+
+def _keep(file: pathlib.Path, key: dict[str, str], piece: Piece) -> None:
+    """Write a file from the first host: under another name first, of this process alone, so that it appears whole."""
+    if jax.process_index() != 0:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torn = file.with_name(f"{file.name}.{os.getpid()}")
+    with open(torn, "wb") as f:
+        np.savez(f, key=np.array(json.dumps(key)), **piece._asdict())
+    os.replace(torn, file)

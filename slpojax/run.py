@@ -5,7 +5,7 @@ knows no configuration and no objective.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,18 +54,21 @@ def hosts() -> dict[str, Any]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def batches(run: Run, part: Part) -> Iterator[Batch]:
-    """Yield every example once, on the devices."""
-    for batch in data.evaluation_batches(part.examples, run.scan, columns=part.ref, previous=part.previous, **hosts()):
+def batches(run: Run, part: Part, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:
+    """Yield every example once, on the devices, or the batches of `data.evaluation_order` that `order` names."""
+    stream = data.evaluation_batches(
+        part.examples, run.scan, order, columns=part.ref, previous=part.previous, **hosts()
+    )
+    for batch in stream:
         yield sharding.put_batch(run.mesh, batch)
 
 
 def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> dict[str, Any]:
-    """Return what an objective may ask for of a batch, on the host."""
+    """Return what an objective may ask for of a batch, on every device; it may still be on its way."""
     policy, distribution = run.numbers(params, batch, ref_params)
     ref = run.logps(ref_params, batch) if batch.ref is None and ref_params is not None else batch.ref
     columns = {"ref": ref, "previous": batch.previous, "score": batch.score, "label": batch.label}
-    return sharding.gather({"policy": policy, **distribution, **columns})
+    return {"policy": policy, **distribution, **columns}
 
 
 def load_params(run: Run, folder: pathlib.Path) -> Params:
@@ -87,6 +90,9 @@ def columns(
 ) -> reference.Columns:
     """Return a frozen model's log-probs of a part, from the cache if it has them.
 
+    The rows of every batch are split over the devices of all hosts, and each host packs its own; the log-probs come
+    back to all of them, so that every host holds all columns. See `slpojax.reference` for who reads and writes.
+
     Args:
         run: see `Run`.
         part: whose responses are scored.
@@ -96,13 +102,14 @@ def columns(
         key: what the numbers depend on, but for the examples.
     """
 
-    def make() -> reference.Columns:
-        told = f"{name} log-probs ({part.name})"
-        tracked = logger.track(batches(run, part), -(-len(part.examples) // run.scan.examples), told)
-        lengths = np.asarray(part.examples.lengths.response)
-        return reference.compute(lambda batch: sharding.gather(run.logps(params(), batch)), tracked, lengths)
+    def make(done: np.ndarray) -> Iterator[reference.Piece]:
+        order = data.evaluation_order(part.examples.lengths, run.scan.examples)
+        left = [index for index in order if not done[index[index >= 0]].all()]
+        tracked = logger.track(batches(run, part, left), len(left), f"{name} log-probs ({part.name})")
+        return reference.compute(lambda batch: run.logps(params(), batch), tracked)
 
-    return reference.cached(cache, name, part.name, {**key, "examples": part.examples.digest()}, make, logger.tell)
+    key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
+    return reference.cached(cache, name, part.name, key, lengths, make, logger.tell)
 
 
 def narrower(

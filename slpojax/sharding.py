@@ -5,7 +5,7 @@ partitioner, because the step is written for the global batch and never names an
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -122,6 +122,16 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
 def gather(x: Any) -> Any:
     """Bring replicated device arrays to the host as NumPy arrays."""
     return jax.tree.map(np.asarray, x)
+
+
+def gathered(items: Iterable[Any]) -> Iterator[Any]:
+    """Bring each item to the host once the next one has been asked for: devices compute that while this is fetched."""
+    held = []
+    for item in items:
+        held.append(item)
+        if len(held) > 1:
+            yield gather(held.pop(0))
+    yield from map(gather, held)
 
 
 def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

@@ -33,7 +33,7 @@ def start(path, output, processes, steps):
     }
     running = [
         subprocess.Popen(
-            command,
+            [*command, f"--config.reference.cache={path / output / f'cache{i}'}"],  # a disk that no other host sees
             env=environment | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,6 +53,8 @@ def test_two_hosts_equal_one_and_resume(tmp_path):
     start(folder, "two", 2, 2)
     shown = start(folder, "two", 2, 4)
     assert "resumed behind step 2 of 4" in shown[0] and "step" not in shown[1]
+    # The first host alone reads and writes the reference's log-probs; the other one has them from it.
+    assert "reference log-probs (train): read from" in shown[0] and not (folder / "two" / "cache1").exists()
     one, two = (logger.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
     key = {(row["split"], row["step"]): row for row in two}
     for row in one:

@@ -41,9 +41,9 @@ KEYS = """
     data.path data.eval_path data.split data.eval_split data.rows data.eval_rows data.format data.tokenizer
     data.candidates data.max_length data.max_prompt_length data.too_long data.ties data.unpair data.mismatched
     data.bos data.chat_template data.order data.row_length data.pack reference.mode reference.path reference.cache
-    reference.every reference.mix reference.previous mesh.data mesh.fsdp mesh.tensor mesh.distributed eval_every
-    diagnostics log_every profile compiled tensorboard wandb checkpoint_every keep_last keep_best best_metric
-    resume export abort_on_nonfinite
+    reference.batch_size reference.every reference.mix reference.previous mesh.data mesh.fsdp mesh.tensor
+    mesh.distributed eval_every diagnostics log_every profile compiled tensorboard wandb checkpoint_every keep_last
+    keep_best best_metric resume export abort_on_nonfinite
 """.split()
 
 

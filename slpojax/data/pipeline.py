@@ -4,7 +4,7 @@ Knows the order of the examples and this host's share; knows no device. Every ho
 milliseconds) and keeps its own rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import grain
@@ -58,24 +58,41 @@ def batches(
     def make(index: np.ndarray) -> Batch:
         return host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
 
-    options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
     order = orders.order(examples.lengths, shapes.examples, seed=seed, steps=steps, kind=kind)
-    return iter(grain.MapDataset.source(order).map(make).to_iter_dataset(options))
+    return _stream(order, make, prefetch)
 
 
 def evaluation_batches(
     examples: Examples,
     shapes: Shapes,
+    order: Sequence[Int[np.ndarray, " B"]] | None = None,
     *,
     columns: Columns | None = None,
     previous: Columns | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """Yield every example once, as `orders.evaluation_order` says; fillers have index -1 and length 0."""
+    """Return a stream of every example once, in order; fillers have index -1 and length 0.
+
+    Args:
+        examples: what is scored.
+        shapes: planned for `orders.evaluation_order`.
+        order: those of its batches that are asked for; None for all.
+        columns: see `batches`.
+        previous: see `batches`.
+        process_index: this host.
+        process_count: hosts; R is a multiple of it.
+        prefetch: see `batches`.
+    """
     _check_hosts(shapes, process_count)
-    for index in orders.evaluation_order(examples.lengths, shapes.examples):
-        yield host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
+
+    def make(index: np.ndarray) -> Batch:
+        return host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
+
+    if order is None:
+        order = orders.evaluation_order(examples.lengths, shapes.examples)
+    return _stream(order, make, prefetch)
 
 
 def make_batch(
@@ -148,6 +165,12 @@ def host_part(batch: Batch, process_index: int, process_count: int) -> Batch:
 
     own = jax.tree.map(part, (batch.rows, batch.scored))
     return batch._replace(rows=own[0], scored=own[1])
+
+
+def _stream(order: Sequence[np.ndarray], make: Callable[[np.ndarray], Batch], prefetch: int) -> grain.DatasetIterator:
+    """Make the batches in order, `prefetch` of them ahead in a thread."""
+    options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.source(order).map(make).to_iter_dataset(options))
 
 
 def _check_hosts(shapes: Shapes, process_count: int) -> None:

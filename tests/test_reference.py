@@ -1,0 +1,318 @@
+"""The cache of a frozen model's log-probs: when it is read, what makes it worthless, and what a kill leaves of it."""
+
+import functools
+import os
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from configs import base
+from slpojax import data, hf, models, reference, run, settings, sharding, train
+from slpojax.base import ABSENT, Logps
+from slpojax.data import pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What was told, one line after the other."""
+    lines = []
+    monkeypatch.setattr("slpojax.logger.tell", lines.append)
+    return lines
+
+
+def configuration(folder, cache, **changes):
+    values = tiny.changes(folder, "output") | {"reference.cache": str(cache), "reference.batch_size": 2} | changes
+    return settings.resolve(base.get_config(), values, choices=train.CHOICES)
+
+
+@pytest.fixture(scope="module")
+def kept(folder, tmp_path_factory):
+    """A folder with the columns of a whole run, and the columns."""
+    path = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        return path, frozen(configuration(folder, path), Frozen(), patch)
+
+
+class Frozen:
+    """Stands for a frozen model: log-probs that tell example, candidate and token, and how often it was asked."""
+
+    def __init__(self, dies=None, wrong=None):
+        self.calls, self.dies, self.wrong = 0, dies, wrong
+
+    def __call__(self, params, batch):
+        self.calls += 1
+        if self.calls == self.dies:
+            raise KeyboardInterrupt
+        index, length = np.asarray(batch.index), np.asarray(batch.length)
+        _, k, t = np.indices((*length.shape, 8))
+        token = -np.float32(1 + np.maximum(index, 0)[:, None, None] + k / 10 + t / 100)
+        token[index == self.wrong] = np.nan
+        there = t < length[..., None]
+        return Logps(np.where(there, token, 0), np.where(there, np.float32(0.5) * token, ABSENT), length)
+
+
+tokenizer_of = functools.cache(data.load_tokenizer)
+
+
+def frozen(config, model, monkeypatch):
+    """The columns of both parts as a run gets them, but that `model` stands for the frozen one."""
+    monkeypatch.setattr(run, "load_params", lambda work, folder: None)
+    monkeypatch.setattr(run, "draw_params", lambda work, seed: None)
+    tokenizer = tokenizer_of(config.data.tokenizer or config.model.path)
+    pairs, held_out = train._load(config, tokenizer)
+    plan = train._plan(config, None, pairs, held_out, 1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    work = run.Run(mesh, hf.resolve(config.model.path), None, plan.scan, None, model)
+    pairs, held_out, _ = train._frozen(config, work, frozenset({"ref"}), tokenizer, pairs, held_out)
+    return pairs, held_out
+
+
+def same(ours, theirs):
+    for name in ("token", "other", "start"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def expected(examples):
+    """The log-probs of `Frozen`, response by response."""
+    return [
+        -np.float32(1 + i + k / 10 + np.arange(n) / 100)
+        for i, lengths in enumerate(np.asarray(examples.lengths.response))
+        for k, n in enumerate(lengths)
+    ]
+
+
+def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_path, said, monkeypatch):
+    config, model = configuration(folder, tmp_path), Frozen()
+    pairs, held_out = frozen(config, model, monkeypatch)
+    assert model.calls == 10 + 3 and "reference log-probs (train): computing; none are kept yet" in said
+    for part in (pairs, held_out):
+        np.testing.assert_array_equal(part.ref.token, np.concatenate(expected(part.examples)))
+        np.testing.assert_array_equal(part.ref.other, part.ref.token / 2)
+    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+
+    again = frozen(config, model, monkeypatch)
+    assert model.calls == 10 + 3
+    assert said.count(f"reference log-probs (train): read from {tmp_path}") == 1
+    same(again[0].ref, pairs.ref)
+    same(again[1].ref, held_out.ref)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"seed": 1}, "weights"),
+        ({"model.weights": "load"}, "weights"),
+        ({"model.path": "wider"}, "model"),
+        ({"model.dtype": "bfloat16"}, "dtype"),
+        ({"data.tokenizer": "other"}, "tokenizer, examples"),
+        ({"data.max_length": 15}, "data.max_length"),
+        ({"data.max_prompt_length": 7}, "data.max_prompt_length"),
+        ({"data.too_long": "drop"}, "data.too_long"),
+        ({"data.bos": "never"}, "data.bos"),
+        ({"data.ties": "keep"}, "data.ties"),
+        ({"data.unpair": True}, "data.unpair, examples"),
+        ({"data.mismatched": True}, "data.mismatched, examples"),
+        ({"data.candidates": 1}, "data.candidates, examples"),
+        ({"data.rows": "0:19"}, "examples"),
+        ({"data.rows": "1:21"}, "examples"),
+    ],
+    ids=lambda value: "=".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "",
+)
+def test_what_the_numbers_depend_on_makes_it_anew_and_is_named(
+    folder, kept, tmp_path, said, monkeypatch, changes, names
+):
+    for name, change in (("other", ("tokenizer.json", '"w29"', '"W29"')), ("wider", ("config.json", "24", "32"))):
+        if name in changes.values():
+            changes = {key: str(copied(folder, tmp_path / name, *change)) for key in changes}
+    cache, model = shutil.copytree(kept[0], tmp_path / "cache"), Frozen()
+    pairs, _ = frozen(configuration(folder, cache, **changes), model, monkeypatch)
+    assert model.calls
+    assert f"reference log-probs (train): computing; 1 file(s) not used, changed: {names}" in said
+    np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+
+
+def copied(folder, new, file, old, by):
+    """A copy of the model's folder in which one file is another."""
+    new.mkdir()
+    for name in os.listdir(folder / "model"):
+        text = (folder / "model" / name).read_text()
+        (new / name).write_text(text.replace(old, by) if name == file else text)
+    return new
+
+
+def test_what_the_numbers_do_not_depend_on_reads(folder, kept, said, monkeypatch):
+    changes = {"reference.batch_size": 3, "batch_size": 5, "data.row_length": 64, "learning_rate": 1.0}
+    frozen(configuration(folder, kept[0], **changes), None, monkeypatch)
+    assert f"reference log-probs (train): read from {kept[0]}" in said
+
+
+@pytest.mark.parametrize("dies", [1, 3, 6, 10, 12])
+def test_a_kill_costs_a_part_at_most_and_changes_no_number(folder, kept, tmp_path, said, monkeypatch, dies):
+    """Ten batches of the training part, two to a part; a batch is counted in when the next one is on its way."""
+    monkeypatch.setattr(reference, "_BATCHES", 2)
+    config = configuration(folder, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        frozen(config, Frozen(dies=dies), monkeypatch)
+    parts = max(0, dies - 2) // 2 if dies <= 10 else 0
+    assert len([*tmp_path.glob("reference.train.*.part")]) == parts
+
+    said.clear()
+    model = Frozen()
+    parted = frozen(config, model, monkeypatch)
+    assert model.calls == (10 - 2 * parts if dies <= 10 else 0) + 3
+    known = f"reference log-probs (train): computing; {4 * parts} of 20 examples are kept from a run that was stopped"
+    assert (known in said) == (parts > 0)
+    for ours, theirs in zip(parted, kept[1], strict=True):
+        same(ours.ref, theirs.ref)
+    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+
+
+def test_parts_under_another_key_are_not_used_and_told(folder, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(reference, "_BATCHES", 2)
+    with pytest.raises(KeyboardInterrupt):
+        frozen(configuration(folder, tmp_path, seed=1), Frozen(dies=7), monkeypatch)
+    model = Frozen()
+    pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
+    assert model.calls == 13
+    assert "reference log-probs (train): computing; 2 file(s) not used, changed: weights" in said
+    np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+
+
+def test_a_killed_run_may_go_on_with_batches_of_another_size(folder, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(reference, "_BATCHES", 2)
+    with pytest.raises(KeyboardInterrupt):
+        frozen(configuration(folder, tmp_path), Frozen(dies=7), monkeypatch)
+    pairs, _ = frozen(configuration(folder, tmp_path, **{"reference.batch_size": 3}), Frozen(), monkeypatch)
+    np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+
+
+def test_a_torn_file_is_never_taken(tmp_path):
+    """However much of a file is missing, or whichever bit of a number is wrong."""
+    key, piece = {"weights": "a"}, reference.Piece(np.arange(3), np.ones(50, np.float32), np.ones(50, np.float32))
+    file = tmp_path / "reference.train.npz"
+    reference._keep(file, key, piece)
+    good = file.read_bytes()
+    assert isinstance(reference._read(file, key), reference.Piece)
+    for size in range(0, len(good), 7):
+        file.write_bytes(good[:size])
+        assert reference._read(file, key) == "torn, or of another version", size
+    at = good.index(np.ones(50, np.float32).tobytes()) + 90
+    file.write_bytes(good[:at] + b"\xff" + good[at + 1 :])
+    assert reference._read(file, key) == "torn, or of another version"
+
+
+def test_a_torn_cache_or_part_is_computed_anew_and_told(folder, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(reference, "_BATCHES", 2)
+    with pytest.raises(KeyboardInterrupt):
+        frozen(configuration(folder, tmp_path), Frozen(dies=8), monkeypatch)
+    part = tmp_path / "reference.train.0001.part"
+    part.write_bytes(part.read_bytes()[:-30])
+    (tmp_path / "reference.train.npz.123").write_bytes(b"what a kill left of a file that was being written")
+    model = Frozen()
+    pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
+    assert model.calls == 10 - 4 + 3
+    told = "8 of 20 examples are kept from a run that was stopped; 1 file(s) not used, torn, or of another version"
+    assert any(told in line for line in said)
+    np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+
+
+def test_log_probs_that_are_not_finite_or_missing_are_an_error(folder, tmp_path, said, monkeypatch):
+    with pytest.raises(ValueError, match=r"of \d+ response tokens of a batch have no finite log-prob.*check its weigh"):
+        frozen(configuration(folder, tmp_path), Frozen(wrong=7), monkeypatch)
+    assert not (tmp_path / "reference.train.npz").exists()
+    lengths, piece = np.ones((3, 1), int), reference.Piece(np.array([0, 2]), np.ones(2, np.float32), np.ones(2))
+    with pytest.raises(ValueError, match="1 of 3 examples were in no batch, the first one is 1"):
+        reference.cached(tmp_path, "reference", "eval", {}, lengths, lambda done: [piece], said.append)
+
+
+def test_a_batch_is_fetched_once_the_next_one_is_on_its_way():
+    seen = []
+
+    class Result:
+        def __init__(self, n):
+            self.n = n
+            seen.append(f"dispatch {n}")
+
+        def __array__(self, dtype=None, copy=None):
+            seen.append(f"fetch {self.n}")
+            return np.array(self.n)
+
+    assert [int(x) for x in sharding.gathered(Result(n) for n in range(3))] == [0, 1, 2]
+    assert seen == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
+
+
+def test_batches_are_packed_beside_the_main_thread(folder, tmp_path, said, monkeypatch):
+    threads, make = [], pipeline.make_batch
+
+    def noted(*arguments):
+        threads.append(threading.current_thread())
+        return make(*arguments)
+
+    monkeypatch.setattr(pipeline, "make_batch", noted)
+    frozen(configuration(folder, tmp_path), Frozen(), monkeypatch)
+    assert len(threads) == 13 and threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize(
+    ("changes", "examples"),
+    [
+        ({}, 6),  # 4 x 4, but the held-out part has 6 examples
+        ({"data.eval_rows": "20:21"}, 4),  # one batch of training: a tiny held-out part makes no tiny batches
+        ({"data.eval_rows": ""}, 10),  # up to 4 x 4: 20 examples in two batches
+        ({"data.eval_rows": "", "accumulate": 2}, 7),  # up to 4 x 2: in three
+        ({"reference.batch_size": 5}, 5),
+        ({"reference.batch_size": 64}, 20),
+    ],
+    ids=str,
+)
+def test_how_many_examples_are_scored_at_once(folder, tmp_path, said, changes, examples):
+    config = configuration(folder, tmp_path, **{"reference.batch_size": 0} | changes)
+    pairs, held_out = train._load(config, tokenizer_of(config.model.path))
+    assert train._plan(config, None, pairs, held_out, 2).scan.examples == examples
+
+
+def test_fewer_than_no_examples_at_once_are_refused(folder, tmp_path, said):
+    config = configuration(folder, tmp_path, **{"reference.batch_size": -1})
+    pairs, held_out = train._load(config, tokenizer_of(config.model.path))
+    with pytest.raises(ValueError, match=r"config.reference.batch_size=-1: expected"):
+        train._plan(config, None, pairs, held_out, 1)
+
+
+def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said):
+    """A model of its own, so that nothing else holds its weights."""
+    config = configuration(folder, tmp_path)
+    tokenizer = tokenizer_of(config.model.path)
+    pairs, held_out = train._load(config, tokenizer)
+    plan = train._plan(config, None, pairs, held_out, 1)
+    mesh, model = sharding.make_mesh(devices=jax.devices()[:1]), models.build(hf.read_config(folder / "model"))
+    function = train.logps.logps_function(
+        model, plan.scan, rows_per_device=plan.scan.rows, everywhere=sharding.replicated(mesh)
+    )
+    during = []
+
+    def noted(params, batch):
+        during.append(held())
+        return function(params, batch)
+
+    work = run.Run(mesh, folder / "model", model, plan.scan, None, noted)
+    before, drawn = held(), jax.eval_shape(model.init, jax.random.key(0))
+    weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
+    pairs, held_out, ref_params = train._frozen(config, work, frozenset({"ref"}), tokenizer, pairs, held_out)
+    assert ref_params is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
+    assert min(during) >= before + weights, "the weights were never there"
+    assert held() <= before + 64, "weights, or batches, are still on the devices"
+
+
+def held():
+    """Bytes of all arrays on the devices."""
+    return sum(array.nbytes for array in jax.live_arrays())
