@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     c.selection = "cheaper"  # how: together (a gradient through all) | score_first | cheaper (counted in tokens)
 
     c.optimizer = ConfigDict({"name": "adamw"})  # rmsprop | adamw | lion | adafactor, plus its keyword arguments
+    c.moments = "float32"  # how the optimiser keeps its moments: float32 | bfloat16 (half the memory, some noise)
     c.learning_rate = 1e-6  # peak
     c.schedule = "constant"  # constant | linear | cosine, after the warm-up
     c.warmup_steps = 150  # linear: step s (from 0) uses (s + 1) / (warmup_steps + 1) of the peak
@@ -82,7 +83,7 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1
     c.mesh.distributed = False  # call jax.distributed.initialize() first (several hosts)
 
-    c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end; 0 turns it off
+    c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end, with 0 only there
     c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore.py); 0 for none
     c.log_every = 1  # steps between lines of metrics.jsonl and updates of the console
     c.profile = ""  # "first:last" steps whose trace goes to <output>/profile, for XProf; "" for none

@@ -35,7 +35,7 @@ HARMLESS = (
         "reference.cache",
         "reference.batch_size",
     ),
-    *("model.attention", "profile", "compiled", "diagnostics"),
+    *("selection", "profile", "compiled", "diagnostics"),
 )
 LENGTH = ("steps", "epochs")  # harmless, too, under a constant schedule: no step before the end knows them
 

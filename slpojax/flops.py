@@ -2,30 +2,43 @@
 
 The convention: a token costs 6 operations for every weight that it is multiplied with (2 forward, 4 backward), 2 where
 no gradient is taken; embeddings, norms, attention scores and recomputation are left out. So a policy's token costs
-6 N, an online reference adds 2 N, a cached one nothing. The unembedding is counted where it is used: at the scored
-tokens. Utilisation (MFU) is of the computed tokens, in which a shared prompt counts once; throughput may also be told
-in effective tokens, in which it counts once a response, as where every response is computed alone.
+6 N, an online reference adds 2 N, a cached one nothing; where all candidates are scored before the picked ones are
+trained on, each of theirs costs 2 N more. The unembedding is counted where it is used: at the scored tokens.
+Utilisation (MFU) is of the computed tokens, in which a shared prompt counts once; throughput may also be told in
+effective tokens, in which it counts once a response, as where every response is computed alone.
 
 Knows shapes and the names of chips; knows no model and no step.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-# Dense bfloat16 operations a second of one JAX device, by the beginning of its kind; from the makers' data sheets.
+TRAIN, FORWARD = 6, 2  # operations for a token and a weight: with its gradient, and without
+
+# Dense bfloat16 operations a second of one JAX device, by its kind; from the makers' data sheets. A kind is known by
+# its whole name: a PCIe board is slower than the card whose name begins alike, and a MIG slice is a part of one.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
+    "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
     "TPU7x": 2307e12 / 2,  # two devices a chip
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA GH200 480GB": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA B200": 2250e12,
 }
 
@@ -41,21 +54,20 @@ def weights(params: Any, unembed: Any) -> tuple[int, int]:
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(body)), int(np.prod(unembed.shape))
 
 
-def of_step(body: int, head: int, *, tokens: int, scored: int, online: bool) -> float:
+def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int]]) -> float:
     """Return the operations of a training step.
 
     Args:
         body: weights of the body.
         head: weights of the unembedding.
-        tokens: computed tokens, padding left out.
-        scored: scored tokens.
-        online: the reference is computed beside the policy.
+        passes: for each batch that goes through a model: the operations for a token and a weight (`TRAIN`, and
+            `FORWARD` more where a reference is computed beside), and its "tokens" and "scored" tokens, no padding.
 
     Example:
-        >>> of_step(1000, 500, tokens=10, scored=4, online=False)
+        >>> of_step(1000, 500, (TRAIN, {"tokens": 10, "scored": 4}))
         72000.0
     """
-    return float((6 + 2 * online) * (body * tokens + head * scored))
+    return float(sum(each * (body * counts["tokens"] + head * counts["scored"]) for each, counts in passes))
 
 
 def peak(kind: str, devices: int) -> float | None:
@@ -65,5 +77,4 @@ def peak(kind: str, devices: int) -> float | None:
         >>> peak("NVIDIA H200", 8)
         7912000000000000.0
     """
-    known = [name for name in _PEAKS if kind.startswith(name)]
-    return devices * _PEAKS[max(known, key=len)] if known else None
+    return devices * _PEAKS[kind] if kind in _PEAKS else None

@@ -1,20 +1,23 @@
 """Where metrics go: metrics.jsonl always, TensorBoard and W&B if asked for, and a line of progress on the console.
 
-The metrics of step n are fetched when step n + 1 is on its way, so the device never waits for the log; device_waited
-counts the steps that had ended before the next one was on its way, so that the device waited for its batch.
+The metrics of step n are fetched when step n + 1 is on its way, so the device never waits for the log. A thread notes
+when each step has ended: what passes from there until the next one is asked for is time in which the device waits.
 Everything is written by process 0 only. Knows numbers with names; knows no model, no objective and no configuration.
 """
 
+import concurrent.futures
 import dataclasses
 import importlib
 import json
 import math
 import os
 import pathlib
+import resource
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import rich
@@ -26,6 +29,9 @@ SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "acc
 SHOWN |= {"logps/rejected": "rejected", "world/gold_reward": "gold reward", "world/kl": "KL"}
 
 PATIENCE = 10.0  # seconds between lines where there is no terminal
+WORTH_SHOWING = 0.05  # the least share of the time that the device waits of which the console speaks
+
+_PEAKS = {"device_peak_bytes": "peak memory of a device", "process_peak_bytes": "peak memory of the process"}
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -38,14 +44,23 @@ class Meter:
 
     clock: float | None = None
     seconds: float = 0.0
+    waited: float | None = None
     timed: dict[str, int | float] = dataclasses.field(default_factory=dict)
     seen: dict[str, int | float] = dataclasses.field(default_factory=dict)
 
-    def add(self, now: float, counts: Mapping[str, int | float]) -> None:
-        """Count a step that ended at `now`: what it holds by name, of which "slots" is room and no throughput."""
+    def add(self, now: float, counts: Mapping[str, int | float], asked: float | None = None) -> None:
+        """Count a step.
+
+        Args:
+            now: when it ended.
+            counts: what it holds by name, of which "slots" is room and no throughput.
+            asked: when it was dispatched, if known: the device has waited from the end of the step before until then.
+        """
         _count(self.seen, counts)
         if self.clock is not None:
             self.seconds += now - self.clock
+            if asked is not None:
+                self.waited = (self.waited or 0.0) + max(0.0, min(asked, now) - self.clock)
             _count(self.timed, {"steps": 1, **counts})
         self.clock = now
 
@@ -56,10 +71,22 @@ class Meter:
             steps = self.timed.pop("steps")
             rates = {f"{what}_per_second": self.timed[what] / self.seconds for what in self.timed if what != "slots"}
             rates["step_seconds"] = self.seconds / steps
+            if self.waited is not None:
+                rates["device_waited_share"] = self.waited / self.seconds
         if self.seen.get("slots"):
             rates["padding_share"] = 1.0 - self.seen["tokens"] / self.seen["slots"]
-        self.seconds, self.timed, self.seen = 0.0, {}, {}
+        self.seconds, self.waited, self.timed, self.seen = 0.0, None, {}, {}
         return rates
+
+
+class Held(NamedTuple):
+    """A step that is under way: what it gives and holds, when it was asked for, and, once known, when it ended."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    counts: dict[str, int | float]
+    asked: float | None
+    ended: concurrent.futures.Future[float]
 
 
 @dataclasses.dataclass
@@ -86,28 +113,32 @@ class Logger:
     peak: float | None = None
     bar: tuple[Progress, TaskID] | None = None
     meter: Meter = dataclasses.field(default_factory=Meter)
-    held: tuple[int, Mapping[str, Any], dict[str, int | float]] | None = None
+    watcher: concurrent.futures.Executor = dataclasses.field(
+        default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, "step ends")
+    )
+    held: Held | None = None
     begun: tuple[int, float] | None = None
     printed: float = -math.inf
-    late: float = 0.0
 
-    def write(self, step: int, metrics: Mapping[str, Any], **counts: int | float) -> None:
+    def write(
+        self, step: int, metrics: Mapping[str, Any], *, asked: float | None = None, **counts: int | float
+    ) -> None:
         """Hand over the metrics of a training step that has been dispatched; those of the step before are written.
 
         Args:
             step: the number of finished steps, so the first one is 1.
             metrics: scalars, still on the device.
+            asked: `time.perf_counter()` just before the step was dispatched; gives device_waited_share, the share of
+                the time in which no step was under way: the device waited for a batch.
             **counts: what the batch holds, each written as a rate: examples, tokens, flops (which gives mfu, the share
                 of `peak`), ...; "slots" is the room in its rows and gives padding_share.
 
         Raises:
             FloatingPointError: the loss or gradient norm of the step before was not finite.
         """
-        held, self.held = self.held, (step, metrics, counts)
+        held, self.held = self.held, Held(step, metrics, counts, asked, self.watcher.submit(_end, metrics))
         if held is not None:
-            # Where the step before has ended by now, the device has waited for this one's batch.
-            late = all(getattr(x, "is_ready", lambda: False)() for x in held[1].values())
-            self._finish(*held, late=float(late))
+            self._finish(held)
 
     def record(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Write metrics of another kind (an evaluation) at once, behind those of the steps so far."""
@@ -125,7 +156,7 @@ class Logger:
         """Write what is held, and stop the clock: what follows (an evaluation, a checkpoint) is no training time."""
         held, self.held = self.held, None
         if held is not None:
-            self._finish(*held)
+            self._finish(held)
         self.meter.clock = None
 
     def close(self) -> None:
@@ -133,24 +164,20 @@ class Logger:
         try:
             self.flush()
         finally:
+            self.watcher.shutdown()
             for close in self.closers:
                 close()
 
-    def _finish(
-        self, step: int, metrics: Mapping[str, Any], counts: dict[str, int | float], *, late: float = 0.0
-    ) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        now = time.perf_counter()
+    def _finish(self, held: Held) -> None:
+        values = {name: float(value) for name, value in jax.device_get(dict(held.metrics)).items()}
+        step, now = held.step, held.ended.result()
         self.begun = self.begun or (step, now)
-        self.meter.add(now, counts)
-        self.late += late
+        self.meter.add(now, held.counts, held.asked)
         broken = any(not math.isfinite(values.get(name, 0.0)) for name in ("loss", "grad_norm"))
         if step % self.every == 0 or step >= self.total or broken:
-            values |= self.meter.take()
+            values |= self.meter.take() | peak_memory()
             if self.peak and "flops_per_second" in values:
                 values["mfu"] = values["flops_per_second"] / self.peak
-            if "step_seconds" in values:
-                values["device_waited"], self.late = self.late, 0.0
             for sink in self.sinks:
                 sink(step, "train", values)
             self._show(step, now, values)
@@ -169,9 +196,13 @@ class Logger:
             text += (
                 f"  {_short(values['examples_per_second'])} examples/s  {_short(values['tokens_per_second'])} tokens/s"
             )
+        if values.get("device_waited_share", 0.0) >= WORTH_SHOWING:
+            text += f"  device waits {values['device_waited_share']:.0%}"
         first, since = self.begun or (step, now)
         if step > first:
             text += f"  {_clock((self.total - step) * (now - since) / (step - first))} left"
+        if step >= self.total:
+            text += "".join(f"  {_PEAKS[name]} {values[name] / 2**30:.3g} GiB" for name in _PEAKS if name in values)
         if self.bar is not None:
             progress, task = self.bar
             progress.update(task, completed=step, text=text)
@@ -258,6 +289,19 @@ def tell(text: str) -> None:
         rich.get_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def peak_memory() -> dict[str, float]:
+    """Return the most bytes that were ever in use: of this process's fullest device, or of the process.
+
+    A device that is the host itself (a CPU) does not count its bytes; there the process's resident memory is known.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    known = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
+    if known:
+        return {"device_peak_bytes": float(max(known))}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process_peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+
+
 def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:
     """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out."""
     rows = []
@@ -318,6 +362,15 @@ def _require(package: str, key: str) -> Any:
         raise ImportError(
             f"--config.{key} needs {package}: `pip install 'slpojax[logging]'`, or leave the key out"
         ) from error
+
+
+def _end(metrics: Mapping[str, Any]) -> float:
+    """Wait until a step has ended and return when that was."""
+    try:
+        jax.block_until_ready(dict(metrics))
+    except Exception:  # noqa: S110, BLE001  a step that fails is told where its metrics are fetched
+        pass
+    return time.perf_counter()
 
 
 def _count(into: dict[str, int | float], counts: Mapping[str, int | float]) -> None:

@@ -367,10 +367,7 @@ def head_function(
 def logps_function(
     model: Model, shapes: Shapes, *, rows_per_device: int, everywhere: jax.sharding.Sharding
 ) -> Callable[[Params, Batch], Logps]:
-    """Return the jitted (params, batch) -> Logps [B, K, T] of a whole batch, without gradient, on every device.
-
-    The same compiled program serves the reference cache and the evaluation.
-    """
+    """Return the jitted (params, batch) -> Logps [B, K, T] of a whole batch, without gradient, on every device."""
     function = distribution_function(model, shapes, rows_per_device=rows_per_device, everywhere=everywhere)
     return lambda params, batch: function(params, batch, None)[0]
 
@@ -383,12 +380,16 @@ def distribution_function(
     everywhere: jax.sharding.Sharding,
     wanted: Collection[str] = (),
 ) -> Callable[[Params, Batch, Params | None], tuple[Logps, dict[str, Array]]]:
-    """Return the jitted (params, batch, ref_params) -> (Logps, what else is wanted), [B, K, T], as `logps_function`."""
+    """Return the jitted (params, batch, ref_params) -> (Logps, what else is wanted), [B, K, T], as `logps_function`.
+
+    One compiled program serves every batch of these sizes, whether it carries the log-probs of frozen models (an
+    evaluation) or not yet (the pass that makes the reference's).
+    """
     numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
-    def evaluate(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Array]]:
+    def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Array]]:
         out = jax.lax.with_sharding_constraint(numbers(params, batch.rows, batch.scored, ref_params), everywhere)
         return place(out, batch.scored, batch.length, shapes.response)
 
-    return evaluate
+    return lambda params, batch, ref_params: log_probs(params, batch._replace(ref=None, previous=None), ref_params)

@@ -5,17 +5,18 @@ decided here is which defaults make them equal to the optimisers that preference
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax.base import Array, Float, Params
+from slpojax.base import Array, Float, Int, Params
 
 # Keyword hyperparameters and their defaults. rmsprop and adamw are PyTorch's (no decay of weights unless asked for),
-# lion and adafactor are their papers'; state has the parameters' dtype, which is float32.
+# lion and adafactor are their papers'. The state has the parameters' dtype, float32, unless `build` is told otherwise.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "rmsprop": {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False, "initial_scale": 0.0, "centered": False},
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "weight_decay": 0.0, "nesterov": False},
@@ -99,6 +100,40 @@ def clip_by_norm(clip_norm: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+class Rounded(NamedTuple):
+    """The state of `in_bfloat16`: the updates so far, which the rounding is drawn from, and the optimiser's state."""
+
+    updates: Int[Array, ""]
+    inner: Any
+
+
+def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep an optimiser's moments in bfloat16 between updates; the updates themselves are computed in float32.
+
+    Moments are the float32 leaves of its state that have an axis: adamw's mu and nu, rmsprop's nu, lion's mu,
+    adafactor's factors. Counts and scalars stay as they are. What is kept is rounded at random, up as often as the
+    distance says, so that it is right in the mean: to the nearest it would stand still, as a decay of 0.999 changes
+    less in a step than bfloat16 can tell apart. The draws depend on the update's number alone, so a run that is resumed
+    is the run that never stopped.
+    """
+
+    def init(params: Params) -> Rounded:
+        return Rounded(jnp.zeros((), jnp.int32), jax.tree.map(nearest, optimizer.init(params)))
+
+    def nearest(x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if _is_moment(x) else x
+
+    def update(gradients: Params, state: Rounded, params: Params | None = None) -> tuple[Params, Rounded]:
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state.inner)
+        updates, inner = optimizer.update(gradients, wide, params)
+        leaves, structure = jax.tree.flatten(inner)
+        number = state.updates.astype(jnp.uint32) * len(leaves)
+        kept = [_round(x, number + i) if _is_moment(x) else x for i, x in enumerate(leaves)]
+        return updates, Rounded(state.updates + 1, jax.tree.unflatten(structure, kept))
+
+    return optax.GradientTransformation(init, update)
+
+
 def build(
     name: str,
     *,
@@ -107,6 +142,7 @@ def build(
     warmup_steps: int,
     total_steps: int,
     clip_norm: float,
+    moments: str = "float32",
     **kwargs: Any,
 ) -> optax.GradientTransformation:
     """Return clipping followed by the optimiser `name` under a schedule.
@@ -118,17 +154,56 @@ def build(
         warmup_steps: steps of linear warm-up.
         total_steps: steps of the run; a linear or cosine schedule ends there.
         clip_norm: largest global norm of the gradient; 0 turns clipping off.
+        moments: float32 | bfloat16, how the state keeps its moments, see `in_bfloat16`.
         **kwargs: some of the hyperparameters that `defaults(name)` lists.
 
     Raises:
-        ValueError: an unknown name, schedule or hyperparameter.
+        ValueError: an unknown name, schedule, hyperparameter or way to keep moments.
     """
     settings = defaults(name)
     for key in kwargs:
         _known(f"hyperparameter of optimizer.{name}:", key, settings)
     rate = make_schedule(schedule, learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps)
-    rule = getattr(optax, name)(rate, **{**settings, **kwargs})
+    _known("moments", moments, _MOMENTS)
+    rule = _MOMENTS[moments](getattr(optax, name)(rate, **{**settings, **kwargs}))
     return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
+
+
+_MOMENTS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {
+    "float32": lambda optimizer: optimizer,
+    "bfloat16": in_bfloat16,
+}
+
+
+def _is_moment(x: Array) -> bool:
+    return x.dtype == jnp.float32 and x.ndim > 0
+
+
+def _round(x: Float[Array, "*shape"], number: Array) -> Array:
+    """Return float32 as bfloat16, rounded at random by the draw of a number.
+
+    It is rounded away from zero with the share of bfloat16's step that is cut off as probability: 16 random bits are
+    added to the 16 that bfloat16 lacks. They are a hash of the number and the place in the array, not of JAX's
+    generator, whose code for every leaf took as long to compile as the rest of a step.
+    """
+    strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim)]
+    places = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
+    place = sum(a * jnp.uint32(stride % 2**32) for a, stride in zip(places, strides, strict=True))
+    drawn = _scramble(_scramble(place) + _scramble(~number)) >> 16
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + drawn
+    rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def _scramble(x: Array) -> Array:
+    """Mix 32 bits one to one: multiply by odd numbers, and let the high bits reach the low ones.
+
+    Reference:
+        Austin Appleby, MurmurHash3, 2011: the multipliers and shifts of its finaliser.
+    """
+    for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(odd)
+    return x ^ (x >> 16)
 
 
 def _known(what: str, name: str, names: Iterable[str]) -> None:

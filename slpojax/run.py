@@ -152,8 +152,15 @@ def counts(batch: Batch, shapes: Shapes) -> dict[str, int]:
     }
 
 
-def tracer(folder: pathlib.Path, steps: str) -> Callable[[int, Any], None]:
-    """Return (number of the step that begins, an output of the last one), which traces some steps for XProf.
+class Tracer(NamedTuple):
+    """Two functions: `before` takes the number of the step that begins and an output of the last one; `close` ends."""
+
+    before: Callable[[int, Any], None]
+    close: Callable[[], None]
+
+
+def tracer(folder: pathlib.Path, steps: str) -> Tracer:
+    """Return what traces some steps for XProf, as many of them as this start of the program takes.
 
     Args:
         folder: where the trace goes.
@@ -163,21 +170,38 @@ def tracer(folder: pathlib.Path, steps: str) -> Callable[[int, Any], None]:
         ValueError: `steps` is something else.
     """
     if not steps:
-        return lambda n, last: None
+        return Tracer(lambda n, last: None, lambda: None)
     first, _, end = steps.partition(":")
     if not (first.isdigit() and end.isdigit() and 0 < int(first) <= int(end)):
         raise ValueError(f"config.profile={steps!r}: expected first:last, as in 10:12, or nothing")
+    traced: list[int] = []
+    running = False
 
-    def trace(n: int, last: Any) -> None:
-        if n == int(first):
-            jax.block_until_ready(last)
-            jax.profiler.start_trace(str(folder))
-        elif n == int(end) + 1:
+    def before(n: int, last: Any) -> None:
+        nonlocal running
+        if n > int(end):
+            stop(last)
+        elif n >= int(first):
+            if not running:
+                jax.block_until_ready(last)
+                jax.profiler.start_trace(str(folder))
+                running = True
+            traced.append(n)
+
+    def stop(last: Any = None) -> None:
+        nonlocal running
+        if running:
+            running = False
             jax.block_until_ready(last)
             jax.profiler.stop_trace()
-            logger.tell(f"wrote {folder}, a trace of steps {first} to {end} for XProf")
+            logger.tell(f"wrote {folder}, a trace of steps {traced[0]} to {traced[-1]} for XProf")
 
-    return trace
+    def close() -> None:
+        stop()
+        if not traced:
+            logger.tell(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
+
+    return Tracer(before, close)
 
 
 def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, Any]) -> None:

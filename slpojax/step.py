@@ -218,11 +218,11 @@ def make_objective_step(objective: Objective) -> Callable[[Given, Key], tuple[Ar
     """Return the jitted (given, key) -> (mean loss, mean metrics) on given log-probs; see `on_examples`."""
 
     @jax.jit
-    def evaluate(given: Given, key: Key) -> tuple[Array, Metrics]:
+    def objective_step(given: Given, key: Key) -> tuple[Array, Metrics]:
         losses, metrics, _ = on_examples(objective, given, key)
         return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
-    return evaluate
+    return objective_step
 
 
 def _reference(

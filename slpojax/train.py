@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from slpojax import (
@@ -103,6 +105,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     output = pathlib.Path(config.output)
     if config.compiled:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compiled).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up
+        compilation_cache.reset_cache()  # JAX settles at the first program of a process whether there is a cache
     if config.model.dtype == "float32":  # TPUs and GPUs would round the operands of a float32 product
         jax.config.update("jax_default_matmul_precision", "float32")
 
@@ -131,7 +135,9 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
     )
-    numbers, plain = scan(wanted=sorted(needs & set(TOKEN))), scan()
+    wanted = sorted(needs & set(TOKEN))
+    numbers = scan(wanted=wanted)
+    plain = scan() if wanted else numbers
     work = Run(mesh, folder, model, plan.scan, numbers, lambda params, batch: plain(params, batch, None)[0])
 
     # The frozen models: log-probs from the cache, or weights that stay beside the policy's.
@@ -146,6 +152,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         warmup_steps=config.warmup_steps,
         total_steps=plan.steps,
         clip_norm=config.clip_norm,
+        moments=config.moments,
     )
     shape = jax.eval_shape(model.init, jax.random.key(0))
     make_state = functools.partial(
@@ -220,7 +227,10 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         peak=flops.peak(jax.devices()[0].device_kind, jax.device_count()),
     )
     body, head = flops.weights(shape, jax.eval_shape(model.unembed, shape))
-    cost = functools.partial(flops.of_step, body, head, online=ref_params is not None or moving is not None)
+    cost = functools.partial(flops.of_step, body, head)
+    beside = functools.partial(_reference_cost, moving is not None or ref_params is not None)
+    training = flops.TRAIN + beside(objective.needs if plan.picked else needs)
+    scoring = flops.FORWARD + beside(selector.needs) if selector and plan.picked else 0
     trace = run.tracer(output / "profile", config.profile)
     for note in notes:
         log.say(f"sharding: {note}")
@@ -234,12 +244,15 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
                 log.say(measure.sanity(work, state, ref_params, pairs))
             _record(log, 0, look(0, state))
         for n, batch in enumerate(stream, start + 1):
+            came, whole = time.perf_counter(), run.counts(batch, plan.train)
             if narrow:
                 batch = narrow(state, ref_params, batch)
-            counts = run.counts(batch, plan.picked or plan.train)
-            trace(n, state.step)
-            state, metrics = train_step(state, ref_params, sharding.put_batch(mesh, batch))
-            log.write(n, metrics, **counts, flops=cost(tokens=counts["tokens"], scored=counts["scored"]))
+            counts = run.counts(batch, plan.picked) if plan.picked else whole
+            trace.before(n, state.step)
+            placed = sharding.put_batch(mesh, batch)
+            asked = came if narrow else time.perf_counter()  # scoring first keeps the device busy, too
+            state, metrics = train_step(state, ref_params, placed)
+            log.write(n, metrics, asked=asked, **counts, flops=cost((training, counts), (scoring, whole)))
             last = n == plan.steps
             due = config.eval_every and n % config.eval_every == 0
             measured = _record(log, n, look(n, state)) if due or last else None
@@ -249,6 +262,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
                     checkpoints, n, state, data=stream.get_state(), config=config.to_dict(), metrics=measured
                 )
     finally:
+        trace.close()
         log.close()
         checkpoint.close(checkpoints)
 
@@ -305,6 +319,11 @@ def _load(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Part, Part | N
 
     pairs = Part("train", *load(d.path, split=d.split, rows=d.rows))
     if not (d.eval_path or d.eval_split or d.eval_rows):
+        if config.diagnostics:
+            raise ValueError(
+                f"config.diagnostics={config.diagnostics} looks at held-out examples, but there are none: set "
+                "data.eval_path, eval_split or eval_rows, or diagnostics=0"
+            )
         return pairs, None
     return pairs, Part("eval", *load(d.eval_path or d.path, split=d.eval_split or d.split, rows=d.eval_rows))
 
@@ -434,6 +453,11 @@ def _record(log: logger.Logger, n: int, metrics: Mapping[str, float]) -> dict[st
         return None
     log.record(n, "eval", metrics)
     return {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def _reference_cost(online: bool, needs: frozenset[str]) -> int:
+    """Return the operations for a token and a weight of the reference, which goes through a batch where it is asked."""
+    return flops.FORWARD if online and needs & {"ref", *logps.NEEDS_REFERENCE} else 0
 
 
 def _size(params: Params) -> str:

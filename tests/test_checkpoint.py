@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slpojax import checkpoint
+from slpojax import checkpoint, optim
 from slpojax.base import State
 
 CONFIG = {
@@ -84,6 +84,22 @@ def test_restores_equal_values_onto_another_mesh(tmp_path, data, fsdp):
     assert found.state.params["w"].sharding == NamedSharding(mesh(data, fsdp), PartitionSpec("fsdp"))
     assert found.state.key.dtype == saved.key.dtype
     np.testing.assert_array_equal(jax.random.uniform(found.state.key), jax.random.uniform(saved.key))
+
+
+def test_moments_in_bfloat16_come_back_as_they_were(tmp_path):
+    optimizer = optim.in_bfloat16(optax.adamw(1e-3))
+    on, params = mesh(4, 2), {"w": jax.random.normal(jax.random.key(0), (16, 6))}
+    _, moments = optimizer.update(params, optimizer.init(params), params)
+    state = State(jnp.int32(1), params, moments, None, jax.random.key(0))
+    state = jax.tree.map(lambda x: jax.device_put(x, sharding(on, x)), state)
+    c = checkpoint.open_folder(tmp_path)
+    checkpoint.save(c, 1, state, data={}, config=CONFIG)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    found = checkpoint.restore(c, like, config=CONFIG).state
+    checkpoint.close(c)
+    assert {x.dtype for x in jax.tree.leaves(found.optimizer)} == {jnp.dtype("int32"), jnp.dtype("bfloat16")}
+    for a, b in zip(values(state), values(found), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_state_may_be_donated_while_it_is_being_saved(tmp_path):
@@ -167,6 +183,8 @@ def test_another_configuration_is_refused_by_key(tmp_path):
 
 def test_a_run_may_be_lengthened_under_a_constant_schedule():
     assert checkpoint.differences(CONFIG, CONFIG | {"steps": 20, "output": "x"}) == {}
+    assert checkpoint.differences({"selection": "together"}, {"selection": "score_first"}) == {}
+    assert len(set(checkpoint.HARMLESS)) == len(checkpoint.HARMLESS)
     cosine = CONFIG | {"schedule": "cosine"}
     assert checkpoint.differences(cosine, cosine | {"steps": 20}) == {"steps": (10, 20)}
 

@@ -37,8 +37,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 KEYS = """
     seed output world batch_size accumulate epochs steps objective.name selector.name selection optimizer.name
-    learning_rate schedule warmup_steps clip_norm model.path model.weights model.dtype model.attention model.remat
-    data.path data.eval_path data.split data.eval_split data.rows data.eval_rows data.format data.tokenizer
+    learning_rate moments schedule warmup_steps clip_norm model.path model.weights model.dtype model.attention
+    model.remat data.path data.eval_path data.split data.eval_split data.rows data.eval_rows data.format data.tokenizer
     data.candidates data.max_length data.max_prompt_length data.too_long data.ties data.unpair data.mismatched
     data.bos data.chat_template data.order data.row_length data.pack reference.mode reference.path reference.cache
     reference.batch_size reference.every reference.mix reference.previous mesh.data mesh.fsdp mesh.tensor

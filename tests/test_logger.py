@@ -4,7 +4,10 @@ import io
 import json
 import math
 import sys
+import time
+import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
@@ -23,7 +26,9 @@ def test_a_step_is_written_when_the_next_one_is_under_way(tmp_path):
     log.write(1, {"loss": jnp.float32(0.1)})
     assert lines(tmp_path) == []
     log.write(2, {"loss": jnp.float32(0.2)})
-    assert lines(tmp_path) == [{"step": 1, "split": "train", "loss": float(jnp.float32(0.1))}]
+    (line,) = lines(tmp_path)
+    assert line.pop("process_peak_bytes") > 2**20
+    assert line == {"step": 1, "split": "train", "loss": float(jnp.float32(0.1))}
     log.flush()
     log.record(2, "eval", {"loss": 0.25})
     log.close()
@@ -157,7 +162,9 @@ def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
         log.write(1 + (step or 0), {"loss": 0.5})
         log.close()
     assert fake.inits[0] == fake.inits[1] and fake.inits[0]["project"] == "project"
-    assert fake.logged == [(1, {"train/loss": 0.5}), "finished", (2, {"train/loss": 0.5}), "finished"]
+    (first, one), after, (second, two), last = fake.logged
+    assert (first, after, second, last) == (1, "finished", 2, "finished")
+    assert one["train/loss"] == two["train/loss"] == 0.5
 
 
 @pytest.mark.parametrize("key, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
@@ -168,12 +175,55 @@ def test_a_missing_package_says_which_extra_has_it(tmp_path, monkeypatch, key, p
 
 
 def test_utilisation_is_the_share_of_what_the_devices_could_do(tmp_path, monkeypatch):
-    clock = iter([0.0, 1.0, 3.0, 4.0])
-    monkeypatch.setattr(logger.time, "perf_counter", lambda: next(clock))
+    ends = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr(logger, "_end", lambda metrics: next(ends))
     log = logger.open_log(tmp_path, total=3, peak=8e9, console=QUIET)
     for step in (1, 2, 3):
         log.write(step, {"loss": 1.0}, flops=4e9)
-    log.held = None  # the clock of this test holds no more
     log.close()
-    (_, second) = lines(tmp_path)
-    assert second["flops_per_second"] == 4e9 and second["mfu"] == 0.5
+    (_, second, third) = lines(tmp_path)
+    assert second["flops_per_second"] == 4e9 and second["mfu"] == 0.5 and third["mfu"] == 0.25
+
+
+def test_the_device_waits_from_the_end_of_a_step_until_the_next_is_asked_for(tmp_path, monkeypatch):
+    ends = iter([1.0, 2.0, 4.0, 9.0, 10.0])
+    monkeypatch.setattr(logger, "_end", lambda metrics: next(ends))
+    log = logger.open_log(tmp_path, total=9, every=3, console=QUIET)
+    # The first is not timed; 2 and 3 take 1 and 2 s, of which 0 (asked for early) and 1.5 s go by until they are asked
+    # for; 4 comes behind a pause, and 5 takes 1 s, all of it under way.
+    for step, asked in enumerate((0.0, 0.5, 3.5, 8.0, 8.5), 1):
+        log.write(step, {"loss": 1.0}, asked=asked)
+        if step == 3:
+            log.flush()
+    log.close()
+    assert [row["device_waited_share"] for row in lines(tmp_path)] == [pytest.approx(1.5 / 3)]
+    assert (log.meter.waited, log.meter.seconds) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("slower", "low", "high"), [(3, 0.5, 1.0), (0, 0.0, 0.3)], ids=["slow", "fast"])
+def test_the_device_waits_for_a_slow_stream_and_not_for_a_fast_one(tmp_path, slower, low, high):
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, x: jnp.tanh(x @ x), x).sum())  # some 20 ms
+    x = jnp.full((128, 128), 0.01)
+    jax.block_until_ready(work(x))
+    begin = time.perf_counter()
+    jax.block_until_ready([work(x) for _ in range(3)])
+    seconds = slower * (time.perf_counter() - begin) / 3
+    console = Console(file=io.StringIO(), width=200)
+    log = logger.open_log(tmp_path, total=8, every=8, console=console)
+    for step in range(1, 9):
+        time.sleep(seconds)
+        asked = time.perf_counter()
+        log.write(step, {"loss": work(x)}, asked=asked, examples=1, tokens=1, slots=1)
+    log.close()
+    (row,) = lines(tmp_path)
+    assert low <= row["device_waited_share"] <= high
+    assert ("device waits" in console.file.getvalue()) == (row["device_waited_share"] >= logger.WORTH_SHOWING)
+    assert "peak memory of the process" in console.file.getvalue()
+
+
+def test_peak_memory_is_the_fullest_devices_or_the_process(monkeypatch):
+    assert logger.peak_memory().keys() == {"process_peak_bytes"}  # CPUs tell nothing
+    stats = [{"peak_bytes_in_use": 3 << 30, "bytes_in_use": 1}, {"peak_bytes_in_use": 5 << 30}]
+    devices = [types.SimpleNamespace(memory_stats=lambda stat=stat: stat) for stat in stats]
+    monkeypatch.setattr("jax.local_devices", lambda: devices)
+    assert logger.peak_memory() == {"device_peak_bytes": 5 << 30}

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from slpojax import optim
+from slpojax import optim, sharding
 
 # What ran: torch.optim.RMSprop (defaults), clip_grad_norm_(10), LambdaLR((s + 1) / 151), lr 1e-3, float64.
 TRACE = json.loads((pathlib.Path(__file__).parent / "goldens" / "torch_rmsprop.json").read_text())
@@ -101,12 +101,81 @@ def test_every_optimiser_descends_and_keeps_float32(name):
     assert {x.dtype for x in floats} <= {jnp.dtype("float32")}
 
 
+def floats(state):
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adamw", "lion", "adafactor"])
+def test_moments_in_bfloat16_take_half_the_memory_and_stay_close(name):
+    rng = np.random.default_rng(0)
+    start = {"layers": jnp.asarray(rng.normal(size=(2, 130, 140)), jnp.float32), "bias": jnp.ones(3)}
+    seen = {}
+    for moments in ("float32", "bfloat16"):
+        tx = optim.build(name, **(BASE | {"learning_rate": 1e-2, "moments": moments}))
+
+        def one(carry, _, tx=tx):
+            params, state = carry
+            updates, state = tx.update(jax.tree.map(lambda p: p + 0.3, params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        begin = jax.jit(lambda tx=tx: (start, tx.init(start)))()
+        (params, state), _ = jax.jit(lambda begin, one=one: jax.lax.scan(one, begin, length=5))(begin)
+        assert {x.dtype for x in floats(params)} == {jnp.dtype("float32")}
+        assert {x.dtype for x in floats(state)} == {jnp.dtype(moments)}
+        counts = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.integer)]
+        assert counts and all(x == 5 for x in counts)
+        seen[moments] = sum(x.nbytes for x in floats(state)), params
+    (wide, exact), (narrow, rounded) = seen["float32"], seen["bfloat16"]
+    assert narrow == wide / 2
+    for ours, theirs, begin in zip(*map(jax.tree.leaves, (rounded, exact, start)), strict=True):
+        moved = np.abs(theirs - begin)
+        # A bfloat16 is off by less than 2^-7 of itself; lion's sign may turn where its moment crosses zero.
+        assert np.mean(np.abs(ours - theirs)) < 2**-7 * np.mean(moved)
+
+
+def test_a_second_moment_in_bfloat16_fades_as_in_float32():
+    """Rounded to the nearest it would not: a decay of 0.999 is less than half of bfloat16's steps."""
+    nu = {}
+    for moments in ("float32", "bfloat16"):
+        tx = optim.build("adamw", **(BASE | {"moments": moments}))
+        params = jnp.zeros(4096)
+        _, state = tx.update(jnp.ones(4096), tx.init(params), params)
+
+        def fade(state, _, tx=tx, params=params):
+            return tx.update(jnp.zeros(4096), state, params)[1], None
+
+        state, _ = jax.jit(lambda state, fade=fade: jax.lax.scan(fade, state, length=700))(state)
+        nu[moments] = np.asarray(optax.tree.get(state, "nu"), np.float64)
+    np.testing.assert_allclose(nu["float32"], 0.001 * 0.999**700, rtol=1e-3)
+    # Each of 4096 is off by some 4 % after 700 draws, and their mean by a sixtieth of that.
+    assert np.mean(nu["bfloat16"]) == pytest.approx(0.001 * 0.999**700, rel=0.005)
+    assert 0.01 < np.std(nu["bfloat16"]) / np.mean(nu["bfloat16"]) < 0.1
+
+
+def test_rounding_keeps_what_bfloat16_holds_and_what_is_no_number():
+    x = jnp.asarray([0.0, -0.0, 1.0, -2.5, 2.0**-100, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    np.testing.assert_array_equal(np.asarray(optim._round(x, jnp.uint32(1)), np.float32), x)
+    third = np.asarray(optim._round(jnp.full((200, 200), 1 / 3), jnp.uint32(2)), np.float64)
+    assert len(np.unique(third)) == 2 and np.mean(third) == pytest.approx(1 / 3, rel=1e-4)
+
+
+def test_moments_in_bfloat16_follow_their_parameter_on_a_mesh():
+    rules = (("^layers$", jax.sharding.PartitionSpec(None, "fsdp")),)
+    tx = optim.build("adamw", **(BASE | {"moments": "bfloat16", "clip_norm": 1.0}))
+    shapes = jax.eval_shape(tx.init, {"layers": jnp.ones((3, 8)), "bias": jnp.ones(3)})
+    where, _ = sharding.tree(sharding.make_mesh(1, 8, 1), rules, shapes)
+    for moment in ("mu", "nu"):
+        assert optax.tree.get(where, moment)["layers"].spec == rules[0][1]
+        assert optax.tree.get(where, moment)["bias"].spec == jax.sharding.PartitionSpec()
+
+
 @pytest.mark.parametrize(
     "name, kwargs, says",
     [
         ("adamww", {}, r"'adamww': did you mean adamw\? there are adafactor, adamw, lion, rmsprop"),
         ("rmsprop", {"dekay": 0.9}, r"optimizer.rmsprop: 'dekay': did you mean decay\? there are centered, decay"),
         ("adamw", {"schedule": "linaer"}, r"schedule 'linaer': did you mean linear\?"),
+        ("adamw", {"moments": "bf16"}, r"moments 'bf16': .*there are bfloat16, float32"),
     ],
 )
 def test_unknown_names_list_the_near_ones(name, kwargs, says):

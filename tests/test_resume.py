@@ -14,7 +14,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 150
 KILLS = 24
-TIMES = ("_per_second", "step_seconds", "device_waited")  # how the only numbers end that may differ
+# How the only numbers end that may differ: times and memory.
+TIMES = ("_per_second", "step_seconds", "device_waited_share", "peak_bytes")
 
 CONFIG = f"""
 from ml_collections import ConfigDict
@@ -100,7 +101,7 @@ def run(folder: pathlib.Path, output: str) -> None:
 
 
 def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Return every number of a metrics.jsonl but the times, by split and step; each has one line."""
+    """Return every number of a metrics.jsonl but times and memory, by split and step; each has one line."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     numbers = {
         (row.pop("split"), row.pop("step")): {k: v for k, v in row.items() if not k.endswith(TIMES)} for row in rows

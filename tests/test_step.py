@@ -177,6 +177,48 @@ def test_which_objectives_couple_examples():
     assert {name: step.couples_examples(objectives.build(name), shapes) for name in expected} == expected
 
 
+def lowered(depth: int, shapes: Shapes, optimizer: optax.GradientTransformation):
+    """The train step of a model of some depth on one device, lowered; and its state's shapes."""
+    model, objective = models.build(CONFIG | {"num_hidden_layers": depth}), objectives.build("sft.token_mean")
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+    def start(params):
+        return State(jnp.int32(0), params, optimizer.init(params), None, jax.random.key(0))
+
+    state = jax.eval_shape(lambda: start(model.init(jax.random.key(0))))
+    where, _ = sharding.tree(mesh, model.sharding, state)
+    train_step = step.make_train_step(
+        model,
+        objective,
+        optimizer,
+        shapes,
+        accumulate=1,
+        batch_devices=1,
+        everywhere=sharding.replicated(mesh),
+        state_sharding=where,
+    )
+    pairs, index = examples(4), np.arange(4, dtype=np.int32)
+    batch = data.pack([pairs[int(i)] for i in index], shapes, index)
+    return train_step.lower(state, None, batch), state
+
+
+def test_the_step_is_as_long_a_program_for_eight_layers_as_for_two_and_writes_over_its_state():
+    optimizer = optim.build(
+        "adamw",
+        learning_rate=1e-3,
+        schedule="constant",
+        warmup_steps=0,
+        total_steps=10,
+        clip_norm=1.0,
+        moments="bfloat16",
+    )
+    shapes = data.plan(examples(4), [np.arange(4)], row_length=64)
+    (two, state), (eight, _) = (lowered(depth, shapes, optimizer) for depth in (2, 8))
+    assert len(two.as_text().splitlines()) == len(eight.as_text().splitlines())
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.dtype != state.key.dtype)
+    assert two.compile().memory_analysis().alias_size_in_bytes >= held
+
+
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
 def test_ten_steps_equal_trl(shared_goldens, tmp_path, loss_type):
     """TRL 1.16 on its tiny Llama: batches in order, AdamW at 1e-3, clipping at 1.0, policy != reference."""

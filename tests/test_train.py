@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -27,8 +28,29 @@ def losses(folder, output, split="train"):
     return [(row["step"], row["loss"], row["logps/chosen"]) for row in rows]
 
 
-def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, capsys):
+@pytest.fixture
+def compiled():
+    """The names of the programs that JAX compiles while a test runs, in order."""
+    names = []
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, capsys, compiled):
     train.train(configuration(folder, "whole", steps=6))
+    # One program for the reference's log-probs and every evaluation's; none behind the first step, which comes behind
+    # the first evaluation, but for the parts in which orbax saves an array that several devices hold.
+    expected = ("log_probs", "objective_step", "step")
+    assert {name: compiled.count(f"jit({name})") for name in expected} == dict.fromkeys(expected, 1)
+    assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)"}
+    last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
+    assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
     assert "every margin is exactly 0" in shown and "20 read, 20 kept" in shown
     start = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
@@ -62,7 +84,9 @@ def test_the_objective_that_the_readme_adds_trains_on_eight_devices(folder, monk
     code = re.search(r"say `ideas.py`:\n\n```python\n(.*?)```", readme, re.DOTALL).group(1)
     (folder / "ideas.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
-    train.train(configuration(folder, "ideas", steps=2, **{"objective.name": "ideas.hinge", "objective.margin": 2}))
+    changes = {"objective.name": "ideas.hinge", "objective.margin": 2, "eval_every": 0}
+    train.train(configuration(folder, "ideas", steps=2, **changes))
+    assert [step for step, *_ in losses(folder, "ideas", "eval")] == [0, 2]  # what eval_every=0 leaves
     assert losses(folder, "ideas")[0][1] == pytest.approx(2.0, abs=1e-5)
     assert losses(folder, "ideas")[1][1] != losses(folder, "ideas")[0][1]
 
@@ -84,6 +108,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
         ({"data.row_length": 8}, r"raise data.row_length"),
         ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch; lower batch_size"),
         ({"mesh.data": 3}, r"does not fill 8 devices"),
+        (
+            {"diagnostics": 4, "data.eval_rows": ""},
+            r"config.diagnostics=4 looks at held-out examples, but there are none",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
