@@ -8,53 +8,59 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from slpojax import named
 from slpojax.base import Model, Params
 from slpojax.models import ARCHITECTURES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_COMPANIONS = (
+TOKENIZER = tuple(
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json tokenizer.model vocab.json "
-    "merges.txt chat_template.jinja chat_template.json generation_config.json"
-).split()
+    "merges.txt chat_template.jinja chat_template.json".split()
+)
+_MODEL = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
-def resolve(path_or_hub_name: str | pathlib.Path) -> pathlib.Path:
+def resolve(
+    path_or_hub_name: str | pathlib.Path, *, key: str = "model.path", files: Sequence[str] = _MODEL
+) -> pathlib.Path:
     """The local folder of a model; a hub name is downloaded, or found in the hub's cache.
 
     Args:
         path_or_hub_name: a folder, or "owner/name".
+        key: of the configuration, which gave it, for the error.
+        files: patterns of what is downloaded.
 
     Returns:
-        A folder with config.json.
+        The folder.
 
     Raises:
-        ValueError: where there is neither, saying what was tried.
+        ValueError: where there is neither, saying what was tried and what resembles it.
     """
     if not str(path_or_hub_name):
-        raise ValueError("no model given; set config.model.path to a local folder or a hub name.")
+        raise ValueError(f"no model given; set config.{key} to a local folder or a hub name.")
     folder = pathlib.Path(path_or_hub_name).expanduser()
     if folder.is_dir():
         return folder
     name = str(path_or_hub_name)
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return pathlib.Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=5))
+        return pathlib.Path(snapshot_download(name, allow_patterns=list(files), etag_timeout=5))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError) as error:
+        near = named.near_paths(name, constants.HF_HUB_CACHE, "models")
         raise ValueError(
-            f"model {name!r}: no folder {folder.absolute()}, and the hub gave no such model ({type(error).__name__}). "
-            "Give a local folder with config.json and model.safetensors, or go online."
+            f"config.{key}={name!r}: no folder {folder.absolute()}, and the hub gave no such model "
+            f"({type(error).__name__}){near}. Give a local folder in Hugging Face layout, or go online."
         ) from error
 
 
@@ -117,6 +123,7 @@ def save(
     *,
     dtype: str = "float32",
     tokenizer_from: str | pathlib.Path | None = None,
+    generation_from: str | pathlib.Path | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a folder that `transformers` loads.
@@ -127,7 +134,8 @@ def save(
         model: whose table names the tensors.
         hf_config: the config.json the model was built from.
         dtype: of the tensors: float32, float16 or bfloat16.
-        tokenizer_from: a model folder whose tokenizer and generation_config.json go along.
+        tokenizer_from: a folder whose tokenizer goes along.
+        generation_from: a folder whose generation_config.json goes along.
         shard_bytes: largest size of one file; beyond it, several files and an index are written.
 
     Raises:
@@ -162,8 +170,8 @@ def save(
     config = dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}
     config["architectures"] = [ARCHITECTURES[hf_config["model_type"]]]
     _write(path / "config.json", config)
-    if tokenizer_from is not None:
-        for source in (pathlib.Path(tokenizer_from) / name for name in _COMPANIONS):
+    for folder, names in ((tokenizer_from, TOKENIZER), (generation_from, ("generation_config.json",))):
+        for source in (pathlib.Path(folder) / name for name in names) if folder is not None else ():
             if source.is_file() and source.resolve() != (path / source.name).resolve():
                 shutil.copyfile(source, path / source.name)
 

@@ -7,6 +7,7 @@ What `slpojax.objectives` and `slpojax.selectors` share. Knows signatures: posit
 import difflib
 import importlib
 import inspect
+import pathlib
 from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
 from typing import Any
@@ -113,6 +114,24 @@ def require(holds: bool, key: str, value: Any, expected: str) -> None:
 def near(word: str, words: Iterable[str]) -> str:
     """Return " (near: ...)" with the words that resemble this one, or ""."""
     close = difflib.get_close_matches(word, list(words), n=3)
+    return f" (near: {', '.join(close)})" if close else ""
+
+
+def near_paths(path: str | pathlib.Path, hub_cache: str = "", kind: str = "") -> str:
+    """Return " (near: ...)" with the paths, and the downloaded names, that resemble one that does not exist, or "".
+
+    Args:
+        path: is followed down to its first part that does not exist; what resembles this part is near.
+        hub_cache: the hub's own folder on this machine, where `path` may be a name on the hub.
+        kind: of what is looked for there, "models" or "datasets".
+    """
+    missing = pathlib.Path(path).expanduser()
+    while not missing.parent.exists():
+        missing = missing.parent
+    here = {other.name: str(missing.parent / other.name) for other in missing.parent.glob("*")}
+    close = [here[name] for name in difflib.get_close_matches(missing.name, here, n=3)]
+    names = [folder.name.removeprefix(f"{kind}--") for folder in pathlib.Path(hub_cache or ".").glob(f"{kind}--*--*")]
+    close += difflib.get_close_matches(str(path), [name.replace("--", "/") for name in names], n=3)
     return f" (near: {', '.join(close)})" if close else ""
 
 

@@ -204,9 +204,12 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
     return Tracer(before, close)
 
 
-def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, Any]) -> None:
-    """Bring the parameters to the host, one tensor at a time, and write them as a folder that transformers loads."""
+def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, Any], tokenizer: pathlib.Path) -> None:
+    """Bring the parameters to the host, one tensor at a time, and write them as a folder that transformers loads.
+
+    The tokenizer of the folder `tokenizer`, which made the tokens that were trained on, goes along.
+    """
     params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, sharding.replicated(run.mesh))), params)
     if jax.process_index() == 0:
-        hf.save(path, params, run.model, hf_config, tokenizer_from=run.folder)
+        hf.save(path, params, run.model, hf_config, tokenizer_from=tokenizer, generation_from=run.folder)
     logger.tell(f"wrote {path}, which transformers loads")

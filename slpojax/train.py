@@ -128,7 +128,9 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     needs = objective.needs | (selector.needs if selector else frozenset())
 
     # Data, its report, and the sizes of the batches.
-    tokenizer = data.load_tokenizer(config.data.tokenizer or str(folder))
+    own = config.data.tokenizer
+    tokenizer_folder = hf.resolve(own, key="data.tokenizer", files=(*hf.TOKENIZER, "config.json")) if own else folder
+    tokenizer = data.load_tokenizer(str(tokenizer_folder))
     pairs, held_out = _load(config, tokenizer)
     _check_needs(objective.name, needs, config, pairs)
     plan = _plan(config, selector, pairs, held_out, devices)
@@ -267,7 +269,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         checkpoint.close(checkpoints)
 
     if config.export:
-        run.export(output / "hf", masks.without(state.params), work, hf_config)
+        run.export(output / "hf", masks.without(state.params), work, hf_config, tokenizer_folder)
 
 
 def _check_needs(name: str, needs: frozenset[str], config: ConfigDict, pairs: Part) -> None:
@@ -399,9 +401,10 @@ def _frozen(
     parts = [part for part in (pairs, held_out) if part]
 
     def columns(name: str, path: str) -> list[reference.Columns]:
-        folder = hf.resolve(path) if path else work.folder
+        key = {"reference": "reference.path", "previous": "reference.previous"}[name]
+        folder = hf.resolve(path, key=key) if path else work.folder
         loaded, drawn = path or config.model.weights == "load", f"drawn, seed {config.seed}, jax {jax.__version__}"
-        key = {
+        depends = {
             "weights": reference.weights_digest(folder) if loaded else drawn,
             "model": json.dumps(hf.read_config(folder), sort_keys=True),
             "dtype": config.model.dtype,
@@ -409,7 +412,7 @@ def _frozen(
             **{f"data.{name}": str(config.data[name]) for name in _DATA},
         }
         params = functools.cache(lambda: run.load_params(work, folder) if path else _first_params(config, work))
-        return [run.columns(work, part, params, name=name, cache=cache, key=key) for part in parts]
+        return [run.columns(work, part, params, name=name, cache=cache, key=depends) for part in parts]
 
     if "previous" in needs:
         known = columns("previous", config.reference.previous)
@@ -418,7 +421,9 @@ def _frozen(
     if "ref" in needs and mode == "cached":
         parts = [part._replace(ref=of_part) for part, of_part in zip(parts, columns("reference", path), strict=True)]
     elif "ref" in needs or mode == "moving":
-        ref_params = run.load_params(work, hf.resolve(path)) if path else _first_params(config, work)
+        ref_params = (
+            run.load_params(work, hf.resolve(path, key="reference.path")) if path else _first_params(config, work)
+        )
     return parts[0], parts[1] if held_out else None, ref_params
 
 

@@ -143,6 +143,11 @@ def test_formats(name, record, expected):
         ),
         ("helpsteer", {"prompt": ["?"], "response": ["a"], "helpfulness": ["N/A"]}, "a score that is no number"),
         ("helpsteer", {"prompt": ["?"], "response": ["a"], "helpfulness": [float("nan")]}, "a score that is no number"),
+        (
+            "ranked",
+            {"messages": [USER], "responses": [{"text": "a", "rank": 0, "score": "best"}]},
+            "^a score that is no number$",
+        ),
         ("helpsteer", {"prompt": [None], "response": ["a"], "helpfulness": [1]}, "prompt is null"),
         ("unpaired", {"prompt": "a", "completion": "b", "label": None}, "label is null"),
     ],
@@ -165,5 +170,5 @@ def test_a_module_says_which_formats_are_spread_over_records():
 
 
 def test_a_label_is_true_or_false():
-    with pytest.raises(TypeError, match="label is 'good', expected true or false"):
-        formats.unpaired({"prompt": "a", "completion": "b", "label": "good"})
+    with pytest.raises(TypeError, match="^label is of type str, and neither true nor false, nor 1 nor 0$"):
+        formats.unpaired({"prompt": "a", "completion": "b", "label": "good"})  # may be text, which no message shows

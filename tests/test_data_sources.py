@@ -64,8 +64,12 @@ def test_a_split_is_chosen(folder):
     [
         ("", {}, "data.path is empty"),
         ("{}/missing.jsonl", {}, "no such file: .*missing.jsonl"),
+        ("{}/b.jsonl", {}, "no such file: .*b.jsonl .near: [^ ]*a.jsonl"),
         ("{}/*.none.jsonl", {}, "no such file"),
         ("{}/missing", {}, "is no folder"),
+        ("{}/save", {}, "is no folder .near: [^ ]*/saved"),
+        ("{}/split/train", {}, "is no folder .near: [^ ]*/splits"),
+        ("{}/hub/date", {}, "is no folder .near: [^ ]*/hub/data"),
         ("{}/splits", {"split": "tset"}, "no split 'tset'; data.split must be one of train, test"),
         ("{}/a.jsonl", {"rows": "5"}, "expected 'start:stop'"),
         ("{}/a.jsonl", {"rows": "-3:"}, "expected 'start:stop'"),

@@ -78,7 +78,7 @@ def test_tokenizer_and_generation_config_go_along(tmp_path):
     source.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "pytorch_model.bin"):
         (source / name).write_text(name)
-    hf.save(tmp_path / "out", params, model, config, tokenizer_from=source)
+    hf.save(tmp_path / "out", params, model, config, tokenizer_from=source, generation_from=source)
     copied = {file.name for file in (tmp_path / "out").iterdir()} - {"config.json", hf.WEIGHTS}
     assert copied == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 
@@ -167,9 +167,31 @@ def test_resolve_fails_fast_and_says_what_to_do(name, tmp_path):
     with pytest.raises(ValueError, match="no model given"):
         hf.resolve("")
     start = time.monotonic()
-    with pytest.raises(ValueError, match=f"model '{name}': no folder .*Give a local folder"):
+    with pytest.raises(ValueError, match=f"config.model.path='{name}': no folder .*Give a local folder"):
         hf.resolve(name)
     assert time.monotonic() - start < 10
+
+
+def test_a_model_that_is_not_there_is_refused_with_what_resembles_it(tmp_path, monkeypatch):
+    for name in ("models/pythia-70m", "models/pythia-160m", "models/llama"):
+        (tmp_path / name).mkdir(parents=True)
+    near = f"near: .*{tmp_path}/models/pythia-70m"
+    with pytest.raises(ValueError, match=near):
+        hf.resolve(tmp_path / "models" / "pythia_70m")
+    with pytest.raises(ValueError, match=rf"near: {tmp_path}/models\)"):  # the first part that is wrong, not the last
+        hf.resolve(tmp_path / "model" / "pythia-70m")
+    monkeypatch.chdir(tmp_path / "models")
+    with pytest.raises(ValueError, match=r"config.data.tokenizer='lama'.*near: llama\)"):
+        hf.resolve("lama", key="data.tokenizer")
+    (tmp_path / "hub" / "models--EleutherAI--pythia-2.8b").mkdir(parents=True)
+    monkeypatch.setattr(hf.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hf, "snapshot_download", _offline)
+    with pytest.raises(ValueError, match=r"near: EleutherAI/pythia-2.8b\)"):
+        hf.resolve("EleutherAI/pythia-2.8")
+
+
+def _offline(*args, **kwargs):
+    raise hf.OfflineModeIsEnabled
 
 
 def test_a_folder_without_config_or_weights(tmp_path):

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -79,6 +80,21 @@ def test_what_was_exported_trains_on_without_a_reference(folder):
     assert hf.read_config(folder / "second" / "hf")["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_a_tokenizer_from_elsewhere_goes_along(folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).rename(tmp_path / "tokenizer" / name)
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 0}')
+    where = {"model.path": str(tmp_path / "model"), "data.tokenizer": str(tmp_path / "tokenizer")}
+    train.train(configuration(folder, "elsewhere", steps=1, **where, **{"data.eval_rows": ""}))
+    exported = folder / "elsewhere" / "hf"
+    assert AutoTokenizer.from_pretrained(exported)("w3 w1")["input_ids"] == [4, 2]
+    assert (exported / "generation_config.json").exists()  # the model's own
+
+
 def test_the_objective_that_the_readme_adds_trains_on_eight_devices(folder, monkeypatch):
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     code = re.search(r"say `ideas.py`:\n\n```python\n(.*?)```", readme, re.DOTALL).group(1)
@@ -105,6 +121,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
         ({"reference.mode": "none"}, r"dpo.sigmoid compares with a reference, but config.reference.mode is 'none'"),
         ({"model.weights": "zeros"}, r"config.model.weights='zeros': expected 'load' or 'random'"),
         ({"data.format": "pair"}, r"pairs"),
+        ({"data.tokenizer": "nowhere"}, r"config.data.tokenizer='nowhere': no folder"),
         ({"data.row_length": 8}, r"raise data.row_length"),
         ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch; lower batch_size"),
         ({"mesh.data": 3}, r"does not fill 8 devices"),

@@ -176,7 +176,7 @@ def ranked(record: Record) -> Parsed:
     if any(value is None for value in values):
         values = [-answer["rank"] for answer in answers]
     replies = tuple(_reply(answer["text"]) for answer in answers)
-    return Parsed(_messages(_field(record, "messages")), replies, tuple(map(float, values)))
+    return Parsed(_messages(_field(record, "messages")), replies, tuple(map(_number, values)))
 
 
 def nectar(record: Record) -> Parsed:
@@ -234,7 +234,7 @@ def unpaired(record: Record) -> Parsed:
     """`prompt`, `completion` and a boolean `label`: one candidate that is desirable or not. Strings, or messages."""
     label = _field(record, "label")
     if label not in (0, 1):
-        raise TypeError(f"label is {label!r}, expected true or false")
+        raise TypeError(f"label is of type {type(label).__name__}, and neither true nor false, nor 1 nor 0")
     if isinstance(record.get("prompt"), str):
         return Parsed(_text(record, "prompt"), (_text(record, "completion"),), label=float(label))
     prompt, completion = _messages(_field(record, "prompt")), _messages(_field(record, "completion"))

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from slpojax import named
+
 FILES = (".jsonl", ".jsonl.gz", ".parquet")
 _LOCAL = "a folder written by datasets.save_to_disk, a folder in hub layout, or files: " + ", ".join(FILES)
 
@@ -84,7 +86,8 @@ def _files(parts: Sequence[str]) -> Iterator[Record]:
         part = str(pathlib.Path(part).expanduser())
         found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
         if not found or not all(pathlib.Path(name).is_file() for name in found):
-            raise ValueError(f"data.path: no such file: {part} (looked from {pathlib.Path.cwd()})")
+            near = "" if glob.has_magic(part) else named.near_paths(part)
+            raise ValueError(f"data.path: no such file: {part}{near} (looked from {pathlib.Path.cwd()})")
         names += found
     return itertools.chain.from_iterable(
         _parquet(name) if name.endswith(".parquet") else _jsonl(name) for name in names
@@ -116,7 +119,8 @@ def _folder(folder: pathlib.Path, split: str) -> Any:
 
     if not folder.is_dir():
         raise ValueError(
-            f"data.path: {folder} is no folder; expected a hub name, {_LOCAL} (looked from {pathlib.Path.cwd()})"
+            f"data.path: {folder} is no folder{named.near_paths(folder)}; expected a hub name, {_LOCAL} "
+            f"(looked from {pathlib.Path.cwd()})"
         )
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         data = datasets.load_from_disk(folder)
@@ -131,14 +135,17 @@ def _folder(folder: pathlib.Path, split: str) -> Any:
 
 def _hub(path: str, split: str) -> Any:
     import datasets
+    import huggingface_hub
 
     name, _, config = path.partition(":")
     owner_name, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
         data = datasets.load_dataset(owner_name, config or None, data_dir=folder or None)
     except (OSError, datasets.exceptions.DatasetsError) as error:
+        cache = huggingface_hub.constants.HF_HUB_CACHE
         raise ValueError(
-            f"data.path={path!r}: there is no such local path, and on the Hugging Face hub the data set {owner_name!r}"
+            f"data.path={path!r}: there is no such local path{named.near_paths(owner_name, cache, 'datasets')}, and on the "
+            f"Hugging Face hub the data set {owner_name!r}"
             f"{f' (folder {folder})' if folder else ''} cannot be read: {type(error).__name__}: "
             f"{str(error).splitlines()[0]}. Without the hub set data.path to {_LOCAL}"
         ) from error
