@@ -53,6 +53,11 @@ def get_config() -> ConfigDict:
     c.data.tokenizer = ""  # folder or hub name; "" takes the model's
     c.data.candidates = 2  # candidates kept per example, best first
     c.data.ties = "drop"  # candidates that are as good as the best: drop | keep (for objectives that read scores)
+    # Pairs out of ranked candidates: best (the best with each lower one) | all (each with every lower one) | random
+    # (disjoint); "" for none
+    c.data.pairs = ""
+    c.data.accept = 0  # candidates that rejection sampling by score keeps for those pairs (RSO); 0 for all
+    c.data.accept_beta = 0.5  # its temperature, in the unit of the scores
     c.data.unpair = False  # make two labelled examples of each pair
     c.data.mismatched = False  # add another prompt's response as the last candidate (KTO's estimate of the divergence)
     c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never

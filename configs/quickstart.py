@@ -1,7 +1,9 @@
 """SLPO in a world of short reviews whose gold reward is known; needs no download.
 
 Command:   python -m slpojax.train --config=configs/quickstart.py
-           (another objective: --config.objective.name=dpo.sigmoid)
+           Another objective: --config.objective.name=dpo.sigmoid, or any other of pairs or of scores. What more an
+           objective asks for its error says, as for KTO: --config.objective.name=unpaired.kto --config.data.unpair=True
+           --config.data.mismatched=True.
 Hardware:  2 CPU cores; 118 s of processor time in all, compilation included.
 Settings:  the world (`slpojax/worlds/reviews`) trains the reference, a Llama of 113,000 parameters, to the entropy of a
            grammar, and labels 12,288 pairs of its samples by the gold reward: one pass of 192 steps. `slpo.shift` with

@@ -170,8 +170,9 @@ def save(
     config = dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}
     config["architectures"] = [ARCHITECTURES[hf_config["model_type"]]]
     _write(path / "config.json", config)
-    for folder, names in ((tokenizer_from, TOKENIZER), (generation_from, ("generation_config.json",))):
-        for source in (pathlib.Path(folder) / name for name in names) if folder is not None else ():
+    companions = ((tokenizer_from, TOKENIZER), (generation_from, ("generation_config.json",)))
+    for folder, files in companions:
+        for source in (pathlib.Path(folder) / file for file in files) if folder is not None else ():
             if source.is_file() and source.resolve() != (path / source.name).resolve():
                 shutil.copyfile(source, path / source.name)
 

@@ -48,9 +48,11 @@ HERE = pathlib.Path(__file__).parent
 # What `data.load` is told of the configuration's data, and the cache of a frozen model's log-probs depends on.
 _DATA = (
     *("format", "candidates", "max_length", "max_prompt_length", "too_long", "bos", "chat_template"),
-    *("ties", "unpair", "mismatched"),
+    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched"),
 )
 
+# Objectives whose scores are probabilities that a response wins against the other.
+_WINS = {"anchored.sppo", "games.nash_md", "games.nash_md_per_token"}
 
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
@@ -132,7 +134,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     tokenizer_folder = hf.resolve(own, key="data.tokenizer", files=(*hf.TOKENIZER, "config.json")) if own else folder
     tokenizer = data.load_tokenizer(str(tokenizer_folder))
     pairs, held_out = _load(config, tokenizer)
-    _check_needs(objective.name, needs, config, pairs)
+    _check_needs(objective, needs, config, pairs)
     plan = _plan(config, selector, pairs, held_out, devices)
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
@@ -272,36 +274,50 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         run.export(output / "hf", masks.without(state.params), work, hf_config, tokenizer_folder)
 
 
-def _check_needs(name: str, needs: frozenset[str], config: ConfigDict, pairs: Part) -> None:
-    """Refuse a run whose data or frozen models cannot give what the objective asks for."""
+def _check_needs(objective: objectives.Objective, needs: frozenset[str], config: ConfigDict, pairs: Part) -> None:
+    """Refuse a run whose data or frozen models cannot give what the objective asks for, and say which keys do."""
+    name, score, fewest = objective.name, pairs.examples.score, objectives.fewest(objective)
     mode, modes = config.reference.mode, ("cached", "online", "moving", "none")
     if mode not in modes:
         raise ValueError(f"config.reference.mode={mode!r}: expected one of {', '.join(modes)}")
     if "ref" in needs and mode == "none":
         raise ValueError(
             f"objective {name} compares with a reference, but config.reference.mode is 'none'; "
-            "set it to 'cached' or 'online'"
+            "set --config.reference.mode=cached or online"
         )
     of_weights = sorted(needs & logps.NEEDS_REFERENCE)
     if of_weights and mode not in ("online", "moving"):
         raise ValueError(
             f"objective {name} asks for {', '.join(of_weights)} at every token, which takes the reference's weights, "
-            f"but config.reference.mode is {mode!r}; set it to 'online'"
+            f"but config.reference.mode is {mode!r}; set --config.reference.mode=online"
         )
     if "previous" in needs and not config.reference.previous:
         raise ValueError(
             f"objective {name} compares with a second frozen model, the iterate that training starts from; set "
-            "config.reference.previous to its folder"
+            "--config.reference.previous to its folder"
         )
+    mismatched = " --config.data.mismatched=True" if "label" in needs and fewest > 1 else ""
     if "label" in needs and not pairs.examples.labelled:
         raise ValueError(
-            f"objective {name} asks for labels, which data.format={config.data.format} does not give; use "
-            "data.format=unpaired, or data.unpair=True to make two labelled examples of each pair"
+            f"objective {name} asks for labels, which data.format={config.data.format} does not give; set "
+            f"--config.data.unpair=True{mismatched} to make two labelled examples of each pair, or take labelled data "
+            f"with --config.data.format=unpaired --config.data.candidates=1{mismatched}"
         )
-    if "score" in needs and not np.any(pairs.examples.score):
+    if pairs.examples.candidates < fewest:
+        more = mismatched.strip() or f"--config.data.candidates={fewest}, with data that has as many"
         raise ValueError(
-            f"objective {name} asks for the candidates' scores, but data.format={config.data.format} gives none; "
-            "use data with scores, such as data.format=ranked"
+            f"objective {name} reads {fewest} responses of an example, the data gives {pairs.examples.candidates}; set "
+            f"{more}"
+        )
+    if "score" in needs and not np.any(score):
+        raise ValueError(
+            f"objective {name} asks for the candidates' scores, but the data has none; take pairs with the fields "
+            "score_chosen and score_rejected, or a format of ranked responses, such as --config.data.format=ranked"
+        )
+    if _WINS & set(objectives.terms(name)) and not np.all((score >= 0) & (score <= 1)):
+        raise ValueError(
+            f"objective {name} reads scores as probabilities of a win, but those of the data go from {score.min():.3g} "
+            f"to {score.max():.3g}; set --config.data.format=bradley_terry, which makes probabilities of scored pairs"
         )
     if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
         raise ValueError(
@@ -317,7 +333,8 @@ def _load(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Part, Part | N
         raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
 
     def load(path: str, *, split: str, rows: str) -> tuple[data.Examples, data.Report]:
-        return data.load(path, tokenizer=tokenizer, split=split, rows=rows, **{name: d[name] for name in _DATA})
+        given = {name: d[name] for name in _DATA}
+        return data.load(path, tokenizer=tokenizer, split=split, rows=rows, seed=config.seed, **given)
 
     pairs = Part("train", *load(d.path, split=d.split, rows=d.rows))
     if not (d.eval_path or d.eval_split or d.eval_rows):

@@ -1,6 +1,9 @@
 """Which responses stand beside the best, which are absent, and what labels and mismatched responses examples get."""
 
+import collections
 import functools
+import itertools
+import math
 
 import data_tools
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from data_tools import decoded, pair
 
 from slpojax import data
-from slpojax.data import formats, report
+from slpojax.data import formats, pairing, report
 
 FEWER = "fewer responses than data.candidates"
 EQUAL = "all candidates ranked equal"
@@ -99,6 +102,120 @@ def test_rows_of_one_prompt_become_candidates(load):
     assert stored.row.tolist() == [0, 5] and told.read == 7
     joined = "row joined with the one before it, which has the same prompt"
     assert counts(told) == {EQUAL: (2,), FEWER: (4,), joined: (0, 5)}  # what is dropped is not noted
+
+
+def test_the_scores_of_a_pair_do_not_undo_its_order(load):
+    pairs = [
+        pair(str(i)) | {"score_chosen": a, "score_rejected": b} for i, (a, b) in enumerate([(2, 1), (1, 1), (0, 3)])
+    ]
+    stored, told = load(pairs)
+    assert stored.score.tolist() == [[2, 1], [1, 1], [0, 3]] and not counts(told)
+    stored, told = load([*pairs, pair("a"), pair("b") | {"score_chosen": 1, "score_rejected": None}])
+    assert counts(told) == {"without scores, which count as 0 beside records that have some": (3, 4)}
+    assert counts(load([pair("a"), pair("b")])[1]) == {}
+    with pytest.raises(ValueError, match="no field 'score_chosen"):
+        load([pair()], format="bradley_terry")
+
+
+RANKED = [("a", 4), ("b", 4), ("c", 2), ("d", 1)], [("e", 2), ("f", 1)], [("g", 3), ("h", 2), ("i", 2)]
+
+
+def made(stored):
+    return ["".join(texts) for texts in answers(stored)]
+
+
+def test_without_pairs_two_candidates_are_the_best_and_the_next_lower_one(load_ranked):
+    assert made(load_ranked(*RANKED, candidates=2)[0]) == ["ac", "ef", "gh"]
+
+
+def test_pairs_of_ranked_candidates_hold_a_better_one_and_a_worse_one(load_ranked):
+    apart, no_pair = "taken apart into pairs", "pair of equally good responses left out"
+    stored, told = load_ranked(*RANKED, [("j", 1), ("k", 1)], [("l", 1)], candidates=4, pairs="all")
+    assert made(stored) == ["ac", "ad", "bc", "bd", "cd", "ef", "gh", "gi"]
+    assert stored.candidates == 2 and stored[3].score == (4.0, 1.0) and stored.row.tolist() == [0] * 5 + [1] + [2] * 2
+    expected = {apart: (0, 1, 2), no_pair: (0, 2), EQUAL: (3,), FEWER: (1, 2)}
+    assert counts(told) == expected | {FEWER: (1, 2)} and told.dropped[FEWER].rows == (4,)
+    stored, told = load_ranked(*RANKED, candidates=4, pairs="best")
+    assert made(stored) == ["ac", "ad", "ef", "gh", "gi"] and told.noted[no_pair].rows == (0,)
+    stored, _ = load_ranked(*RANKED, candidates=3, pairs="all")  # of the three best
+    assert made(stored) == ["ac", "bc", "ef", "gh", "gi"]
+    same, _ = load_ranked([("a", 3), ("b", 2), ("b", 1)], candidates=3, pairs="all")  # the same tokens are no pair
+    assert made(same) == ["ab", "ab"]
+
+
+def test_a_pair_whose_record_states_the_order_stays_one(load):
+    stored, _ = load([pair(), pair() | {"score_chosen": 1, "score_rejected": 1}], candidates=3, pairs="all")
+    assert len(stored) == 2
+
+
+def test_random_pairs_are_disjoint_and_depend_on_the_seed_and_the_row_alone(load_ranked):
+    rankings = [[(f"{i}{letter}", -k) for k, letter in enumerate("abcdefgh")] for i in range(20)]
+    options = {"candidates": 8, "pairs": "random"}
+    stored, _ = load_ranked(*rankings, **options, seed=3)
+    texts = answers(stored)
+    assert all(one < other for one, other in texts)  # the better one first
+    assert sorted(sum(texts[:4], [])) == [f"0{letter}" for letter in "abcdefgh"]
+    assert answers(load_ranked(*rankings, **options, seed=3)[0]) == texts
+    assert answers(load_ranked(*rankings, **options, seed=4)[0]) != texts
+    assert answers(load_ranked(*rankings, **options, seed=3, rows="5:7")[0]) == texts[20:28]
+
+
+def chances(score, count, beta):
+    """Probability of every set that Algorithm 1 of RSO accepts of candidates asked in random order: by enumeration."""
+    total = collections.Counter()
+
+    def go_on(left, accepted, chance):
+        if len(accepted) == count:
+            total[frozenset(accepted)] += chance
+            return
+        largest = max(score[i] for i in left)
+
+        def ask(place, taken, chance):
+            if len(accepted) + len(taken) == count or place == len(left):
+                go_on([i for i in left if i not in taken], accepted + taken, chance)
+                return
+            p = math.exp((score[left[place]] - largest) / beta)
+            ask(place + 1, [*taken, left[place]], chance * p)
+            if p < 1:
+                ask(place + 1, taken, chance * (1 - p))
+
+        ask(0, [], chance)
+
+    orders = list(itertools.permutations(range(len(score))))
+    for order in orders:
+        go_on(list(order), [], 1 / len(orders))
+    return total
+
+
+@pytest.mark.parametrize(("count", "beta"), [(1, 0.5), (2, 0.5), (2, 5.0), (3, 1.0)])
+def test_rejection_sampling_accepts_with_the_probabilities_of_its_definition(count, beta):
+    score = np.array([0.4, 0.0, 0.9, 0.7])
+    expected = chances(score, count, beta)
+    assert sum(expected.values()) == pytest.approx(1)
+    rng, draws = np.random.default_rng(0), 4000
+    seen = collections.Counter(frozenset(pairing.accept(score, count, beta, rng).tolist()) for _ in range(draws))
+    assert set(seen) <= set(expected)
+    chi_square = sum((seen[drawn] - draws * p) ** 2 / (draws * p) for drawn, p in expected.items())
+    assert chi_square < 20  # of at most 5 degrees of freedom: passed by chance in 1 of 800 at most
+
+
+def test_the_temperature_of_rejection_sampling_goes_from_the_best_to_any():
+    score, rng = np.arange(6.0), np.random.default_rng(0)
+    assert set(pairing.accept(score, 3, 1e-9, rng).tolist()) == {3, 4, 5}
+    assert set(pairing.accept(score, 9, 1.0, rng).tolist()) == set(range(6))  # there are no more
+    warm = np.bincount(np.concatenate([pairing.accept(score, 3, 1e9, rng) for _ in range(2000)]))
+    np.testing.assert_allclose(warm, 1000, atol=100)
+
+
+def test_samples_that_were_accepted_become_pairs(load_ranked, load):
+    rankings = [[(f"{i}{letter}", -k) for k, letter in enumerate("abcdefgh")] for i in range(20)]
+    options = {"candidates": 8, "pairs": "random", "accept": 4, "seed": 1}
+    stored, _ = load_ranked(*rankings, **options)
+    assert len(stored) == 40 and stored.take(range(6)).digest() == load_ranked(*rankings[:3], **options)[0].digest()
+    cold, _ = load_ranked(*rankings, **options, accept_beta=1e-9)
+    assert sorted(sum(answers(cold)[:2], [])) == ["0a", "0b", "0c", "0d"] and made(stored) != made(cold)
+    with pytest.raises(ValueError, match="data.accept reads scores, which .* does not give"):
+        load([pair()], candidates=3, pairs="all", accept=2)
 
 
 LABELLED = [{"prompt": f"{i}:", "completion": f" {i}", "label": i % 3 == 0} for i in range(5)]

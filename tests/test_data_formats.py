@@ -1,9 +1,16 @@
 """Each public format, parsed by hand-written examples."""
 
+import math
+
 import pytest
 
 from slpojax.data import formats
 from slpojax.data.formats import Parsed, Unusable
+
+
+def of_pair(*values, **named):
+    """What a record that states its order gives."""
+    return Parsed(*values, **named, stated=True)
 
 
 def turn(role, content):
@@ -12,28 +19,40 @@ def turn(role, content):
 
 USER, YES, NO = turn("user", "Is it?"), turn("assistant", "Yes."), turn("assistant", "No.")
 OLD = {"from": "human", "value": "Is it?"}
+SCORES = {"score_chosen": 0.5, "score_rejected": 1}
 HEAD = "\n\nHuman: Is it?\n\nAssistant:"
 
 
 @pytest.mark.parametrize(
     ("name", "record", "expected"),
     [
-        ("hh", {"chosen": HEAD + " Yes.", "rejected": HEAD + " No."}, Parsed(HEAD, (" Yes.", " No."))),
+        ("hh", {"chosen": HEAD + " Yes.", "rejected": HEAD + " No."}, of_pair(HEAD, (" Yes.", " No."))),
         (
             "hh",  # the dialogues part before the last "Assistant:" of the chosen one
             {"chosen": HEAD + " Yes.\n\nHuman: So?\n\nAssistant: It is.", "rejected": HEAD + " No."},
-            Parsed(HEAD, (" Yes.\n\nHuman: So?\n\nAssistant: It is.", " No."), notes=("a response of several turns",)),
+            of_pair(HEAD, (" Yes.\n\nHuman: So?\n\nAssistant: It is.", " No."), notes=("a response of several turns",)),
         ),
         (
             "hh_rightmost",
             {"chosen": HEAD + " Yes" + HEAD + " It is.", "rejected": HEAD + "?" * (4 + len(HEAD)) + "rest"},
-            Parsed(HEAD + " Yes" + HEAD, (" It is.", "rest"), notes=("rejected does not share the prompt",)),
+            of_pair(HEAD + " Yes" + HEAD, (" It is.", "rest"), notes=("rejected does not share the prompt",)),
         ),
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}, Parsed("a", ("b", "c"))),
-        ("implicit", {"chosen": "go on apple", "rejected": "go on apricot"}, Parsed("go on", (" apple", " apricot"))),
-        ("implicit", {"chosen": [USER, YES], "rejected": [USER, NO]}, Parsed((USER,), ((YES,), (NO,)))),
-        ("conversational", {"prompt": [USER], "chosen": [YES], "rejected": [NO]}, Parsed((USER,), ((YES,), (NO,)))),
-        ("conversational", {"chosen": [USER, YES], "rejected": [USER, NO]}, Parsed((USER,), ((YES,), (NO,)))),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}, of_pair("a", ("b", "c"))),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"} | SCORES, of_pair("a", ("b", "c"), (0.5, 1.0))),
+        (
+            "bradley_terry",
+            {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": math.log(3), "score_rejected": 0},
+            of_pair("a", ("b", "c"), (pytest.approx(0.75), pytest.approx(0.25))),
+        ),
+        (
+            "conversational",
+            {"prompt": [USER], "chosen": [YES], "rejected": [NO]} | SCORES,
+            of_pair((USER,), ((YES,), (NO,)), (0.5, 1.0)),
+        ),
+        ("implicit", {"chosen": "go on apple", "rejected": "go on apricot"}, of_pair("go on", (" apple", " apricot"))),
+        ("implicit", {"chosen": [USER, YES], "rejected": [USER, NO]}, of_pair((USER,), ((YES,), (NO,)))),
+        ("conversational", {"prompt": [USER], "chosen": [YES], "rejected": [NO]}, of_pair((USER,), ((YES,), (NO,)))),
+        ("conversational", {"chosen": [USER, YES], "rejected": [USER, NO]}, of_pair((USER,), ((YES,), (NO,)))),
         (
             "conversational",
             {
@@ -41,7 +60,7 @@ HEAD = "\n\nHuman: Is it?\n\nAssistant:"
                 "chosen": {"from": "gpt", "value": "Yes."},
                 "rejected": {"from": "gpt", "value": "No."},
             },
-            Parsed((USER,), ((YES,), (NO,))),
+            of_pair((USER,), ((YES,), (NO,))),
         ),
         ("prompt_response", {"prompt": "a", "response": "b"}, Parsed("a", ("b",))),
         ("prompt_response", {"prompt": "a", "completion": "b"}, Parsed("a", ("b",))),
@@ -65,7 +84,7 @@ HEAD = "\n\nHuman: Is it?\n\nAssistant:"
         (
             "conversational",  # HuggingFaceH4/ultrafeedback_binarized
             {"prompt": "Is it?", "chosen": [USER, YES], "rejected": [USER, NO], "score_chosen": 8.0},
-            Parsed((USER,), ((YES,), (NO,))),
+            of_pair((USER,), ((YES,), (NO,))),
         ),
         (
             "nectar",

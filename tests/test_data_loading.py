@@ -86,6 +86,23 @@ def test_a_chat_template_writes_messages(load):
         load([record], format="conversational")
 
 
+def test_a_response_of_several_turns_ends_with_the_last_eos_of_its_template(load):
+    def said(*texts):
+        return [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    ask = [{"role": "user", "content": "Go"}]
+    records = [{"prompt": ask, "chosen": said("A", "So?", "C"), "rejected": said("B")}]
+    records += [
+        {"prompt": ask, "chosen": said("A<eos>b"), "rejected": said("B")}
+    ]  # EOS that the template did not write
+    tokenizer = make_tokenizer(template=CHATML, bos=True)
+    stored, told = load(records, tokenizer=tokenizer, format="conversational")
+    turns = "A<eos>\n<|im_start|>user\nSo?<eos>\n<|im_start|>assistant\nC<eos>"
+    assert [decoded(example, tokenizer)[1:] for example in stored] == [[turns, "B<eos>"]]
+    assert told.dropped["EOS inside the text"].rows == (1,)
+    assert told.noted["a response of several turns"].rows == (0,)
+
+
 def test_candidates_are_kept_best_first(load):
     answers = [
         {"text": text, "rank": i, "score": score} for i, (text, score) in enumerate([("a", 5), ("b", 5), ("c", 1)])
@@ -115,6 +132,11 @@ def test_candidates_are_kept_best_first(load):
         ({"chat_template": "missing.jinja"}, "no such file"),
         ({"format": "prompt_response", "candidates": 2}, "has no field 'completion'"),
         ({"ties": "no"}, "data.ties='no' is unknown; expected drop | keep"),
+        ({"pairs": "best_vs_next"}, "data.pairs='best_vs_next' is unknown; expected best . all . random, or nothing"),
+        ({"pairs": "all"}, "got data.candidates=2, expected >= 3"),
+        ({"pairs": "all", "candidates": 4, "unpair": True}, "set one of them"),
+        ({"accept": 2, "candidates": 4}, r"data.accept=2 .*data.pairs \(now ''\)"),
+        ({"accept": 5, "candidates": 4, "pairs": "all"}, "from 2 to data.candidates=4"),
         ({"unpair": True, "candidates": 1}, "data.unpair takes pairs apart; got data.candidates=1"),
         ({"mismatched": True}, "data.mismatched takes the response of another record, but there are 1"),
     ],

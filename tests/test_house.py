@@ -36,14 +36,14 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem n
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 KEYS = """
-    seed output world batch_size accumulate epochs steps objective.name selector.name selection optimizer.name
-    learning_rate moments schedule warmup_steps clip_norm model.path model.weights model.dtype model.attention
-    model.remat data.path data.eval_path data.split data.eval_split data.rows data.eval_rows data.format data.tokenizer
-    data.candidates data.max_length data.max_prompt_length data.too_long data.ties data.unpair data.mismatched
-    data.bos data.chat_template data.order data.row_length data.pack reference.mode reference.path reference.cache
-    reference.batch_size reference.every reference.mix reference.previous mesh.data mesh.fsdp mesh.tensor
-    mesh.distributed eval_every diagnostics log_every profile compiled tensorboard wandb checkpoint_every keep_last
-    keep_best best_metric resume export abort_on_nonfinite
+    abort_on_nonfinite accumulate batch_size best_metric checkpoint_every clip_norm compiled data.accept
+    data.accept_beta data.bos data.candidates data.chat_template data.eval_path data.eval_rows data.eval_split
+    data.format data.max_length data.max_prompt_length data.mismatched data.order data.pack data.pairs data.path
+    data.row_length data.rows data.split data.ties data.tokenizer data.too_long data.unpair diagnostics epochs
+    eval_every export keep_best keep_last learning_rate log_every mesh.data mesh.distributed mesh.fsdp mesh.tensor
+    model.attention model.dtype model.path model.remat model.weights moments objective.name optimizer.name output
+    profile reference.batch_size reference.cache reference.every reference.mix reference.mode reference.path
+    reference.previous resume schedule seed selection selector.name steps tensorboard wandb warmup_steps world
 """.split()
 
 

@@ -122,6 +122,7 @@ def test_pairs_are_labelled_by_bradley_and_terry(prepared):
     pairs = read(config.data.path)
     assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
     gold = np.array([[language.reward(pair[name].split()) for name in ("chosen", "rejected")] for pair in pairs])
+    assert gold.tolist() == [[pair["score_chosen"], pair["score_rejected"]] for pair in pairs]
     gap = gold[:, 0] - gold[:, 1]
     gap = gap[gap != 0]
     better = 1 / (1 + np.exp(-np.abs(gap)))  # the chance that the better one was chosen
@@ -129,9 +130,39 @@ def test_pairs_are_labelled_by_bradley_and_terry(prepared):
     assert 0.55 < (gap > 0).mean() < 0.98
 
 
+OTHERS = {  # another objective -> what more its error asks for
+    "margin.odpo": "",
+    "anchored.sppo": "--config.data.format=bradley_terry",
+    "unpaired.kto": "--config.data.unpair=True --config.data.mismatched=True",
+    "token_level.tdpo1": "--config.reference.mode=online",
+}
+
+
+def other_objective(config, output, name, more=""):
+    """The quickstart on the pairs that were prepared, with another objective and the keys that its error named."""
+    changes = {"model.path": config.model.path, "data.path": config.data.path, "data.eval_path": "", "world": ""}
+    keys = dict(word.removeprefix("--config.").split("=") for word in more.split())
+    return quickstart(output, **changes, **keys, **{"objective.name": name, "steps": 2, "export": False})
+
+
+@pytest.mark.parametrize("name", [name for name, more in OTHERS.items() if more])
+def test_another_objective_s_error_says_which_keys_it_takes(prepared, tmp_path, name):
+    with pytest.raises(ValueError, match=f"objective {name} .*{OTHERS[name]}"):
+        train.train(other_objective(prepared[2], tmp_path, name))
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_objective_trains_with_the_keys_that_its_error_names(prepared, tmp_path, name):
+    train.train(other_objective(prepared[2], tmp_path, name, OTHERS[name]))
+    rows = logger.read_jsonl(tmp_path / "metrics.jsonl", "train")
+    assert all(np.isfinite(row["loss"]) for row in rows) and rows[0]["loss"] > 0
+
+
 def test_a_second_run_uses_what_is_there_and_other_settings_remake_it(prepared, capsys, tmp_path):
     output, _, config = prepared
-    again = reviews.prepare(quickstart(output, **{"objective.name": "dpo.sigmoid", "steps": 3}), stop)
+    other = {"objective.name": "unpaired.kto", "data.unpair": True, "data.mismatched": True, "steps": 3}
+    again = reviews.prepare(quickstart(output, **other), stop)
     assert again.model.path == config.model.path and again.data.path == config.data.path
     assert "found in" in capsys.readouterr().out
     moved = shutil.copytree(output, tmp_path / "elsewhere")

@@ -18,6 +18,7 @@ Messages: TypeAlias = tuple[dict[str, str], ...]  # {"role", "content"}; rendere
 Record: TypeAlias = Mapping[str, Any]
 
 _ASSISTANT = "\n\nAssistant:"
+_SEVERAL = "a response of several turns"
 _STEER_TURN = re.compile(r"\n*<extra_id_1>(?:User|Assistant)\n")  # between the turns of a HelpSteer prompt
 _ROLES = {
     "human": "user",
@@ -42,6 +43,8 @@ class Parsed(NamedTuple):
         scores: higher is better; None where the record only says which is better.
         notes: what the report should count although the record is kept.
         label: of a response that is no part of a pair: 1 desirable, 0 undesirable; None in every other format.
+        stated: whether the record itself states that the first response is the better one. Scores then only say by how
+            much: equal ones are no tie, and a lower one of the first is a preference with noise.
     """
 
     prompt: str | Messages
@@ -49,6 +52,7 @@ class Parsed(NamedTuple):
     scores: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     label: float | None = None
+    stated: bool = False
 
 
 Parser: TypeAlias = Callable[[Record], Parsed]
@@ -88,7 +92,7 @@ def hh(record: Record) -> Parsed:
         raise Unusable("no shared prompt")
     responses = chosen[cut:], rejected[cut:]
     several = any(_ASSISTANT in response for response in responses)
-    return Parsed(chosen[:cut], responses, notes=("a response of several turns",) if several else ())
+    return _pair(record, chosen[:cut], responses, notes=(_SEVERAL,) if several else ())
 
 
 def hh_rightmost(record: Record) -> Parsed:
@@ -102,14 +106,29 @@ def hh_rightmost(record: Record) -> Parsed:
     if cut < len(_ASSISTANT):
         raise Unusable("no shared prompt")
     shared = rejected.startswith(chosen[:cut])
-    return Parsed(
-        chosen[:cut], (chosen[cut:], rejected[cut:]), notes=() if shared else ("rejected does not share the prompt",)
-    )
+    notes = () if shared else ("rejected does not share the prompt",)
+    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]), notes)
 
 
 def pairs(record: Record) -> Parsed:
-    """Strings `prompt`, `chosen`, `rejected`; nothing is put between prompt and response."""
-    return Parsed(_text(record, "prompt"), (_text(record, "chosen"), _text(record, "rejected")))
+    """Strings `prompt`, `chosen`, `rejected`; nothing is put between prompt and response.
+
+    Numbers `score_chosen` and `score_rejected` beside them, here and in every other format of pairs, are the scores.
+    """
+    return _pair(record, _text(record, "prompt"), (_text(record, "chosen"), _text(record, "rejected")))
+
+
+def bradley_terry(record: Record) -> Parsed:
+    """`pairs` with scores, which become probabilities: of each response to be preferred to the other.
+
+    By the model of Bradley and Terry: the logistic function of the scores' difference. For objectives whose scores are
+    probabilities of a win.
+    """
+    parsed = pairs(record)
+    if parsed.scores is None:
+        raise KeyError("score_chosen, or score_rejected")
+    won = 0.5 * (1 + math.tanh((parsed.scores[0] - parsed.scores[1]) / 2))
+    return parsed._replace(scores=(won, 1 - won))
 
 
 def implicit(record: Record) -> Parsed:
@@ -128,7 +147,7 @@ def implicit(record: Record) -> Parsed:
     cut = max(chosen.rfind(blank, 0, common) for blank in " \n\t")
     if cut <= 0:
         raise Unusable("no shared prompt")
-    return Parsed(chosen[:cut], (chosen[cut:], rejected[cut:]))
+    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]))
 
 
 def conversational(record: Record) -> Parsed:
@@ -142,7 +161,7 @@ def conversational(record: Record) -> Parsed:
     chosen, rejected = _messages(_field(record, "chosen")), _messages(_field(record, "rejected"))
     prompt = record.get("prompt") or record.get("conversations")
     if prompt and not isinstance(prompt, str):
-        return Parsed(_messages(prompt), (chosen, rejected))
+        return _pair(record, _messages(prompt), (chosen, rejected))
     if chosen == rejected:
         raise Unusable("identical responses")
     cut = next(
@@ -150,7 +169,7 @@ def conversational(record: Record) -> Parsed:
     )
     if not cut:
         raise Unusable("no shared prompt")
-    return Parsed(chosen[:cut], (chosen[cut:], rejected[cut:]))
+    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]))
 
 
 def prompt_response(record: Record) -> Parsed:
@@ -245,6 +264,7 @@ FORMATS = (
     "hh",
     "hh_rightmost",
     "pairs",
+    "bradley_terry",
     "implicit",
     "conversational",
     "prompt_response",
@@ -256,6 +276,20 @@ FORMATS = (
     "unpaired",
 )
 GROUPED = {"helpsteer": "prompt"}
+
+
+def _pair(
+    record: Record,
+    prompt: str | Messages,
+    responses: tuple[str | Messages, str | Messages],
+    notes: tuple[str, ...] = (),
+) -> Parsed:
+    """Return a pair whose order the record states, with the scores that it may have."""
+    if any(len(response) > 1 for response in responses if not isinstance(response, str)):
+        notes = (*notes, _SEVERAL)
+    scores = [record.get(name) for name in ("score_chosen", "score_rejected")]
+    there = all(score is not None for score in scores)
+    return Parsed(prompt, responses, tuple(map(_number, scores)) if there else None, notes, stated=True)
 
 
 def _field(record: Record, name: str) -> Any:

@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 
 from slpojax.data import examples as storage
-from slpojax.data import formats, report, sources, tokenise, unpaired
+from slpojax.data import formats, pairing, report, sources, tokenise, unpaired
 from slpojax.data import too_long as policies
 from slpojax.data.examples import Example, Examples
 from slpojax.data.formats import Messages, Parsed, Unusable
@@ -31,6 +31,9 @@ _IDENTICAL = "identical responses"
 _EMPTY_LEFT_OUT = "empty response left out"
 _TIE_LEFT_OUT = "candidate ranked equal to the best left out"
 _IDENTICAL_LEFT_OUT = "response identical to the best left out"
+_UNSCORED = "without scores, which count as 0 beside records that have some"
+_PAIRED = "taken apart into pairs"
+_NO_PAIR = "pair of equally good responses left out"
 _UNPAIRED = "taken apart into labelled responses"
 _MISMATCHED_CUT = "mismatched response cut (no EOS)"
 _APART = f"tokens of the response depend on its prompt (looked at in the first {_CHUNK:,} rows)"
@@ -53,6 +56,15 @@ class _Text(NamedTuple):
     rendered: Rendered
     scores: tuple[float, ...] | None
     label: float | None
+    ordered: bool
+
+
+class _Read(NamedTuple):
+    """An example, the label of its record, and whether the order of the candidates says what the scores do not."""
+
+    example: Example
+    label: float | None
+    ordered: bool
 
 
 def load(
@@ -64,6 +76,9 @@ def load(
     format: str = "hh",
     candidates: int = 2,
     ties: str = "drop",
+    pairs: str = "",
+    accept: int = 0,
+    accept_beta: float = 0.5,
     unpair: bool = False,
     mismatched: bool = False,
     max_length: int = 512,
@@ -71,6 +86,7 @@ def load(
     too_long: str = "cut_prompt",
     bos: str = "tokenizer",
     chat_template: str = "",
+    seed: int = 0,
 ) -> tuple[Examples, Report]:
     """Read, parse, tokenise and cut.
 
@@ -84,6 +100,10 @@ def load(
             the others are absent. Beside the best, empty responses do not count, nor those with the best's tokens.
         ties: "drop" leaves out candidates that are ranked equal to the best, which are no negatives of it; "keep" keeps
             them, for objectives that read scores. Either way a record that ranks all it keeps equal is dropped.
+        pairs: make pairs of the candidates, see `pairing.pairs`: "" (no), "best", "all" or "random". No candidate is
+            then left out as a tie: it is in no pair with one of its score, but in those with others.
+        accept: candidates that statistical rejection sampling keeps for the pairs, see `pairing.accept`; 0 for all.
+        accept_beta: its temperature, in the unit of the scores.
         unpair: make a labelled example of every candidate: the best is desirable, the others are not.
         mismatched: add to every example, as its last candidate, a response of the next; see `unpaired.mismatch`.
         max_length: tokens of prompt plus one response.
@@ -91,6 +111,7 @@ def load(
         too_long: a policy of `slpojax.data.too_long`.
         bos: see `tokenise.leading`.
         chat_template: see `tokenise.chat_template`.
+        seed: of what `pairs` and `accept` draw.
 
     Returns:
         The examples, and a report that counts each record that was dropped or changed.
@@ -106,11 +127,12 @@ def load(
         raise ValueError(f"data.ties={ties!r} is unknown; expected {' | '.join(TIES)}")
     if unpair and candidates < 2:
         raise ValueError(f"data.unpair takes pairs apart; got data.candidates={candidates}, expected 2 or more")
+    _check_pairs(pairs, candidates, accept, accept_beta, unpair)
     rules = _Rules(
         parse=formats.find(format),
         format=format,
         candidates=candidates,
-        ties=ties,
+        ties="keep" if pairs else ties,
         tokenizer=tokenizer,
         template=tokenise.chat_template(tokenizer, chat_template),
         before=tokenise.leading(tokenizer, bos),
@@ -120,17 +142,23 @@ def load(
     source = sources.read(path, split=split, rows=rows)
     counts = report.tally()
     listed = list(_examples(source, rules, counts))
-    labelled = unpair or any(label is not None for _, label in listed)
-    if labelled and not unpair and any(label is None for _, label in listed):
+    labelled = unpair or any(read.label is not None for read in listed)
+    if labelled and not unpair and any(read.label is None for read in listed):
         raise ValueError(f"{path}: only some of the records have a label")
-    groups = [unpaired.unpair(example) if unpair else [example] for example, _ in listed]
-    counts.noted[_UNPAIRED] += [example.row for example, _ in listed] * unpair
+    if accept and counts.noted[_UNSCORED]:
+        raise ValueError(f"data.accept reads scores, which {path}, as data.format={format}, does not give every record")
+    if len(counts.noted[_UNSCORED]) == len(listed):
+        del counts.noted[_UNSCORED]  # then the data just has none
+    if pairs:
+        groups = list(_paired(listed, pairs, accept, accept_beta, seed, counts))
+    else:
+        groups = [unpaired.unpair(example) if unpair else [example] for example, *_ in listed]
+    counts.noted[_UNPAIRED] += [read.example.row for read in listed] * unpair
     if mismatched and groups:
         groups, cut = unpaired.mismatch(groups, max_length)
         counts.noted[_MISMATCHED_CUT] += cut
-    stored = storage.build(
-        itertools.chain(*groups), candidates=(1 if unpair else candidates) + mismatched, labelled=labelled
-    )
+    kept = 1 if unpair else 2 if pairs else candidates
+    stored = storage.build(itertools.chain(*groups), candidates=kept + mismatched, labelled=labelled)
     special = f"EOS {tokenizer.eos_token} ({tokenizer.eos_token_id}), "
     special += (
         f"BOS {tokenizer.bos_token} ({tokenizer.bos_token_id}) before plain prompts" if rules.before else "no BOS"
@@ -145,7 +173,40 @@ def load(
     return stored, told
 
 
-def _examples(source: sources.Source, rules: _Rules, counts: Tally) -> Iterator[tuple[Example, float | None]]:
+def _check_pairs(pairs: str, candidates: int, accept: int, beta: float, unpair: bool) -> None:
+    if pairs not in ("", *pairing.KINDS):
+        raise ValueError(f"data.pairs={pairs!r} is unknown; expected {' | '.join(pairing.KINDS)}, or nothing")
+    if pairs and candidates < 3:
+        raise ValueError(
+            f"data.pairs makes pairs of ranked candidates; got data.candidates={candidates}, expected >= 3"
+        )
+    if pairs and unpair:
+        raise ValueError("data.pairs makes pairs, data.unpair takes them apart; set one of them")
+    if accept and not (pairs and 2 <= accept <= candidates and beta > 0):
+        raise ValueError(
+            f"data.accept={accept} and accept_beta={beta}: expected a number from 2 to data.candidates={candidates} of "
+            f"those that data.pairs (now {pairs!r}) makes pairs of, and a temperature above 0"
+        )
+
+
+def _paired(
+    listed: Iterable[_Read], kind: str, accept: int, beta: float, seed: int, counts: Tally
+) -> Iterator[list[Example]]:
+    """Yield the pairs that are made of each example; one that gives none is dropped."""
+    for example, _, ordered in listed:
+        rng = np.random.default_rng([seed, example.row])
+        if accept:
+            example = pairing.rejection_sample(example, accept, beta, rng)
+        made, left_out = pairing.pairs(example, kind, rng, ordered=ordered)
+        if made:
+            counts.noted[_PAIRED].append(example.row)
+            counts.noted[_NO_PAIR] += [example.row] * left_out
+            yield made
+        else:
+            counts.dropped[_EQUAL if left_out else _FEWER].append(example.row)
+
+
+def _examples(source: sources.Source, rules: _Rules, counts: Tally) -> Iterator[_Read]:
     """Yield examples, each with the label that its record has.
 
     Texts are tokenised chunk by chunk: a fast tokenizer is many times faster on a list than on its items.
@@ -170,7 +231,7 @@ def _examples(source: sources.Source, rules: _Rules, counts: Tally) -> Iterator[
             _note_dependence(texts, pieces, rules, counts)
         for text, (prompt, responses) in zip(texts, pieces, strict=True):
             try:
-                yield _example(text, prompt, responses, rules, counts), text.label
+                yield _Read(_example(text, prompt, responses, rules, counts), text.label, text.ordered)
             except Unusable as reason:
                 counts.dropped[str(reason)].append(text.row)
 
@@ -185,7 +246,7 @@ def _texts(numbered: Iterable[tuple[int, sources.Record]], rules: _Rules, counts
             continue
         for note in parsed.notes:
             counts.noted[note].append(row)
-        yield _Text(row, rendered, parsed.scores, parsed.label)
+        yield _Text(row, rendered, parsed.scores, parsed.label, parsed.stated or parsed.scores is None)
 
 
 def _parse(row: int, record: sources.Record, rules: _Rules) -> Parsed:
@@ -213,14 +274,14 @@ def _candidates(parsed: Parsed, rules: _Rules) -> Parsed:
             break
         if _blank(response):
             notes.append(_EMPTY_LEFT_OUT)
-        elif rules.ties == "drop" and parsed.scores and parsed.scores[k] == parsed.scores[0]:
+        elif rules.ties == "drop" and parsed.scores and not parsed.stated and parsed.scores[k] == parsed.scores[0]:
             notes.append(_TIE_LEFT_OUT)
         else:
             kept.append(k)
     scores = parsed.scores and tuple(parsed.scores[k] for k in kept)
     if len(kept) < least:
         raise Unusable(_EQUAL if _TIE_LEFT_OUT in notes else _EMPTY)
-    if len(kept) > 1 and scores and len(set(scores)) == 1:
+    if len(kept) > 1 and scores and not parsed.stated and len(set(scores)) == 1:
         raise Unusable(_EQUAL)
     responses = tuple(parsed.responses[k] for k in kept)
     return parsed._replace(responses=responses, scores=scores, notes=(*parsed.notes, *notes))
@@ -242,7 +303,8 @@ def _example(text: _Text, prompt: np.ndarray, responses: Sequence[np.ndarray], r
         raise Unusable(_IDENTICAL)
     absent = rules.candidates - len(kept)
     left_out = (_IDENTICAL_LEFT_OUT,) * (len(closed) - len(kept))
-    for note in (*cut.notes, *left_out, *(_FEWER,) * (absent > 0)):
+    unscored = (_UNSCORED,) * (text.scores is None)
+    for note in (*cut.notes, *left_out, *(_FEWER,) * (absent > 0), *unscored):
         counts.noted[note].append(text.row)
     kept += [(np.zeros(0, np.int32), 0.0)] * absent
     label = 1.0 if text.label is None else text.label

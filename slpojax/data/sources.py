@@ -142,10 +142,10 @@ def _hub(path: str, split: str) -> Any:
     try:
         data = datasets.load_dataset(owner_name, config or None, data_dir=folder or None)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        cache = huggingface_hub.constants.HF_HUB_CACHE
+        near = named.near_paths(owner_name, huggingface_hub.constants.HF_HUB_CACHE, "datasets")
         raise ValueError(
-            f"data.path={path!r}: there is no such local path{named.near_paths(owner_name, cache, 'datasets')}, and on the "
-            f"Hugging Face hub the data set {owner_name!r}"
+            f"data.path={path!r}: there is no such local path{near}, and on the Hugging Face hub the data set "
+            f"{owner_name!r}"
             f"{f' (folder {folder})' if folder else ''} cannot be read: {type(error).__name__}: "
             f"{str(error).splitlines()[0]}. Without the hub set data.path to {_LOCAL}"
         ) from error

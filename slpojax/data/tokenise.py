@@ -28,6 +28,7 @@ DIALOGUE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
+_STRAY = "EOS inside the text"
 BOS = ("tokenizer", "never", "always")
 
 
@@ -95,8 +96,12 @@ def chat_template(tokenizer: Tokenizer, name: str) -> str | None:
 def render(parsed: Parsed, tokenizer: Tokenizer, template: str | None) -> Rendered:
     """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
 
+    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last. In
+    what a message says EOS is a stray mark, as it is in plain text.
+
     Raises:
-        Unusable: the template refuses the messages, or writes the prompt differently once a response follows.
+        Unusable: the template refuses the messages, or writes the prompt differently once a response follows, or a
+            message holds EOS.
         ValueError: there is no template.
     """
     if isinstance(parsed.prompt, str):
@@ -106,6 +111,9 @@ def render(parsed: Parsed, tokenizer: Tokenizer, template: str | None) -> Render
             "the records hold messages, and the tokenizer has no chat template; set data.chat_template to 'dialogue' "
             "(HH's form) or to a Jinja file, or take the tokenizer of a chat model"
         )
+    turns: list[dict[str, str]] = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]  # type: ignore[list-item]
+    if any(tokenizer.eos_token in turn["content"] for turn in turns):
+        raise Unusable(_STRAY)
     prompt = _apply(tokenizer, template, parsed.prompt, ask=True)
     responses = []
     for response in parsed.responses:
@@ -166,14 +174,14 @@ def close(
     """Put what stands `before` the prompt, and EOS after every response that does not end with it.
 
     Raises:
-        Unusable: there is no prompt, or EOS stands where the text goes on.
+        Unusable: there is no prompt, or EOS stands where a plain text goes on.
     """
     if not templated and len(before):
         prompt = np.concatenate([np.array(before, np.int32), prompt])
     if not len(prompt):
         raise Unusable("empty prompt")
     closed = tuple(r if len(r) and r[-1] == eos else np.append(r, np.int32(eos)) for r in responses)
-    # A chat template may close earlier turns with EOS. In plain text it is a stray mark that would end the text early.
-    if any((r[:-1] == eos).any() for r in closed) or (not templated and (prompt[len(before) :] == eos).any()):
-        raise Unusable("EOS inside the text")
+    # In plain text it is a stray mark that would end the text early; `render` looks for it in messages.
+    if not templated and any((ids == eos).any() for ids in (prompt[len(before) :], *(r[:-1] for r in closed))):
+        raise Unusable(_STRAY)
     return prompt, closed

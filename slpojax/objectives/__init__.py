@@ -100,6 +100,11 @@ def names() -> list[str]:
     ]
 
 
+def terms(name: str) -> list[str]:
+    """Return the names of the objectives that one, or a weighted sum, is made of."""
+    return list(mixture.parse(name)) if mixture.is_mixture(name) else [name]
+
+
 def defaults(name: str) -> dict[str, Any]:
     """Return the hyperparameters of an objective and their defaults.
 
@@ -142,7 +147,23 @@ def build(name: str, **hyperparameters: Any) -> Objective:
     objective = Objective(
         name, functools.partial(function, **bound), frozenset(p.name for p in parameters), bound, state, ()
     )
-    return objective._replace(metrics=_trace(objective))
+    return objective._replace(metrics=_metrics(objective))
+
+
+def fewest(objective: Objective) -> int:
+    """Return how many candidates of an example an objective reads at least.
+
+    Example:
+        >>> fewest(build("sft.token_mean")), fewest(build("dpo.sigmoid"))
+        (1, 2)
+    """
+    for count in (1, 2):
+        try:
+            _trace(objective, count)
+        except ValueError:
+            continue
+        return count
+    return 3
 
 
 def _build_mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
@@ -162,10 +183,17 @@ def _build_mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
     needs = frozenset[str]().union(*(term.needs for term in terms.values()))
     state = tuple(term.state for term in terms.values()) if "state" in needs else None
     objective = Objective(name, mixture.weighted_sum(weights, terms), needs, bound, state, ())
-    return objective._replace(metrics=_trace(objective))
+    return objective._replace(metrics=_metrics(objective))
 
 
-def _trace(objective: Objective, candidates: int = 2) -> tuple[str, ...]:
+def _metrics(objective: Objective) -> tuple[str, ...]:
+    try:
+        return _trace(objective, 2)
+    except ValueError:  # a pair may be too few
+        return _trace(objective, 3)
+
+
+def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
     """Run the objective on shapes alone, which raises what its checks raise, and return the names of its metrics."""
     shape = (1, candidates, 1)
     responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape[:2], jnp.int32))
@@ -179,14 +207,9 @@ def _trace(objective: Objective, candidates: int = 2) -> tuple[str, ...]:
     }
     arguments = {key: batched.get(key, objective.state) for key in objective.needs}
     axes = {key: None if key == "state" else 0 for key in arguments}
-    try:
-        result = jax.eval_shape(
-            jax.vmap(lambda given: objective.function(**given), in_axes=(axes,), axis_name="batch"), arguments
-        )
-    except ValueError:
-        if candidates == 2:  # a pair may be too few
-            return _trace(objective, candidates=3)
-        raise
+    result = jax.eval_shape(
+        jax.vmap(lambda given: objective.function(**given), in_axes=(axes,), axis_name="batch"), arguments
+    )
     parts = 3 if "state" in objective.needs else 2
     if not isinstance(result, tuple) or len(result) != parts or not isinstance(result[1], dict):
         raise ValueError(

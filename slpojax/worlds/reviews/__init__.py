@@ -158,6 +158,8 @@ def _sft(config: ConfigDict, folder: pathlib.Path) -> FrozenConfigDict:
     c.model.path, c.model.weights = str(folder / "start"), "random"
     c.data.path, c.data.eval_path = str(folder / "texts.train.jsonl"), str(folder / "texts.eval.jsonl")
     c.data.format, c.data.candidates, c.data.tokenizer = "prompt_response", 1, ""
+    c.data.unpair, c.data.mismatched, c.data.pairs, c.data.accept = False, False, "", 0
+    c.diagnostics, c.selector = 0, ConfigDict({"name": "all"})
     c.reference.mode = "none"
     c.best_metric, c.tensorboard, c.wandb, c.export = "eval/loss", False, "", True
     return FrozenConfigDict(c)
@@ -196,16 +198,17 @@ def _write_start(folder: pathlib.Path, seed: int) -> None:
     _write_jsonl(folder / "texts.eval.jsonl", texts[TEXTS:])
 
 
-def _pairs(path: pathlib.Path, count: int, seed: int) -> list[dict[str, str]]:
+def _pairs(path: pathlib.Path, count: int, seed: int) -> list[dict[str, str | float]]:
     """Return pairs of the reference's reviews, one preferred with the Bradley-Terry probability of the gold reward.
 
-    Two equal reviews are no pair and are left out.
+    Two equal reviews are no pair and are left out. The gold rewards go along as scores, for objectives that read them;
+    that of the preferred review may be the lower one.
     """
     model = models.build(hf.read_config(path))
     params = jax.device_put(hf.load(path, model))
     key, rng = jax.random.fold_in(jax.random.key(seed), 1), np.random.default_rng([seed, 1])
     prompts = [prompt for _, prompt in language.prompts(count)]
-    pairs = []
+    pairs: list[dict[str, str | float]] = []
     for start in logger.track(range(0, count, BATCH), -(-count // BATCH), "pairs, in batches"):
         here = prompts[start : start + BATCH]
         twice = [language.encode(prompt) for prompt in here for _ in range(2)]
@@ -214,7 +217,9 @@ def _pairs(path: pathlib.Path, count: int, seed: int) -> list[dict[str, str]]:
             a_wins = rng.random() < 1 / (1 + math.exp(language.reward(b) - language.reward(a)))
             chosen, rejected = (a, b) if a_wins else (b, a)
             if a != b:
-                pairs.append({"prompt": prompt, "chosen": _text(chosen), "rejected": _text(rejected)})
+                texts = {"prompt": prompt, "chosen": _text(chosen), "rejected": _text(rejected)}
+                scores = {"score_chosen": language.reward(chosen), "score_rejected": language.reward(rejected)}
+                pairs.append(texts | scores)
     return pairs
 
 
