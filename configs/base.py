@@ -59,6 +59,8 @@ def get_config() -> ConfigDict:
     c.data.accept = 0  # candidates that rejection sampling by score keeps for those pairs (RSO); 0 for all
     c.data.accept_beta = 0.5  # its temperature, in the unit of the scores
     c.data.unpair = False  # make two labelled examples of each pair
+    # Weigh undesirable examples so that their prompts are distributed as the desirable ones' (BCO's UDM)
+    c.data.match_prompts = False
     c.data.mismatched = False  # add another prompt's response as the last candidate (KTO's estimate of the divergence)
     c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
     c.data.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file

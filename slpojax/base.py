@@ -99,6 +99,7 @@ class Batch(NamedTuple):
         length: response lengths in tokens; 0 where a candidate is absent.
         score: rank scores or rewards of the candidates, higher is better; 0 where the data has none.
         label: 1 where candidate 0 is desirable, 0 where it is not; 1 where the data has none, 0 for a filler.
+        weight: of the example in the loss, for objectives that read it; 1 unless the prompts are matched.
         index: the example's index in its dataset; -1 for a filler example (only in evaluations).
         ref: the reference's log-probs where they are cached, else None.
         previous: the same of a second frozen model.
@@ -109,6 +110,7 @@ class Batch(NamedTuple):
     length: Int[Array, "B K"]
     score: Float[Array, "B K"]
     label: Float[Array, " B"]
+    weight: Float[Array, " B"]
     index: Int[Array, " B"]  # type: ignore[assignment]  # tuple.index, which nobody calls on a batch
     ref: Logps | None
     previous: Logps | None

@@ -23,6 +23,7 @@ _NEEDS = {
     "previous": "second frozen model",
     "score": "scores",
     "label": "label",
+    "weight": "weight",
     "key": "random key",
     "state": "running state",
     **{name: f"whole distribution ({name})" for name in DISTRIBUTION},

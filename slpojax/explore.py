@@ -125,8 +125,9 @@ def gradient(
         policy: [B, K, T]; candidate 0 is the preferred one.
         ref: the same responses under the reference.
         key: for an objective that samples.
-        **other: what else the objective asks for: `previous`, `score` [B, K], `label` [B], `state`, and those of
-            `slpojax.base.TOKEN` [B, K, T], which stay as they are while the token's log-prob moves.
+        **other: what else the objective asks for: `previous`, `score` [B, K], `label` [B], `weight` [B] (1 where it
+            is not given), `state`, and those of `slpojax.base.TOKEN` [B, K, T], which stay as they are while the
+            token's log-prob moves.
 
     Raises:
         ValueError: the objective asks for something that is not there.
@@ -329,10 +330,11 @@ def make_diagnostics(
         forward_model: the same model with attention="whole": on rows of more than `models.attention.SHORT` tokens the
             faster ones have no forward derivative. None where the rows are shorter.
 
-    `given` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "state"; the policy's own
-    numbers are computed here. The diagnostics are means over the examples that have both responses, but for the radii,
-    the least of all tokens and pairs. "Step" is one down the gradient of the batch's mean loss, normalised: its unit is
-    the norm of the parameters' change, so `diagnostic/grad_norm` times the learning rate is the length of an SGD step.
+    `given` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the
+    policy's own numbers are computed here. The diagnostics are means over the examples that have both responses, but
+    for the radii, the least of all tokens and pairs. "Step" is one down the gradient of the batch's mean loss,
+    normalised: its unit is the norm of the parameters' change, so `diagnostic/grad_norm` times the learning rate is the
+    length of an SGD step.
 
         diagnostic/norm_chosen, diagnostic/norm_rejected    norms of the gradients g_w, g_l of log P(y)
         diagnostic/cosine              of the angle between g_w and g_l
@@ -412,7 +414,8 @@ def make_diagnostics(
 
 def _given(objective: Objective, policy: Logps, ref: Logps | None, other: Given) -> Given:
     asked = objective.needs - {"key"}
-    given = {"policy": policy, "ref": ref, "state": objective.state} | other
+    weight = jnp.ones(policy.token.shape[0])
+    given = {"policy": policy, "ref": ref, "state": objective.state, "weight": weight} | other
     missing = sorted(name for name in asked if given.get(name) is None)
     if missing:
         raise ValueError(

@@ -89,7 +89,7 @@ def diagnosed(
     def measure_and_diagnose(n: int, state: State) -> dict[str, float]:
         frozen = state.reference or ref_params
         ref = logps_of(frozen, batch) if batch.ref is None and frozen is not None else batch.ref
-        given = {"ref": ref, "previous": batch.previous, "score": batch.score, "label": batch.label}
+        given = {"ref": ref, **{name: getattr(batch, name) for name in ("previous", "score", "label", "weight")}}
         found = diagnose(state.params, batch, given | {"state": state.objective}, frozen, jax.random.key(seed))
         return measure(n, state) | {name: float(value) for name, value in found.items()}
 

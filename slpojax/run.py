@@ -67,7 +67,7 @@ def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> 
     """Return what an objective may ask for of a batch, on every device; it may still be on its way."""
     policy, distribution = run.numbers(params, batch, ref_params)
     ref = run.logps(ref_params, batch) if batch.ref is None and ref_params is not None else batch.ref
-    columns = {"ref": ref, "previous": batch.previous, "score": batch.score, "label": batch.label}
+    columns = {"ref": ref, **{name: getattr(batch, name) for name in ("previous", "score", "label", "weight")}}
     return {"policy": policy, **distribution, **columns}
 
 

@@ -59,6 +59,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def split_rows(mesh: Mesh) -> NamedSharding:
+    """The rows of an array are split as a batch's."""
+    return NamedSharding(mesh, _ROWS)
+
+
 def batch_devices(mesh: Mesh) -> int:
     """Over how many devices the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -110,7 +115,7 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Place a host's part of a batch: its rows over data and fsdp, the small arrays on every device."""
 
     def rows(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, _ROWS), x)
+        return jax.make_array_from_process_local_data(split_rows(mesh), x)
 
     def whole(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(replicated(mesh), x, x.shape)

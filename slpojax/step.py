@@ -53,8 +53,8 @@ def on_examples(
 
     Args:
         objective: see `slpojax.objectives`.
-        given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "score" [B, K], "label"
-            [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be missing or None.
+        given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "score" [B, K],
+            "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
 
@@ -95,6 +95,7 @@ def couples_examples(objective: Objective, shapes: Shapes) -> bool:
         "layer_activity": jnp.zeros((*pair, 1)),
         "score": jnp.zeros(pair[:1]),
         "label": jnp.zeros(()),
+        "weight": jnp.ones(()),
         "key": jax.random.key(0),
         "state": objective.state,
     }
@@ -255,7 +256,7 @@ def _mean_loss(
     examples = scored.slot // (shapes.candidates * shapes.response)
     here = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
     policy, distribution = place(head, scored, jnp.where(here[:, None], batch.length, 0), shapes.response)
-    columns = {"ref": batch.ref, "previous": batch.previous, "score": batch.score, "label": batch.label}
+    columns = {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
     given = {"policy": policy, **distribution, **columns, "state": state}
     losses, metrics, state = on_examples(objective, given, key, selector=selector)
 

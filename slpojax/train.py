@@ -4,6 +4,7 @@ The whole run, from top to bottom: model, data, reference, state, loop, export. 
 configuration, the model and the objective; what it calls gets plain values.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -31,6 +32,7 @@ from slpojax import (
     models,
     objectives,
     optim,
+    prompts,
     reference,
     run,
     selectors,
@@ -145,6 +147,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     work = Run(mesh, folder, model, plan.scan, numbers, lambda params, batch: plain(params, batch, None)[0])
 
     # The frozen models: log-probs from the cache, or weights that stay beside the policy's.
+    if config.data.match_prompts:
+        pairs, held_out = _match_prompts(config, work, tokenizer, pairs, held_out)
     pairs, held_out, ref_params = _frozen(config, work, needs, tokenizer, pairs, held_out)
     moving = step.Moving(config.reference.every, config.reference.mix) if config.reference.mode == "moving" else None
 
@@ -319,6 +323,11 @@ def _check_needs(objective: objectives.Objective, needs: frozenset[str], config:
             f"objective {name} reads scores as probabilities of a win, but those of the data go from {score.min():.3g} "
             f"to {score.max():.3g}; set --config.data.format=bradley_terry, which makes probabilities of scored pairs"
         )
+    if config.data.match_prompts and not ("weight" in needs and pairs.examples.labelled):
+        raise ValueError(
+            f"data.match_prompts=True weighs examples, which objective {name} does not read; set it to False, or take "
+            "an objective that does, such as unpaired.bco_unpaired"
+        )
     if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
         raise ValueError(
             f"config.reference.every={config.reference.every} and mix={config.reference.mix}: expected steps from 1 "
@@ -404,6 +413,56 @@ def _first_params(config: ConfigDict, work: Run) -> Params:
     return run.load_params(work, work.folder) if config.model.weights == "load" else run.draw_params(work, config.seed)
 
 
+def _frozen_model(
+    config: ConfigDict, work: Run, tokenizer: data.Tokenizer, name: str, path: str
+) -> tuple[Callable[[], Params], dict[str, str]]:
+    """Return what brings a frozen model to the devices, once, and what its numbers of the data depend on."""
+    key = {"reference": "reference.path", "previous": "reference.previous"}[name]
+    folder = hf.resolve(path, key=key) if path else work.folder
+    loaded, drawn = path or config.model.weights == "load", f"drawn, seed {config.seed}, jax {jax.__version__}"
+    depends = {
+        "weights": reference.weights_digest(folder) if loaded else drawn,
+        "model": json.dumps(hf.read_config(folder), sort_keys=True),
+        "dtype": config.model.dtype,
+        "tokenizer": data.tokenizer_digest(tokenizer),
+        **{f"data.{name}": str(config.data[name]) for name in _DATA},
+    }
+    return functools.cache(lambda: run.load_params(work, folder) if path else _first_params(config, work)), depends
+
+
+def _match_prompts(
+    config: ConfigDict, work: Run, tokenizer: data.Tokenizer, pairs: Part, held_out: Part | None
+) -> tuple[Part, Part | None]:
+    """Weigh the undesirable examples so that their prompts are as the desirable ones'; training decides for both."""
+    params, depends = _frozen_model(config, work, tokenizer, "reference", config.reference.path)
+    parts = [part.examples for part in (pairs, held_out) if part]
+    batch = -(-config.batch_size // sharding.batch_devices(work.mesh)) * sharding.batch_devices(work.mesh)
+
+    def make() -> list[np.ndarray]:
+        where = {"rows": sharding.split_rows(work.mesh), "everywhere": sharding.replicated(work.mesh)}
+        embedded = [
+            prompts.embed(work.model, params(), [part[i].prompt for i in range(len(part))], batch=batch, **where)
+            for part in parts
+        ]
+        classifier = prompts.fit(embedded[0], parts[0].label, seed=config.seed)
+        return [prompts.weights(classifier, x, part.label) for x, part in zip(embedded, parts, strict=True)]
+
+    file = _cache(config) / "prompt_weights.npz"
+    depends |= {f"examples {i}": part.digest() for i, part in enumerate(parts)} | {"seed": str(config.seed)}
+    weighed = [
+        dataclasses.replace(part, weight=weight)
+        for part, weight in zip(parts, prompts.cached(file, depends, make, logger.tell), strict=True)
+    ]
+    lost = weighed[0].weight[weighed[0].label < 0.5]
+    logger.tell(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
+    return pairs._replace(examples=weighed[0]), held_out._replace(examples=weighed[1]) if held_out else None
+
+
+def _cache(config: ConfigDict) -> pathlib.Path:
+    """Return the folder of what frozen models say of the data."""
+    return pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
+
+
 def _frozen(
     config: ConfigDict,
     work: Run,
@@ -413,22 +472,10 @@ def _frozen(
     held_out: Part | None,
 ) -> tuple[Part, Part | None, Params | None]:
     """Give both parts the log-probs of the frozen models, or return the reference's parameters."""
-    cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
-
-    parts = [part for part in (pairs, held_out) if part]
+    cache, parts = _cache(config), [part for part in (pairs, held_out) if part]
 
     def columns(name: str, path: str) -> list[reference.Columns]:
-        key = {"reference": "reference.path", "previous": "reference.previous"}[name]
-        folder = hf.resolve(path, key=key) if path else work.folder
-        loaded, drawn = path or config.model.weights == "load", f"drawn, seed {config.seed}, jax {jax.__version__}"
-        depends = {
-            "weights": reference.weights_digest(folder) if loaded else drawn,
-            "model": json.dumps(hf.read_config(folder), sort_keys=True),
-            "dtype": config.model.dtype,
-            "tokenizer": data.tokenizer_digest(tokenizer),
-            **{f"data.{name}": str(config.data[name]) for name in _DATA},
-        }
-        params = functools.cache(lambda: run.load_params(work, folder) if path else _first_params(config, work))
+        params, depends = _frozen_model(config, work, tokenizer, name, path)
         return [run.columns(work, part, params, name=name, cache=cache, key=depends) for part in parts]
 
     if "previous" in needs:

@@ -305,7 +305,7 @@ def diagnosed(name, candidates=2, mesh_sizes=(1, 1, 1), row_length=64):
         forward_model=models.build(CONFIG, attention="whole") if row_length > SHORT else None,
     )
     placed, _ = sharding.tree(mesh, model.sharding, params)
-    given = {"ref": ref, "score": batch.score, "label": batch.label}
+    given = {"ref": ref, "score": batch.score, "label": batch.label, "weight": batch.weight}
     out = diagnose(
         jax.tree.map(jax.device_put, params, placed), sharding.put_batch(mesh, batch), given, None, jax.random.key(0)
     )

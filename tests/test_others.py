@@ -39,7 +39,8 @@ class Data:
     def given(self) -> dict:
         score = np.array([[2.0, 1.0, 0.0] if won else [1.0, 2.0, 0.0] for won in self.won])
         models = {name: logps(getattr(self, name)) for name in ("policy", "ref", "previous")}
-        return {**models, "label": jnp.asarray(self.good, float), "score": jnp.asarray(score)}
+        one = {"label": jnp.asarray(self.good, float), "weight": jnp.ones(len(self.good))}
+        return {**models, **one, "score": jnp.asarray(score)}
 
 
 @functools.cache
@@ -289,6 +290,7 @@ def labelled(count: int, seed: int, absent=()) -> tuple[dict, list[mpf], list[bo
     there = [i for i, n in enumerate(lengths) if n]
     rho = paper.ratios([policy[i][0] for i in there], [ref[i][0] for i in there])
     given = {"policy": logps(policy), "ref": logps(ref), "label": jnp.asarray(good, float)}
+    given["weight"] = jnp.ones(count)
     return given, rho, [good[i] for i in there]
 
 

@@ -48,6 +48,7 @@ def test_a_placed_batch_splits_its_rows_and_repeats_the_rest():
         length=np.ones((3, 2), np.int32),
         score=np.zeros((3, 2), np.float32),
         label=np.ones(3, np.float32),
+        weight=np.ones(3, np.float32),
         index=np.arange(3, dtype=np.int32),
         ref=None,
         previous=None,

@@ -162,7 +162,7 @@ def test_bco(row):
     state = objectives.build("unpaired.bco_unpaired_pooled").state
     for k, step in enumerate(row["steps"]):
         moved = of_sums(np.concatenate([policy[:, 0] + 0.3 * k, policy[:5, 1] - 0.2 * k]))
-        given = {"policy": moved, "ref": reference, "label": label, "state": state}
+        given = {"policy": moved, "ref": reference, "label": label, "weight": jnp.ones(13), "state": state}
         beta = row["config"]["beta"]
         losses, metrics, state, grad = apply("unpaired.bco_unpaired_pooled", given, beta=beta)
         np.testing.assert_allclose(losses, step["losses"], **DOUBLE)

@@ -23,6 +23,7 @@ class Example(NamedTuple):
         score: of each candidate, higher is better; 0 where the data has none.
         row: the number of the source record.
         label: 1 where the first candidate is desirable, 0 where it is not; 1 where the data has none.
+        weight: of the example in the loss.
     """
 
     prompt: Int[np.ndarray, " _"]
@@ -30,6 +31,7 @@ class Example(NamedTuple):
     score: tuple[float, ...]
     row: int
     label: float = 1.0
+    weight: float = 1.0
 
 
 class Lengths(NamedTuple):
@@ -51,6 +53,7 @@ class Examples:
         row: see `Example`.
         label: see `Example`.
         labelled: whether the data has labels.
+        weight: see `Example`.
     """
 
     token: Int[np.ndarray, " tokens"]
@@ -60,6 +63,7 @@ class Examples:
     row: Int[np.ndarray, " N"]
     label: Float[np.ndarray, " N"]
     labelled: bool
+    weight: Float[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.row)
@@ -76,14 +80,14 @@ class Examples:
         ends = self.start[index] + np.cumsum([0, self.lengths.prompt[index], *self.lengths.response[index]])
         prompt, *responses = (self.token[a:b] for a, b in itertools.pairwise(ends))
         score, label = tuple(self.score[index].tolist()), float(self.label[index])
-        return Example(prompt, tuple(responses), score, int(self.row[index]), label)
+        return Example(prompt, tuple(responses), score, int(self.row[index]), label, float(self.weight[index]))
 
     def take(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> "Examples":
         """Return the examples at `indices`, in that order."""
         return build([self[int(i)] for i in indices], candidates=self.candidates, labelled=self.labelled)
 
     def digest(self) -> str:
-        """SHA-256 of everything in here but the row numbers: equal digests mean equal numbers out of any model."""
+        """SHA-256 of all in here but row numbers and weights: equal digests mean equal numbers out of any model."""
         sha = hashlib.sha256()
         for array in (self.token, *self.lengths, self.score, self.label):
             sha.update(f"{array.dtype} {array.shape}".encode())
@@ -133,7 +137,8 @@ def build(examples: Iterable[Example], *, candidates: int, labelled: bool = Fals
         row=np.array([e.row for e in listed], np.int64),
         label=np.array([e.label for e in listed], np.float32),
         labelled=labelled,
+        weight=np.array([e.weight for e in listed], np.float32),
     )
-    for array in (stored.token, stored.start, *stored.lengths, stored.score, stored.row, stored.label):
+    for array in (stored.token, stored.start, *stored.lengths, stored.score, stored.row, stored.label, stored.weight):
         array.setflags(write=False)
     return stored

@@ -207,6 +207,7 @@ def pack(
         length=_fill((b, k), response, 0, np.int32),
         score=_fill((b, k), np.array([e.score for e in listed], np.float32).reshape(-1, k), 0, np.float32),
         label=_fill((b,), np.array([e.label for e in listed], np.float32), 0, np.float32),
+        weight=_fill((b,), np.array([e.weight for e in listed], np.float32), 1, np.float32),
         index=_fill((b,), np.arange(count) if index is None else index, -1, np.int32),
         ref=None if ref is None else _logps(ref, response, shapes),
         previous=None if previous is None else _logps(previous, response, shapes),

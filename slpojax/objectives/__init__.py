@@ -22,6 +22,8 @@ What it gets. Its positional parameters name what it needs, among
     previous  the same responses under a second frozen model: the iterate that an iterative method starts from.
     score   [K] scores of the candidates, higher is better.
     label   1 where candidate 0 is desirable, 0 where it is not, for data that is not paired.
+    weight  of the example in the loss: 1, or what makes the prompts of undesirable responses as frequent as among the
+            desirable ones (`data.match_prompts`).
     collision, entropy, kl   [K, T] of the policy's distribution at each response token, in nats, 0 where there is none:
             log sum_v p(v)^2, - sum_v p(v) log p(v), and KL(reference || policy); the gradient flows through these too.
             What no objective asks for is not computed; `kl` needs the reference's weights (reference.mode = "online").
@@ -58,7 +60,7 @@ from slpojax import named
 from slpojax.base import TOKEN, Logps
 from slpojax.objectives import mixture
 
-NEEDS = ("policy", "ref", "previous", "score", "label", "key", "state", *TOKEN)
+NEEDS = ("policy", "ref", "previous", "score", "label", "weight", "key", "state", *TOKEN)
 
 
 class Objective(NamedTuple):
@@ -203,6 +205,7 @@ def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
         "layer_activity": jnp.zeros((*shape, 1)),
         "score": jnp.zeros(shape[:2]),
         "label": jnp.zeros(1),
+        "weight": jnp.ones(1),
         "key": jax.random.split(jax.random.key(0), 1),
     }
     arguments = {key: batched.get(key, objective.state) for key in objective.needs}

@@ -161,23 +161,26 @@ def bco_unpaired(
     policy: Logps,
     ref: Logps,
     label: Float[Array, ""],
+    weight: Float[Array, ""],
     state: tuple[_Running, _Running] = (_NOTHING, _NOTHING),
     *,
     beta: float = 0.01,
 ) -> tuple[Array, dict[str, Array], tuple[_Running, _Running]]:
     r"""BCO: a classifier of desirable and undesirable responses whose logit is the reward, less a shift.
 
-    .. math:: L = -\log \sigma(r - \delta) \text{ or } -\log \sigma(\delta - r),
+    .. math:: L = -w \log \sigma(r - \delta) \text{ or } -w \log \sigma(\delta - r),
         \quad \delta = \tfrac{1}{2} \big(E_{desirable}[r] + E_{undesirable}[r]\big)
 
     The two expectations are running means over all responses so far, this batch's included, without gradient; a class
-    that has not come yet is left out. TRL's shift is in `bco_unpaired_pooled`. The paper's weights for undesirable
-    prompts that differ from the desirable ones (UDM) need a classifier of prompts and are not here.
+    that has not come yet is left out. TRL's shift is in `bco_unpaired_pooled`. The weights w are 1, or with
+    `data.match_prompts` the paper's (UDM) for undesirable prompts that differ from the desirable ones; they are no part
+    of the shift.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is the response.
         ref: the same responses under the reference.
         label: 1 where candidate 0 is desirable, 0 where it is not.
+        weight: w.
         state: the running mean of the reward and the number of responses, of the desirable and of the undesirable.
         beta: strength of the pull to the reference, per nat.
 
@@ -187,8 +190,8 @@ def bco_unpaired(
     Example:
         >>> policy = Logps(jnp.float32([[[-0.2]], [[-2.0]]]), jnp.float32([[[-1.7]], [[-0.1]]]), jnp.ones((2, 1), int))
         >>> ref = Logps(jnp.float32([[[-1.0]], [[-1.0]]]), jnp.float32([[[-0.46]], [[-0.46]]]), jnp.ones((2, 1), int))
-        >>> label = jnp.float32([1, 0])
-        >>> losses, metrics, _ = jax.vmap(bco_unpaired, axis_name="batch", out_axes=(0, 0, None))(policy, ref, label)
+        >>> apply = jax.vmap(bco_unpaired, axis_name="batch", out_axes=(0, 0, None))
+        >>> losses, metrics, _ = apply(policy, ref, jnp.float32([1, 0]), jnp.ones(2))
         >>> print(f"{losses[0]:.6f} {losses[1]:.6f} {metrics['delta'][0]:.6f}")
         0.688657 0.688657 -0.001000
 
@@ -205,15 +208,21 @@ def bco_unpaired(
     state = (_update(state[0], held, here & good), _update(state[1], held, here & ~good))
     (up, ups), (down, downs) = state
     delta = jnp.where((ups > 0) & (downs > 0), (up + down) / 2, up + down)  # the mean of nothing is 0
-    return _classify(reward, delta, label), _metrics(policy, reward, label, here) | {"delta": delta}, state
+    return weight * _classify(reward, delta, label), _metrics(policy, reward, label, here) | {"delta": delta}, state
 
 
 def bco_unpaired_pooled(
-    policy: Logps, ref: Logps, label: Float[Array, ""], state: _Running = _NOTHING, *, beta: float = 0.01
+    policy: Logps,
+    ref: Logps,
+    label: Float[Array, ""],
+    weight: Float[Array, ""],
+    state: _Running = _NOTHING,
+    *,
+    beta: float = 0.01,
 ) -> tuple[Array, dict[str, Array], _Running]:
     r"""BCO with TRL's shift: the running mean of all rewards, whatever their class.
 
-    .. math:: L = -\log \sigma(r - \delta) \text{ or } -\log \sigma(\delta - r), \quad \delta = E[r]
+    .. math:: L = -w \log \sigma(r - \delta) \text{ or } -w \log \sigma(\delta - r), \quad \delta = E[r]
 
     Equal to `bco_unpaired` where the classes are of one size. The mean has this batch in it before it is used.
 
@@ -221,6 +230,7 @@ def bco_unpaired_pooled(
         policy: [K, T] log-probs; candidate 0 is the response.
         ref: the same responses under the reference.
         label: 1 where candidate 0 is desirable, 0 where it is not.
+        weight: w.
         state: the running mean of the reward, and the number of responses.
         beta: strength of the pull to the reference, per nat.
 
@@ -231,7 +241,7 @@ def bco_unpaired_pooled(
         >>> policy = Logps(jnp.float32([[[-0.2]], [[-2.0]]]), jnp.float32([[[-1.7]], [[-0.1]]]), jnp.ones((2, 1), int))
         >>> ref = Logps(jnp.float32([[[-1.0]], [[-1.0]]]), jnp.float32([[[-0.46]], [[-0.46]]]), jnp.ones((2, 1), int))
         >>> apply = jax.vmap(bco_unpaired_pooled, axis_name="batch", out_axes=(0, 0, None))
-        >>> losses, metrics, _ = apply(policy, ref, jnp.float32([1, 0]))
+        >>> losses, metrics, _ = apply(policy, ref, jnp.float32([1, 0]), jnp.ones(2))
         >>> print(f"{losses[0]:.6f} {losses[1]:.6f} {metrics['delta'][0]:.6f}")
         0.688657 0.688657 -0.001000
 
@@ -244,4 +254,5 @@ def bco_unpaired_pooled(
     """
     reward, here = _reward(policy, ref, beta)
     state = _update(state, jax.lax.stop_gradient(reward), here)
-    return _classify(reward, state[0], label), _metrics(policy, reward, label, here) | {"delta": state[0]}, state
+    loss = weight * _classify(reward, state[0], label)
+    return loss, _metrics(policy, reward, label, here) | {"delta": state[0]}, state

@@ -59,6 +59,7 @@ def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None):
         **distribution(policy, ref),
         "score": jnp.broadcast_to(3.0 - jnp.arange(candidates)[None], (count, candidates)),
         "label": index % 2.0,
+        "weight": 1.0 + index % 3,
         "state": objective.state,
     }
     return on_examples(objective, given, jax.random.key(0))[:2]
