@@ -130,7 +130,8 @@ def weights(
 
     Reference:
         Seungjae Jung, Gunsoo Han, Daniel Wontae Nam, Kyoung-Woon On, Binary Classifier Optimization for Large Language
-        Model Alignment, 2024, arXiv:2404.04656, underlying distribution matching; balance and limits as in TRL 1.13.
+        Model Alignment, 2024, arXiv:2404.04656, underlying distribution matching; the balance of the classes and the
+        limits are those of TRL's BCOTrainer.
     """
     log_odds = ((embedding - classifier.mean) / classifier.scale) @ classifier.weight + classifier.bias
     ratio = np.exp(np.clip(log_odds, np.log(LEAST), np.log(MOST)))
@@ -154,15 +155,16 @@ def cached(
     mark = json.dumps(key, sort_keys=True)
     if file.exists():
         with np.load(file) as arrays:
-            if str(arrays["key"]) == mark:
+            kept, *parts = (arrays[name] for name in arrays.files)
+            if str(kept) == mark:
                 tell(f"weights of the prompts: read from {file}")
-                return [arrays[str(i)] for i in range(len(arrays.files) - 1)]
+                return parts
     tell("weights of the prompts: computing")
     made = make()
     if jax.process_index() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         with open(part, "wb") as f:
-            np.savez(f, key=np.array(mark), **{str(i): array for i, array in enumerate(made)})
+            np.savez(f, np.array(mark), *made)
         os.replace(part, file)
     return made

@@ -115,9 +115,19 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.name": "unpaired.kto"}, r"unpaired.kto asks for labels.*data.unpair=True"),
+        (
+            {"objective.name": "unpaired.kto"},
+            r"unpaired.kto asks for labels.*data.unpair=True --config.data.mismatched=True",
+        ),
+        (
+            {"objective.name": "unpaired.kto", "data.unpair": True},
+            r"unpaired.kto reads 2 responses .*, the data gives 1; set --config.data.mismatched=True",
+        ),
         ({"objective.name": "margin.odpo"}, r"margin.odpo asks for the candidates' scores.*data.format=ranked"),
-        ({"objective.name": "token_level.tdpo1"}, r"token_level.tdpo1 asks for kl at every token.*set it to 'online'"),
+        (
+            {"objective.name": "token_level.tdpo1"},
+            r"token_level.tdpo1 asks for kl at every token.*--config.reference.mode=online",
+        ),
         ({"objective.name": "games.inpo"}, r"games.inpo compares with a second frozen model.*reference.previous"),
         ({"reference.mode": "moving", "reference.every": 0}, r"reference.every=0"),
         ({"selector.name": "random", "selection": "cheap"}, r"config.selection='cheap'"),
