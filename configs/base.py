@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     c.world = ""  # a module of slpojax.worlds that makes model and pairs and scores the policy; "" for none
 
     c.batch_size = 64  # examples (prompts with their candidates) per optimiser step, over all devices
-    c.accumulate = 1  # micro-batches a step is cut into; changes memory, not numbers
+    # Micro-batches a step is cut into, over all devices: N devices compute N at a time. Changes memory, not numbers.
+    c.accumulate = 1
     c.epochs = 1.0  # passes over the training examples; ignored where steps > 0
     c.steps = 0  # optimiser steps; 0 means epochs decide
 
@@ -67,11 +68,11 @@ def get_config() -> ConfigDict:
     c.data.max_length = 512  # tokens of prompt plus one response
     c.data.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
     c.data.too_long = "cut_prompt"  # drop | cut_prompt | cut_response (loses EOS, counted) | original (the same)
-    # balanced (shuffled by seed, the batches made equal in tokens) | shuffled | source (as the rows come) | original
-    # (that of the first DPO program)
+    # balanced (shuffled by seed, the batches made equal in tokens) | shuffled | by_length (batches of similar examples,
+    # for pack=False) | source (as the rows come) | original (that of the first DPO program)
     c.data.order = "balanced"
-    c.data.row_length = 1024  # tokens of a packed row; 0 for the length with the least padding
-    c.data.pack = True  # False: one example per row
+    c.data.row_length = 0  # tokens of a packed row; 0 for the length with the least padding
+    c.data.pack = True  # False: one example per row, in up to four lengths of rows (see by_length)
 
     c.reference = ConfigDict()
     c.reference.mode = "cached"  # cached | online | moving (follows the policy) | none (for objectives without one)

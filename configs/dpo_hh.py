@@ -4,6 +4,7 @@ Command:   python -m slpojax.train --config=configs/dpo_hh.py
 Offline:   ... --config.model.path=FOLDER --config.data.path=train.jsonl.gz --config.data.eval_path=test.jsonl.gz
            (or --config.data.rows=0:2000 --config.data.eval_rows=2000:2352 of one file)
 Hardware:  as `sft_hh.py`; the reference's log-probs are computed once and cached, so its weights take no memory after.
+           The 8 micro-batches of a step are about 2,000 tokens each, on one device in turn or on 8 at once.
 Settings:  Rafailov et al. 2023 (arXiv 2305.18290, appendix B): beta 0.1, batch 64, RMSprop at 1e-6 (their program's
            default is 5e-7), warm-up of 150 steps, then constant; 512 tokens, gradient norm at most 10, one epoch.
 Differs:   the prompt ends where the two dialogues part (the program splits at the last "Assistant:" of the chosen one),

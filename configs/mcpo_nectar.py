@@ -32,5 +32,4 @@ def get_config() -> ConfigDict:
     c.data.eval_split = ""
     c.data.rows = "1000:"
     c.data.eval_rows = "0:1000"
-    c.data.row_length = 4096
     return c

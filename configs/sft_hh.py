@@ -4,7 +4,8 @@ Command:   python -m slpojax.train --config=configs/sft_hh.py
 Offline:   ... --config.model.path=FOLDER --config.data.path=train.jsonl.gz --config.data.eval_path=test.jsonl.gz
            (or --config.data.rows=0:2000 --config.data.eval_rows=2000:2352 of one file)
 Hardware:  float32 weights, gradients and RMSprop state take 34 GB, activations come on top: one 80 GB device, or 8 of
-           16 GB and more, over which the weights are split.
+           16 GB and more, over which the weights are split. The devices share the 4 micro-batches of a step: where one
+           has all of them, each of 8 has one of half the size.
 Settings:  Rafailov et al. 2023 (arXiv 2305.18290, appendix B) and the authors' program: batch 64, RMSprop, warm-up of
            150 steps, 512 tokens, gradient norm at most 10. Learning rate 5e-7 is the program's default; the paper gives
            none for SFT. The loss is the sum over a response's tokens and the mean over examples, as there.

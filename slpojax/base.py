@@ -117,7 +117,7 @@ class Batch(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """The static sizes of a batch; fixed for a run, so that one compilation serves it."""
+    """The static sizes of a batch; fixed for a run, so that one compilation serves it, or one for each of `lengths`."""
 
     examples: int  # B
     candidates: int  # K
@@ -126,6 +126,8 @@ class Shapes(NamedTuple):
     length: int  # L
     scored: int  # S
     groups: int = 1  # G
+    # Where every example has a row of its own: (L, S) of the sizes that batches come in, rising in L; else none.
+    lengths: tuple[tuple[int, int], ...] = ()
 
 
 class State(NamedTuple):

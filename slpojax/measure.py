@@ -73,6 +73,7 @@ def diagnosed(
     everywhere, devices = sharding.replicated(work.mesh), sharding.batch_devices(work.mesh)
     index = data.evaluation_order(held_out.examples.lengths, count)[0]
     shapes = data.plan(held_out.examples, [index], multiple_of=devices, **packing)
+    shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come
     batch = next(run.batches(work._replace(scan=shapes), held_out, [index]))
     rows = shapes.rows // devices
     logps_of = logps.logps_function(work.model, shapes, rows_per_device=rows, everywhere=everywhere)
@@ -98,6 +99,6 @@ def diagnosed(
 
 def sanity(work: Run, state: State, ref_params: Params | None, pairs: Part) -> str:
     """Compare policy and reference on the first batch in order."""
-    first = data.evaluation_order(pairs.examples.lengths, work.scan.examples)[:1]
+    first = data.scan_order(pairs.examples, work.scan)[:1]
     given = run.given(work, state.params, state.reference or ref_params, next(run.batches(work, pairs, first)))
     return evaluate.sanity_of_start(given["policy"], given["ref"])

@@ -55,7 +55,7 @@ def hosts() -> dict[str, Any]:
 
 
 def batches(run: Run, part: Part, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:
-    """Yield every example once, on the devices, or the batches of `data.evaluation_order` that `order` names."""
+    """Yield every example once, on the devices, or those batches of `data.scan_order` that `order` names."""
     stream = data.evaluation_batches(
         part.examples, run.scan, order, columns=part.ref, previous=part.previous, **hosts()
     )
@@ -103,7 +103,7 @@ def columns(
     """
 
     def make(done: np.ndarray) -> Iterator[reference.Piece]:
-        order = data.evaluation_order(part.examples.lengths, run.scan.examples)
+        order = data.scan_order(part.examples, run.scan)
         left = [index for index in order if not done[index[index >= 0]].all()]
         tracked = logger.track(batches(run, part, left), len(left), f"{name} log-probs ({part.name})")
         return reference.compute(lambda batch: run.logps(params(), batch), tracked)
@@ -148,7 +148,7 @@ def counts(batch: Batch, shapes: Shapes) -> dict[str, int]:
         "tokens": int(tokens) * many,
         "effective_tokens": int(tokens + (responses - 1) * prompts) * many,
         "scored": int(batch.length.sum()),
-        "slots": shapes.rows * shapes.length,
+        "slots": rows.token.size * many,
     }
 
 

@@ -192,7 +192,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         objective,
         optimizer,
         plan.picked or plan.train,
-        accumulate=config.accumulate,
+        accumulate=plan.train.groups // devices,
         batch_devices=devices,
         everywhere=everywhere,
         state_sharding=state_sharding,
@@ -364,13 +364,20 @@ def _plan(
     steps, unused = data.passes(count, size, epochs=config.epochs, steps=config.steps)
     order = data.order(pairs.examples.lengths, size, seed=config.seed, steps=steps, kind=config.data.order)
     rows = {"row_length": config.data.row_length, "pack": config.data.pack}
-    multiple_of = devices * config.accumulate
+    if config.accumulate < 1:
+        raise ValueError(f"config.accumulate={config.accumulate}: expected a number of micro-batches from 1")
+    each = -(-config.accumulate // devices)  # micro-batches of a device: those of one device, shared out
+    multiple_of = devices * each
     train = data.plan(pairs.examples, order, multiple_of=multiple_of, **rows)
     parts = [part.examples for part in (pairs, held_out) if part]
-    at_once = _at_once(config, parts)
-    scans = [(examples, data.evaluation_order(examples.lengths, at_once)) for examples in parts]
+    at_once, kind = _at_once(config, parts), "balanced" if config.data.pack else "by_length"
+    scans = [(examples, data.evaluation_order(examples.lengths, at_once, kind=kind)) for examples in parts]
     scan = data.plan_together(scans, multiple_of=devices, **rows)
     logger.tell(data.render(data.with_packing(pairs.report, pairs.examples, order, train, unused=unused)))
+    logger.tell(
+        f"step      accumulate={config.accumulate} on {devices} device(s): {each} micro-batch(es) "
+        f"of {train.rows // multiple_of} row(s) on each"
+    )
     logger.tell(data.render(held_out.report) if held_out else "no evaluation: no data.eval_path, eval_split, eval_rows")
     picked = None
     if selector and _score_first(config.selection, selector, pairs.examples):

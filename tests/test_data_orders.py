@@ -33,7 +33,7 @@ def test_passes_follow_one_another_and_each_takes_every_example_once(kind, batch
     assert (kind == "source") == bool((passes[0] == passes[1]).all())
 
 
-@pytest.mark.parametrize("kind", ["balanced", "shuffled"])
+@pytest.mark.parametrize("kind", ["balanced", "shuffled", "by_length"])
 def test_the_seed_decides_and_a_longer_run_begins_as_a_shorter_one(kind):
     lengths = drawn(COUNT)
     order = orders.order(lengths, BATCH, seed=3, steps=STEPS, kind=kind)
@@ -69,6 +69,24 @@ def test_balanced_batches_are_another_mixture_in_every_pass():
     assert abs(len(mates[0] & mates[1]) - expected) < 5 * expected**0.5
 
 
+def test_batches_by_length_are_of_similar_examples_in_a_random_order():
+    lengths = drawn(1000)
+    size = lengths.prompt + lengths.response.sum(axis=1)
+    order = np.stack(orders.order(lengths, 16, seed=0, steps=124, kind="by_length"))
+    spread = np.ptp(size[order], axis=1)
+    mixed = np.flatnonzero(
+        spread > np.ptp(size[orders.order(lengths, 16, seed=0, steps=62, kind="shuffled")], axis=1).min()
+    )
+    assert np.median(spread) <= 32 and len(mixed) < 8  # the longest, and the batch between two passes
+    middle = size[order].mean(axis=1)
+    assert abs(np.corrcoef(middle[1:], middle[:-1])[0, 1]) < 0.3
+    # Who finds no full batch in the first pass is left to chance, not the longest.
+    left = np.setdiff1d(np.arange(1000), order[:62])
+    others = np.setdiff1d(np.arange(1000), orders.order(lengths, 16, seed=1, steps=62, kind="by_length"))
+    assert len(left) == 8 and size[left].min() < np.median(size) and not np.array_equal(left, others)
+    assert not {frozenset(batch) for batch in order[:62].tolist()} & {frozenset(batch) for batch in order[62:].tolist()}
+
+
 def test_a_trade_moves_no_fixed_place():
     lengths = drawn(60)
     grid = np.arange(64).reshape(8, 8)
@@ -90,6 +108,11 @@ def test_an_evaluation_takes_every_example_once_in_equal_batches(count, batch_si
     assert len(order) == -(-count // batch_size)
     real = [batch >= 0 for batch in order]
     assert np.ptp([row.sum() for row in real]) <= 1 and all((np.diff(row.astype(int)) <= 0).all() for row in real)
+    by_length = orders.evaluation_order(lengths, batch_size, kind="by_length")
+    np.testing.assert_array_equal(np.stack(by_length) >= 0, real)
+    by_length, size = np.concatenate(by_length), lengths.prompt + lengths.response.sum(axis=1)
+    np.testing.assert_array_equal(np.sort(by_length[by_length >= 0]), np.arange(count))
+    assert (np.diff(size[by_length[by_length >= 0]]) >= 0).all()
     if batch_size == 64:
         assert all(np.ptp(load) < 0.05 * load.mean() for load in loads(lengths, order))
 
@@ -126,5 +149,7 @@ def test_other_orders():
     )
     original = np.concatenate(orders.order(ten, 4, seed=7, steps=5, kind="original"))
     np.testing.assert_array_equal(original, sum(orders.original_order(10, 2), []))
-    with pytest.raises(ValueError, match=r"data.order='random': expected balanced, shuffled, source or original"):
+    with pytest.raises(
+        ValueError, match=r"data.order='random': expected balanced, shuffled, by_length, source or original"
+    ):
         orders.order(five, 3, seed=0, steps=1, kind="random")

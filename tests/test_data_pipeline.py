@@ -30,6 +30,16 @@ def shapes(stored):
     return rows.plan(stored, orders.order(stored.lengths, BATCH, seed=3, steps=STEPS), row_length=64, multiple_of=2)
 
 
+@pytest.fixture(scope="module")
+def alone(stored):
+    """Sizes of batches by length in which every example has a row of its own, of one length or another."""
+    order = orders.order(stored.lengths, BATCH, seed=3, steps=STEPS, kind="by_length")
+    size = (stored.lengths.prompt + stored.lengths.response.sum(axis=1))[np.stack(order)]
+    planned = rows.plan(stored, order, row_length=64, multiple_of=2, pack=False)
+    lengths = ((int(np.sort(size.max(axis=1))[STEPS // 2]), planned.scored), (64, planned.scored))
+    return planned._replace(lengths=lengths)
+
+
 class Columns:
     """Log-probs that tell which example they belong to."""
 
@@ -72,6 +82,22 @@ def test_a_stream_goes_on_where_it_was_stopped(stored, shapes, stop, prefetch):
     assert len(rest) == STEPS - stop
     for a, b in zip(rest, whole[stop:], strict=True):
         same(a, b)
+
+
+def test_a_stream_of_several_lengths_goes_on_where_it_was_stopped_and_is_split_over_hosts(stored, alone):
+    options = {"seed": 3, "steps": STEPS, "kind": "by_length"}
+    whole = [*pipeline.batches(stored, alone, **options)]
+    assert {batch.rows.token.shape for batch in whole} == {(BATCH, length) for length, _ in alone.lengths}
+    first = pipeline.batches(stored, alone, **options)
+    for _ in range(7):
+        next(first)
+    again = pipeline.batches(stored, alone, **options)
+    again.set_state(json.loads(json.dumps(first.get_state())))
+    parts = [pipeline.batches(stored, alone, process_index=i, process_count=2, **options) for i in range(2)]
+    for number, (batch, *own) in enumerate(zip(whole, *parts, strict=True)):
+        if number >= 7:
+            same(next(again), batch)
+        same(batch.rows, jax.tree.map(lambda *a: np.concatenate(a), *(part.rows for part in own)))
 
 
 @pytest.mark.parametrize("hosts", [2, 1])
@@ -145,3 +171,10 @@ def test_an_evaluation_takes_every_example_once_and_fills_up(stored):
         np.testing.assert_array_equal(batch.index, index)
         filler = batch.index < 0
         assert not batch.length[filler].any() and not batch.ref.token[filler].any()
+
+
+def test_an_evaluation_of_rows_of_one_example_takes_the_shortest_first(stored):
+    order = orders.evaluation_order(stored.lengths, BATCH, kind="by_length")
+    shapes = rows.plan(stored, order, row_length=0, pack=False)
+    for batch, index in zip(pipeline.evaluation_batches(stored, shapes), order, strict=True):
+        np.testing.assert_array_equal(batch.index, index)

@@ -67,7 +67,7 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 
 
 @functools.cache
-def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True):
+def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=()):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
     objective, steps = objectives.build(name), 2
     devices = jax.devices()[: int(np.prod(mesh_sizes))]
@@ -77,6 +77,7 @@ def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=Tr
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
     shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=split * accumulate)
+    shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
     optimizer = optax.sgd(0.05, momentum=0.9)
     params, ref_params = (drawn(seed) for seed in (0, 1))
 
@@ -163,6 +164,13 @@ def test_online_reference_equals_the_cached_one():
 
 def test_packed_rows_equal_rows_of_one_example():
     agree(two_steps("dpo.sigmoid"), two_steps("dpo.sigmoid", pack=False))
+
+
+def test_rows_of_two_lengths_change_no_number():
+    lengths = examples(16).lengths
+    first, second = (lengths.prompt + lengths.response.sum(axis=1)).reshape(2, 8).max(axis=1).tolist()
+    assert first != second  # so each of the two batches has a length of its own
+    agree(two_steps("dpo.sigmoid", pack=False, lengths=(min(first, second), 64)), two_steps("dpo.sigmoid"))
 
 
 def test_running_statistics_follow_the_steps():

@@ -3,7 +3,7 @@
 from slpojax.data.examples import Example, Examples, build, pick
 from slpojax.data.loading import load
 from slpojax.data.orders import evaluation_order, order, passes
-from slpojax.data.pipeline import batches, evaluation_batches, make_picked
+from slpojax.data.pipeline import batches, evaluation_batches, make_picked, scan_order
 from slpojax.data.report import Report, as_dict, render, with_packing
 from slpojax.data.rows import pack, plan, plan_together
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
@@ -29,6 +29,7 @@ __all__ = [
     "plan",
     "plan_together",
     "render",
+    "scan_order",
     "tokenizer_digest",
     "with_packing",
 ]

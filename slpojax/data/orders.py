@@ -2,7 +2,7 @@
 
 Knows the examples' lengths, the seed and the batch size; knows no token, no row and no device, so that the order of a
 run is the same on any machine, from any step on. Batches of nearly equal size leave less of fixed shapes empty: see
-`trade`.
+`trade`. Where every example has a row of its own, batches of examples of similar length do.
 """
 
 import random
@@ -14,10 +14,11 @@ import numpy as np
 from slpojax.base import Bool, Int
 from slpojax.data.examples import Lengths
 
-KINDS = ("balanced", "shuffled", "source", "original")
+KINDS = ("balanced", "shuffled", "by_length", "source", "original")
 
 _ROUNDS = 20  # trades that a batch may make
 _LOOKED_AT = 24  # examples of a batch that are looked at for one trade
+_SIMILAR = 32  # examples are of similar length where so many tokens, rounded up to a multiple, hold them
 _NEVER = 1e9  # a size that no trade can make up for, in tokens
 
 
@@ -52,10 +53,11 @@ def order(
     Args:
         lengths: of the examples.
         batch_size: B.
-        seed: decides a balanced or shuffled order.
+        seed: decides any order but "source" and "original".
         steps: number of batches; more of them begin with the same ones.
         kind: "balanced", shuffled anew for every pass, then traded until the batches are nearly equal in tokens, see
-            `trade`; "shuffled", anew for every pass; "source", as the rows come; "original", see `original_order`.
+            `trade`; "shuffled", anew for every pass; "by_length", shuffled anew, then sorted by length but for
+            32 tokens, and the batches shuffled; "source", as the rows come; "original", see `original_order`.
 
     Raises:
         ValueError: an unknown kind.
@@ -64,6 +66,8 @@ def order(
     # Endless before it is cut: batches run across the ends of passes.
     if kind == "balanced":
         return _balanced(lengths, batch_size, seed, steps)
+    if kind == "by_length":
+        return _by_length(lengths, batch_size, seed, steps)
     if kind == "shuffled":
         endless = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     elif kind == "source":
@@ -75,19 +79,26 @@ def order(
     return [np.asarray(batch) for batch in endless.slice(slice(0, steps * batch_size)).batch(batch_size)]
 
 
-def evaluation_order(lengths: Lengths, batch_size: int) -> list[Int[np.ndarray, " B"]]:
-    """Return every example once, in batches of equal size and nearly equal tokens; fillers (-1) come last in each.
+def evaluation_order(lengths: Lengths, batch_size: int, *, kind: str = "balanced") -> list[Int[np.ndarray, " B"]]:
+    """Return every example once, in batches of equal size; fillers (-1) come last in each.
+
+    Args:
+        lengths: of the examples.
+        batch_size: B.
+        kind: "balanced", batches of nearly equal tokens; "by_length", the shortest examples first.
 
     Example:
         >>> evaluation_order(Lengths(np.array([1, 1, 5, 9, 9]), np.ones((5, 2), int)), 3)
         [array([0, 1, 3]), array([ 2,  4, -1])]
     """
     count = len(lengths.prompt)
-    parts = np.array_split(np.arange(count), -(-count // batch_size))
+    sorted_by = {"balanced": np.arange(count), "by_length": _sizes(lengths)[0]}[kind]
+    listed = np.argsort(sorted_by, kind="stable")
+    parts = np.array_split(listed, -(-count // batch_size))
     grid = np.full((len(parts), batch_size), -1)
     for row, part in zip(grid, parts, strict=True):
         row[: len(part)] = part
-    return list(trade(lengths, grid, grid < 0))
+    return list(trade(lengths, grid, grid < 0)) if kind == "balanced" else list(grid)
 
 
 def trade(
@@ -175,6 +186,24 @@ def _balanced(lengths: Lengths, batch_size: int, seed: int, steps: int) -> list[
         full = len(taken) // batch_size
         made += list(grid[:full])
         left = grid[full:][grid[full:] >= 0]
+        number += 1
+    return made[:steps]
+
+
+def _by_length(lengths: Lengths, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
+    """Sort pass by pass: who is left over is left to chance, and begins the next pass whatever its length."""
+    count = len(lengths.prompt)
+    similar = -(-_sizes(lengths)[0] // _SIMILAR)
+    made: list[np.ndarray] = []
+    left = np.zeros(0, np.int64)
+    number = 0
+    while len(made) < steps:
+        random = np.random.PCG64([seed, number])  # raw bits, as above
+        taken = np.concatenate([left, np.argsort(random.random_raw(count), kind="stable")])
+        full = len(taken) // batch_size * batch_size
+        mixed, rest, left = np.split(taken, [batch_size * bool(len(left) and full), full])
+        rest = rest[np.argsort(similar[rest], kind="stable")].reshape(-1, batch_size)
+        made += [*mixed.reshape(-1, batch_size), *rest[np.argsort(random.random_raw(len(rest)), kind="stable")]]
         number += 1
     return made[:steps]
 

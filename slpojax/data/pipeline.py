@@ -62,6 +62,15 @@ def batches(
     return _stream(order, make, prefetch)
 
 
+def scan_order(examples: Examples, shapes: Shapes) -> list[Int[np.ndarray, " B"]]:
+    """Return batches in which every example comes once, as `orders.evaluation_order` says.
+
+    Packed rows take batches of equal tokens; where every example has a row of its own, the shortest come first.
+    """
+    kind = "by_length" if shapes.lengths else "balanced"
+    return orders.evaluation_order(examples.lengths, shapes.examples, kind=kind)
+
+
 def evaluation_batches(
     examples: Examples,
     shapes: Shapes,
@@ -77,7 +86,7 @@ def evaluation_batches(
 
     Args:
         examples: what is scored.
-        shapes: planned for `orders.evaluation_order`.
+        shapes: planned for `scan_order`.
         order: those of its batches that are asked for; None for all.
         columns: see `batches`.
         previous: see `batches`.
@@ -91,7 +100,7 @@ def evaluation_batches(
         return host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
 
     if order is None:
-        order = orders.evaluation_order(examples.lengths, shapes.examples)
+        order = scan_order(examples, shapes)
     return _stream(order, make, prefetch)
 
 

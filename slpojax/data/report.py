@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from slpojax.base import Float, Int, Shapes
+from slpojax.data import rows
 from slpojax.data.examples import Examples
 
+_ROUNDED = 0.05  # share of the rows that there are only to make them a multiple of something, without a word
 _SHOWN = 10  # row numbers that a line of the report names
 
 
@@ -60,7 +62,8 @@ class Packing(NamedTuple):
     Attributes:
         batches: number of them.
         rows: R, rows of each batch, rounded up to what devices and micro-batches divide.
-        length: L, tokens of a row.
+        needed: rows that the tokens of the fullest batch would fill, or its examples where each has a row.
+        lengths: L, tokens of a row; several, rising, where batches come in several lengths.
         groups: G, groups of rows that are scored together.
         scored: S, scored positions of a group.
         padding: share of the cells of all rows that hold no token.
@@ -71,7 +74,8 @@ class Packing(NamedTuple):
 
     batches: int
     rows: int
-    length: int
+    needed: int
+    lengths: tuple[int, ...]
     groups: int
     scored: int
     padding: float
@@ -149,23 +153,30 @@ def with_packing(
         unused: see `Packing`.
     """
     prompt, response = examples.lengths.prompt, _packed(examples.lengths.response, shapes.candidates)
-    batches = 0
+    placed = examples.lengths.response.sum(axis=1)  # as rows are laid out
+    if shapes.candidates < examples.candidates:
+        placed = rows.reserve(examples.lengths.response, shapes.candidates - 1)
+    batches = fullest = cells = positions = 0
     prompts = scored = alone = 0.0
     for batch in order:
         real = batch[batch >= 0]
         batches += 1
+        size = prompt[real] + placed[real]
+        sizes = rows.of_batch(shapes, int(size.max(initial=0)))
+        cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
+        fullest = max(fullest, int(size.sum()))
         prompts += float(prompt[real].sum())
         scored += float(response[real].sum())
         alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
-    cells, positions = (max(1, batches * n) for n in (shapes.rows * shapes.length, shapes.groups * shapes.scored))
     packing = Packing(
         batches=batches,
         rows=shapes.rows,
-        length=shapes.length,
+        needed=shapes.examples if shapes.lengths else -(-fullest // shapes.length),
+        lengths=tuple(length for length, _ in shapes.lengths) or (shapes.length,),
         groups=shapes.groups,
         scored=shapes.scored,
-        padding=1 - (prompts + scored) / cells,
-        unscored=1 - scored / positions,
+        padding=1 - (prompts + scored) / max(1, cells),
+        unscored=1 - scored / max(1, positions),
         saved=1 - (prompts + scored) / max(1, alone + scored),
         unused=unused,
     )
@@ -176,9 +187,10 @@ def render(report: Report) -> str:
     """Return the report as lines of text."""
     lines = [f"data      {report.source}", f"rows      {report.read:,} read, {report.kept:,} kept; {report.special}"]
     for title, counts in (("dropped", report.dropped), ("noted", report.noted)):
-        for what, (times, rows) in sorted(counts.items(), key=lambda item: -item[1].times):
+        for what, (times, numbers) in sorted(counts.items(), key=lambda item: -item[1].times):
             lines.append(
-                f"{title:<10}{times:,} {what}: rows {', '.join(map(str, rows))}{', ...' if times > len(rows) else ''}"
+                f"{title:<10}{times:,} {what}: rows {', '.join(map(str, numbers))}"
+                f"{', ...' if times > len(numbers) else ''}"
             )
     for name, size in report.sizes.items():
         lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, all {size.total:,}")
@@ -190,10 +202,16 @@ def render(report: Report) -> str:
     if report.packing:
         p = report.packing
         lines += [
-            f"packing   {p.batches:,} batches of {p.rows} rows x {p.length:,} tokens, {p.groups} x {p.scored:,} scored",
+            f"packing   {p.batches:,} batches of {p.rows} rows x {_either(p.lengths)} tokens, "
+            f"{p.groups} x {p.scored:,} scored{', a program for each length' if len(p.lengths) > 1 else ''}",
             f"packing   {p.padding:.1%} of the cells are padding, {p.unscored:.1%} of the scored positions unused; "
             f"the shared prompt saves {p.saved:.1%}; {p.unused} examples in no full batch",
         ]
+        if p.groups > 1 and p.needed < (1 - _ROUNDED) * p.rows:
+            lines.append(
+                f"packing   {p.needed} rows would do, but devices and micro-batches are {p.groups} groups of equally "
+                "many: set data.row_length=0, lower accumulate, raise batch_size or take fewer devices"
+            )
     return "\n".join(lines)
 
 
@@ -210,13 +228,20 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
         flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
     flat |= {f"data/candidates/{key}": value for key, value in report.candidates._asdict().items()}
     flat |= {f"data/labels/{key}": value for key, value in (report.labels._asdict() if report.labels else {}).items()}
-    return flat | {
-        f"data/packing/{key}": value for key, value in (report.packing._asdict() if report.packing else {}).items()
-    }
+    return flat | {f"data/packing/{key}": value for key, value in _packing(report.packing).items()}
 
 
-def _count(rows: list[int]) -> Count:
-    return Count(len(rows), tuple(dict.fromkeys(rows))[:_SHOWN])
+def _packing(packing: Packing | None) -> dict[str, float | int | str]:
+    return packing._asdict() | {"lengths": _either(packing.lengths)} if packing else {}
+
+
+def _either(lengths: tuple[int, ...]) -> str:
+    *others, last = (f"{length:,}" for length in lengths)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _count(numbers: list[int]) -> Count:
+    return Count(len(numbers), tuple(dict.fromkeys(numbers))[:_SHOWN])
 
 
 def _size(lengths: Int[np.ndarray, " N"]) -> Size:

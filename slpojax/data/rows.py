@@ -7,10 +7,12 @@ Knows lengths and token ids; knows no order of examples and no device. A row hol
     position  0 1 2 3 4 5 6 4 5   0 1 2 3 4 2   0 0
 
 Rows and examples are matched by best fit, the longest first, in several orders where the first one leaves a row too
-many: balanced batches (see `slpojax.data.orders`) then fill over 95% of the cells. The rows are dealt to groups, one
-for each device and micro-batch, such that the groups hold equally many response tokens.
+many. The rows are dealt to groups, one for each device and micro-batch, such that the groups hold equally many response
+tokens. Rows whose length is chosen with their number, for batches that are balanced (see `slpojax.data.orders`), fill
+over 95% of the cells; rows of one example each, of a few lengths, for batches of similar examples, some 75%.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +24,11 @@ from slpojax.data.examples import Example, Examples
 LogProbs: TypeAlias = Sequence[tuple[Sequence[Any], Sequence[Any]]]  # an example's log-probs: K arrays token, K other
 
 _MULTIPLE = 8  # S is rounded up to it
-_LENGTHS = 128  # a chosen L is a multiple of it
+_STEP = 32  # a chosen L is a multiple of it: coarser steps leave many groups of rows a tenth empty
+_LONGEST = 4  # a chosen L is at most so many times the shortest that holds every example
+_SPARED = 0.02  # share of the cells that shorter rows may cost: attention in longer ones costs about as much
+_PROGRAMS = 4  # lengths of rows, each with a program of its own, where every example has a row to itself
+_HARDEST = 16  # batches that are placed first, as the others seldom need more rows
 _TRIES = 64  # orders in which a batch's examples are placed, until one is good enough
 _UNEVEN = 1.04  # a group may hold so many times its share of the scored tokens before another try is made
 _AT_ONCE = 1024  # batches times tries that are placed at once
@@ -50,14 +56,15 @@ def plan(
     """Find the smallest shapes that hold every batch of a run.
 
     R is the most rows that any batch needs, rounded up. S is the most scored tokens in any group of rows once the rows
-    of every batch are dealt to the groups. T is the longest response.
+    of every batch are dealt to the groups. T is the longest response. A chosen length is a multiple of 32.
 
     Args:
         examples: all examples.
         order: every batch of the run, as indices of examples; -1 for a filler.
-        row_length: L; 0 for the length with the fewest cells, a multiple of 128 from the longest example up to twice
-            that, the shorter of equals.
-        pack: False gives every example a row of its own.
+        row_length: L; 0 for the shortest length, from the longest example up to four times that, with at most 2% more
+            cells than the best of them.
+        pack: False gives every example a row of its own; with `row_length` 0, L is the longest of up to four lengths,
+            of which a batch takes the first that holds it.
         multiple_of: G, devices that split the rows times micro-batches; R is a multiple of it.
         picks: M, where examples hold the first candidate and M picked ones, see `reserve`; 0 where they hold all.
 
@@ -80,20 +87,31 @@ def plan_together(
     size, scored = (np.concatenate(of_parts) for of_parts in zip(*sizes, strict=True))
     if pack:
         length, rows = _shortest(size, scored, row_length, multiple_of)
+        lengths = [(length, _most_scored(size, scored, _Room(rows, length, multiple_of)))]
     else:
-        length, rows = row_length or _round_up(int(size.max()), _LENGTHS), _round_up(size.shape[1], multiple_of)
-    even = int(scored.sum(axis=1).max()) / multiple_of
-    enough = _round_up(max(int(scored.max()), int(_UNEVEN * even)), _MULTIPLE)
-    most = _search(size, scored, _Room(rows, length, multiple_of), rows, enough)[1].max()
+        rows, needed = _round_up(size.shape[1], multiple_of), _round_up(size.max(axis=1), _STEP)
+        chosen = [row_length] if row_length else _few(needed, _PROGRAMS)
+        first = np.searchsorted(chosen, np.minimum(needed, chosen[-1]))  # of the lengths, that holds the batch
+        lengths = [
+            (length, _most_scored(size[first == i], scored[first == i], _Room(rows, length, multiple_of)))
+            for i, length in enumerate(chosen)
+        ]
     return Shapes(
         examples=size.shape[1],
         candidates=1 + picks if picks else parts[0][0].candidates,
         response=max(int(examples.lengths.response.max()) for examples, _ in parts),
         rows=rows,
-        length=length,
-        scored=_round_up(int(most), _MULTIPLE),
+        length=lengths[-1][0],
+        scored=max(most for _, most in lengths),
         groups=multiple_of,
+        lengths=() if pack else tuple(lengths),
     )
+
+
+def of_batch(shapes: Shapes, longest: int) -> Shapes:
+    """Return the sizes of a batch by its longest example: of the lengths there are, the first that holds it."""
+    fits = [(length, scored) for length, scored in shapes.lengths if length >= longest]
+    return shapes._replace(length=fits[0][0], scored=fits[0][1]) if fits else shapes
 
 
 def reserve(response: Int[np.ndarray, "n K"], picks: int) -> Int[np.ndarray, " n"]:
@@ -163,6 +181,7 @@ def pack(
         )
     size, scored = prompt + response.sum(axis=1), response.sum(axis=1)
     reserved = scored if reserved is None else reserved
+    shapes = of_batch(shapes, int((prompt + reserved).max(initial=0)))
     if (scored > reserved).any():
         raise ValueError(f"examples of {scored.tolist()} response tokens do not fit the {reserved.tolist()} reserved")
     row = assign(_fill((b,), prompt + reserved, 0, np.int64), _fill((b,), reserved, 0, np.int64), shapes)[:count]
@@ -243,28 +262,62 @@ def _sizes(
     return np.append(size, 0)[batches], np.append(scored, 0)[batches]
 
 
+def _most_scored(size: Int[np.ndarray, "n B"], scored: Int[np.ndarray, "n B"], room: _Room) -> int:
+    """Return S: the most scored tokens in any group of rows, once every batch is laid out, rounded up."""
+    even = int(scored.sum(axis=1).max()) / room.groups
+    enough = _round_up(max(int(scored.max()), int(_UNEVEN * even)), _MULTIPLE)
+    return _round_up(int(_search(size, scored, room, room.rows, enough)[1].max()), _MULTIPLE)
+
+
+def _few(needed: Int[np.ndarray, " n"], most: int) -> list[int]:
+    """Return at most `most` lengths, such that batches of the needed ones take the fewest cells; rising.
+
+    Example:
+        >>> _few(np.array([32, 32, 32, 64, 96, 320]), 3)
+        [32, 96, 320]
+    """
+    lengths, counts = (x.tolist() for x in np.unique(needed, return_counts=True))
+    before = [0, *itertools.accumulate(counts)]
+    best: list[tuple[int, list[int]]] = [(0, []), *[(_NONE, [])] * len(lengths)]  # cells of the first i, and how
+    for number in range(1, most + 1):
+        for i in range(len(lengths), 0, -1):  # downwards: those before i are still of one length fewer
+            for j in range(i):
+                cells, how = best[j][0] + lengths[i - 1] * (before[i] - before[j]), best[j][1]
+                if cells < best[i][0] and len(how) < number:
+                    best[i] = cells, [*how, lengths[i - 1]]
+    return best[-1][1]
+
+
 def _shortest(
     size: Int[np.ndarray, "n B"], scored: Int[np.ndarray, "n B"], row_length: int, groups: int
 ) -> tuple[int, int]:
-    """Return (L, R) with the fewest cells that hold every batch; L is `row_length` unless that is 0."""
-    longest = _round_up(int(size.max()), _LENGTHS)
+    """Return (L, R) that hold every batch; L is `row_length` unless that is 0, see `plan`."""
+    longest = _round_up(int(size.max()), _STEP)
     most = int(size.sum(axis=1).max())
-    lengths = [row_length] if row_length else range(longest, 2 * longest + 1, _LENGTHS)
+    lengths = [row_length] if row_length else range(longest, _LONGEST * longest + 1, _STEP)
     # The fewest cells that a length could do with come first; a length is tried only where it could win.
     floors = sorted((length * _round_up(-(-most // length), groups), length) for length in lengths)
-    best = (floors[0][0] * len(size[0]) + 1, 0, 0)
+    found: list[tuple[int, int, int]] = []
+    enough = _NONE
     for cells, length in floors:
-        if (cells, length) < best[:2]:
-            rows = _fewest(size, scored, length, groups)
-            best = min(best, (length * rows, length, rows))
-    return best[1], best[2]
+        if cells <= enough:
+            rows = _fewest(size, scored, _Room(0, length, groups), enough // length)
+            found.append((length, rows, length * rows))
+            enough = min(enough, int((1 + _SPARED) * length * rows))
+    return min((length, rows) for length, rows, cells in found if cells <= enough)
 
 
-def _fewest(size: Int[np.ndarray, "n B"], scored: Int[np.ndarray, "n B"], length: int, groups: int) -> int:
-    """Return R: the fewest rows that hold every batch, rounded up."""
-    rows = _round_up(max(1, -(-int(size.sum(axis=1).max()) // length)), groups)
-    while (failed := _search(size, scored, _Room(rows, length, groups), rows, _NONE - 1)[1] == _NONE).any():
-        size, scored, rows = size[failed], scored[failed], rows + groups
+def _fewest(size: Int[np.ndarray, "n B"], scored: Int[np.ndarray, "n B"], room: _Room, most: int) -> int:
+    """Return R: the fewest rows of a length that hold every batch, rounded up; above `most`, it may be too few."""
+    total = size.sum(axis=1)
+    rows = _round_up(max(1, -(-int(total.max()) // room.length)), room.groups)
+    hardest = np.argsort(-total, kind="stable")
+    for batches in (hardest[:_HARDEST], hardest[_HARDEST:]):
+        while rows <= most and batches.size:
+            of_rows = room._replace(rows=rows)
+            failed = _search(size[batches], scored[batches], of_rows, rows, _NONE - 1)[1] == _NONE
+            batches = batches[failed]
+            rows += room.groups * bool(batches.size)
     return rows
 
 
@@ -274,8 +327,9 @@ def _search(
     """Give every example of every batch a row, and return the most scored tokens in any group of rows of a batch.
 
     Examples are placed one after the other, the longest first, into the fullest row that takes them, or, in every
-    second try, into the one with the fewest scored tokens. Where that is not good enough, the order is disturbed, more
-    and more; the best try counts.
+    second try, into the one that stays emptiest: whose share of the batch's tokens or of its scored ones, whichever is
+    larger, is the smallest then. Where that is not good enough, the order is disturbed, more and more; the best try
+    counts.
 
     Args:
         size: tokens of each example, 0 for a filler.
@@ -313,9 +367,13 @@ def _place(
 ) -> tuple[np.ndarray, np.ndarray]:
     free, load = np.full((len(size), used), room.length), np.zeros((len(size), room.rows), np.int64)
     row, batch, fits = np.zeros(size.shape, np.int64), np.arange(len(size)), np.ones(len(size), bool)
+    all_tokens, all_scored = size.sum(axis=1)[:, None], scored.sum(axis=1)[:, None]
     for i in order.T:
-        tokens = size[batch, i]
-        rank = np.where(level[:, None], load[:, :used], free) if level.any() else free
+        tokens, rank = size[batch, i], free
+        if level.any():  # shares times all_tokens * all_scored: integers decide, on every machine alike
+            of_scored = (load[:, :used] + scored[batch, i][:, None]) * all_tokens
+            of_tokens = (room.length - free + tokens[:, None]) * all_scored
+            rank = np.where(level[:, None], np.maximum(of_scored, of_tokens), free)
         best = np.where(free >= tokens[:, None], rank, _NONE).argmin(axis=1)
         fits &= free[batch, best] >= tokens
         free[batch, best] -= tokens
@@ -354,5 +412,5 @@ def _before(lengths: np.ndarray) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def _round_up(number: int, multiple: int) -> int:
+def _round_up(number: Any, multiple: int) -> Any:
     return -(-number // multiple) * multiple
