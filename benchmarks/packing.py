@@ -1,10 +1,11 @@
 """How full the rows of a run are, by the order of its batches and the length of its rows.
 
-    python benchmarks/packing.py PAIRS.jsonl.gz TOKENIZER_FOLDER [--rows 0:2000] [--batch 16,32,64] [--format hh]
+    python benchmarks/packing.py PAIRS.jsonl.gz TOKENIZER_FOLDER [--rows 0:2000] [--batch 16,32,64] [--groups 1,8]
 
-One table: "unpacked" gives every example a row of its own, "packed" takes the shuffled order, "balanced" the one that
-lets batches trade examples, "balanced, chosen" also picks the length of the rows. Fill is the share of the cells that
-hold a token, scored the share of the R x S scored positions that are used. Host times are of one batch laid out, the
+One table: "unpacked" gives every example a row of its own, "by length" also batches similar ones in rows of up to four
+lengths; "packed" takes the shuffled order, "balanced" the one that lets batches trade examples, "balanced, chosen" also
+picks the length of the rows. Groups are devices times micro-batches. Fill is the share of the cells that hold a token,
+scored the share of the G x S scored positions that are used. Host times are of one batch laid out, the
 median with its spread from the first to the third quartile, and of the order and plan of the whole run. With --count
 the lengths are drawn anew, so many as given, from those of the data, and only planned.
 """
@@ -20,6 +21,7 @@ from slpojax.data.examples import Example
 
 TRIED = (
     ("unpacked", "shuffled", False, 1024),
+    ("unpacked, by length", "by_length", False, 0),
     ("packed", "shuffled", True, 1024),
     ("balanced", "balanced", True, 1024),
     ("balanced, chosen", "balanced", True, 0),
@@ -32,12 +34,13 @@ def main() -> None:
     parser.add_argument("tokenizer")
     parser.add_argument("--rows", default="0:2000")
     parser.add_argument("--batch", default="16,32,64")
+    parser.add_argument("--groups", default="1,8")
     parser.add_argument("--format", default="hh")
     parser.add_argument("--candidates", type=int, default=2)
     parser.add_argument("--chat_template", default="")
     parser.add_argument("--count", type=int, default=0)
     args = parser.parse_args()
-    examples, _ = data.load(
+    examples, told = data.load(
         args.pairs,
         tokenizer=data.load_tokenizer(args.tokenizer),
         rows=args.rows,
@@ -49,27 +52,35 @@ def main() -> None:
         examples = drawn(examples, args.count)
     print(f"{len(examples):,} examples of {examples.lengths.prompt.mean():.0f} + ", end="")
     print(" + ".join(f"{n:.0f}" for n in examples.lengths.response.mean(axis=0)), "tokens\n")
-    print("| B | rows | R x L | fill | S | scored | ms a batch | order and plan, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| B | G | rows | R x L | fill | S | scored | ms a batch | order and plan, s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for batch_size in map(int, args.batch.split(",")):
-        for name, kind, pack, row_length in TRIED:
-            print(f"| {batch_size} | {name} | {row(examples, batch_size, kind, pack, row_length, args.count)} |")
+        for groups in map(int, args.groups.split(",")):
+            for name, kind, *how in TRIED:
+                line = row(examples, told, batch_size, groups, kind, *how, lay_out=not args.count)
+                print(f"| {batch_size} | {groups} | {name} | {line} |")
 
 
-def row(examples: data.Examples, batch_size: int, kind: str, pack: bool, row_length: int, count: int) -> str:
+def row(
+    examples: data.Examples,
+    told: data.Report,
+    batch_size: int,
+    groups: int,
+    kind: str,
+    pack: bool,
+    row_length: int,
+    *,
+    lay_out: bool,
+) -> str:
     """Plan a pass and lay out its batches; return a line of the table."""
     begin = time.perf_counter()
     order = data.order(examples.lengths, batch_size, seed=0, steps=len(examples) // batch_size, kind=kind)
-    shapes = data.plan(examples, order, row_length=row_length, pack=pack)
+    shapes = data.plan(examples, order, row_length=row_length, pack=pack, multiple_of=groups)
     planned = time.perf_counter() - begin
-    scored = examples.lengths.response.sum(axis=1)
-    tokens = (examples.lengths.prompt + scored)[np.stack(order)].sum() / len(order)
-    fill, used = (
-        tokens / shapes.rows / shapes.length,
-        scored[np.stack(order)].sum() / len(order) / shapes.groups / shapes.scored,
-    )
-    line = f"{shapes.rows} x {shapes.length} | {fill:.1%} | {shapes.scored} | {used:.1%}"
-    if count:
+    packing = data.with_packing(told, examples, order, shapes).packing
+    lengths = ", ".join(map(str, packing.lengths))
+    line = f"{shapes.rows} x {lengths} | {1 - packing.padding:.1%} | {shapes.scored} | {1 - packing.unscored:.1%}"
+    if not lay_out:
         return f"{line} | | {planned:.2f}"
     seconds = []
     for index in order:
