@@ -136,7 +136,7 @@ def together(batch: int, k: int, objective: str = "listwise.rnce", selected: boo
     columns = with_reference(mesh, model, pool, shapes, state)
     whole = sharding.put_batch(mesh, next(data.evaluation_batches(pool, shapes, columns=columns)))
     one = train_step(
-        mesh, model, shapes, objective, optimizer, state, selectors.build("mc_kernel") if selected else None
+        mesh, model, shapes, objective, optimizer, state, selectors.build("mc_kernel", beta=0.1) if selected else None
     )
     held = [state]
 
@@ -154,12 +154,13 @@ def score_first(batch: int, k: int) -> Callable[[], None]:
     host = next(data.evaluation_batches(pool, shapes, columns=columns))
     whole = sharding.put_batch(mesh, host)
     everywhere = sharding.replicated(mesh)
-    picks = step.make_picks(model, selectors.build("mc_kernel"), shapes, batch_devices=1, everywhere=everywhere)
+    selector = selectors.build("mc_kernel", beta=0.1)
+    picks = step.make_picks(model, selector, shapes, batch_devices=1, everywhere=everywhere)
     one = train_step(mesh, model, picked, "listwise.rnce", optimizer, state)
     held = [state]
 
     def run() -> None:
-        chosen = sharding.gather(picks(held[0], None, whole))
+        chosen = sharding.gather(picks(held[0], None, whole)[0])
         narrow = data.make_picked(pool, picked, host.index, chosen, columns)
         held[0], metrics = one(held[0], None, sharding.put_batch(mesh, narrow))
         jax.block_until_ready(metrics)

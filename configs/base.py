@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.objective = ConfigDict({"name": "dpo.sigmoid"})
 
     # Which candidates the objective sees: a function of slpojax.selectors (all | mc_kernel | random | max | min) plus
-    # its keyword arguments.
+    # its keyword arguments; one of the value "objective" follows the objective's.
     c.selector = ConfigDict({"name": "all"})
     c.selection = "cheaper"  # how: together (a gradient through all) | score_first | cheaper (counted in tokens)
 

@@ -22,6 +22,7 @@ _NEEDS = {
     "ref": "reference",
     "previous": "second frozen model",
     "score": "scores",
+    "probability": "scores that are probabilities",
     "label": "label",
     "weight": "weight",
     "key": "random key",
@@ -33,6 +34,7 @@ _NEEDS = {
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau upsilon phi"
 )
+_LINK = r"arXiv:\d{4}\.\d{4,5}|doi:10\.[^\s,;]+|https://[^\s,;]+"
 _QUAD, _OPEN, _CLOSE = "\x00", "\x01", "\x02"  # what must outlive the removal of spaces and braces
 _SYMBOLS = {
     **{name: chr(ord("α") + i) for i, name in enumerate(_GREEK.split())},
@@ -56,7 +58,7 @@ class Entry(NamedTuple):
         summary: the docstring's first sentence.
         equation: TeX, on one line.
         paper: first author and year.
-        arxiv: the identifier.
+        link: where to find it, as the docstring has it: arXiv:..., doi:... or https://...
         needs: what it asks for beside the policy's log-probs.
         defaults: its hyperparameters.
         verified: against what.
@@ -69,7 +71,7 @@ class Entry(NamedTuple):
     summary: str
     equation: str
     paper: str
-    arxiv: str
+    link: str
     needs: tuple[str, ...]
     defaults: dict[str, Any]
     verified: str
@@ -111,7 +113,7 @@ def one(name: str) -> str:
         "equation": plain(entry.equation),
         "needs": ", ".join(entry.needs),
         "defaults": _values(entry.defaults),
-        "paper": f"{entry.paper} {_link(entry.arxiv)}".strip(),
+        "paper": f"{entry.paper} {_url(entry.link)}".strip(),
         "verified": entry.verified,
         "source": entry.source,
     }
@@ -138,7 +140,8 @@ def describe(name: str) -> Entry:
 
 
 def _selector(name: str) -> Entry:
-    needs = tuple(_NEEDS[need] for need in objectives.NEEDS if need in selectors.build(name).needs and need != "policy")
+    built = selectors.build(name, {"beta": 1.0})
+    needs = tuple(_NEEDS[need] for need in objectives.NEEDS if need in built.needs and need != "policy")
     return _entry(name, named.find("selector", name, selectors.__name__, selectors.names), needs)
 
 
@@ -162,7 +165,7 @@ def _entry(name: str, function: Callable[..., Any], needs: tuple[str, ...]) -> E
     reference = section(text, "Reference")
     author = re.sub(r" (?:et al\.|and others)$", "", reference.partition(",")[0]).split()
     year = re.search(r"\b(?:19|20)\d\d\b(?=[,.;)]|$)", reference)
-    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", reference)
+    link = re.search(_LINK, reference)
     code = inspect.unwrap(function).__code__
     file = pathlib.Path(code.co_filename)
     here = pathlib.Path(__file__).resolve().parents[1]
@@ -172,7 +175,7 @@ def _entry(name: str, function: Callable[..., Any], needs: tuple[str, ...]) -> E
         summary=" ".join(text.partition("\n\n")[0].split()),
         equation=_equation(text),
         paper=f"{author[-1]} {year.group()}" if author and year else "",
-        arxiv=arxiv.group(1) if arxiv else "",
+        link=link.group().rstrip(".") if link else "",
         needs=needs,
         defaults=named.defaults(function),
         verified=section(text, "Verified"),
@@ -278,7 +281,7 @@ def _table() -> str:
 
 
 def _lines(entry: Entry) -> list[str]:
-    paper = f"{entry.paper}{', arXiv:' + entry.arxiv if entry.arxiv else ''}"
+    paper = ", ".join(part for part in (entry.paper, entry.link) if part)
     facts = [", ".join(entry.needs), _values(entry.defaults), paper]
     texts = [
         entry.summary,
@@ -330,7 +333,7 @@ def _rows(what: str, entries: list[Entry]) -> Iterator[str]:
         # Backticks keep Markdown's hands off the TeX, and a bar would end the cell.
         tex = re.sub(r"(\|\||\\\|) *", r"\\Vert ", entry.equation)
         tex = re.sub(r"\| *", r"\\vert ", tex)
-        paper = f"[{entry.paper}](https://arxiv.org/abs/{entry.arxiv})" if entry.arxiv else entry.paper
+        paper = f"[{entry.paper}]({_url(entry.link)})" if entry.link else entry.paper
         summary = _linked(entry.summary) + (f" $`{tex}`$" if tex else "")
         facts = (", ".join(entry.needs), _values(entry.defaults), paper, _linked(entry.verified))
         yield f"| {' | '.join(cell or '–' for cell in (f'`{entry.name}`', summary, *facts))} |"
@@ -340,8 +343,8 @@ def _values(values: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
 
-def _link(arxiv: str) -> str:
-    return f"https://arxiv.org/abs/{arxiv}" if arxiv else ""
+def _url(link: str) -> str:
+    return link.replace("arXiv:", "https://arxiv.org/abs/").replace("doi:", "https://doi.org/")
 
 
 def _linked(text: str) -> str:

@@ -31,7 +31,7 @@ import optax
 
 from slpojax.base import ABSENT, TOKEN, Array, Batch, Float, Key, Logps, Model, Params, Shapes
 from slpojax.logps import chunk_size, head_function, place, predictors
-from slpojax.numerics import log1mexp
+from slpojax.numerics import effective_sample_size, log1mexp
 from slpojax.objectives import Objective
 from slpojax.selectors import Selector
 from slpojax.sequence import log_ratio, size
@@ -141,10 +141,7 @@ def gradient(
     given = _given(objective, policy, ref, other)
     key = jax.random.key(0) if key is None else key
     _, losses, (by_token, by_other, _) = _by_numbers(objective, given, key)
-    odds = by_token * jnp.exp(policy.other) - by_other * jnp.exp(policy.token)
-    here = (policy.other > ABSENT) & (odds != 0)
-    odds = jnp.where(here, odds, 0.0)
-    token = odds * jnp.exp(-jnp.where(here, policy.other, 0.0))
+    token, odds = _by_tokens(policy, by_token, by_other)
     return Gradient(losses, token, odds, jnp.sum(token, axis=-1) / size(policy))
 
 
@@ -198,20 +195,6 @@ def field(
 
     grid = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))
     return jax.jit(grid)(jnp.asarray(chosen, jnp.result_type(float)), jnp.asarray(rejected, jnp.result_type(float)))
-
-
-def effective_sample_size(log_weights: Float[Array, "*lead K"]) -> Float[Array, "*lead"]:
-    r"""Return how many equal weights are worth as much as w = softmax(log_weights).
-
-    .. math:: 1 / \sum_k w_k^2
-
-    K where all weights are equal, 1 where one takes all; `ABSENT` is a weight of zero.
-
-    Example:
-        >>> print(f"{effective_sample_size(jnp.log(jnp.float32([0.5, 0.25, 0.25]))):.4f}")
-        2.6667
-    """
-    return jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_weights, axis=-1), axis=-1))
 
 
 def safe_radius(spread: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -340,14 +323,18 @@ def make_diagnostics(
         diagnostic/cosine              of the angle between g_w and g_l
         diagnostic/entanglement        g_w . g_l / min(|g_w|^2, |g_l|^2); from 1 on a step on the pair's margin moves
                                        both responses the same way
+        diagnostic/slope_chosen, diagnostic/slope_rejected    d loss / d log p(token) of an example's own loss, the mean
+                                       over its tokens; see `Gradient`. With a selector the rejected is candidate 1,
+                                       picked or not
         diagnostic/change_chosen, diagnostic/change_rejected    nats per unit of the step
         diagnostic/both_fall, diagnostic/both_rise    share of pairs that the step moves the same way
         diagnostic/own_both_fall       the same for a step on each example's own loss
         diagnostic/safe_radius         pi / Delta_a along the step, the least of all tokens; see `safe_radius`
         diagnostic/safe_radius_pair    that of the logistic loss of the reward margin, for objectives that report one
         diagnostic/grad_norm           of the mean loss of these examples
-        diagnostic/effective_sample_size    of the weights exp(beta log P / P_ref) of the candidates behind the first,
-                                       where there are more than two and a reference; beta is the objective's, or 1
+        diagnostic/effective_sample_size    of the selector's weights, where it has such; else of the weights
+                                       exp(beta log P / P_ref) of the candidates behind the first, where there are more
+                                       than two and a reference; beta is the objective's, or 1
 
     Raises:
         ValueError: the batch holds one candidate.
@@ -377,6 +364,7 @@ def make_diagnostics(
         other = -placed["rate"] * jnp.exp(policy.token)
         change = jnp.sum(token, axis=-1)[:, :2]
         both = jnp.all(jnp.asarray(batch.length)[:, :2] > 0, axis=-1)
+        slope = (jnp.sum(_by_tokens(policy, *by_numbers[:2])[0], axis=-1) / size(policy))[:, :2]
 
         def mean(x: Array) -> Array:
             return jnp.sum(jnp.where(both, x, 0.0)) / jnp.maximum(jnp.sum(both), 1)
@@ -386,6 +374,8 @@ def make_diagnostics(
             "norm_rejected": mean(e.rejected),
             "cosine": mean(e.cosine),
             "entanglement": mean(_ratio(e.inner, jnp.minimum(e.chosen, e.rejected) ** 2)),
+            "slope_chosen": mean(slope[:, 0]),
+            "slope_rejected": mean(slope[:, 1]),
             "change_chosen": mean(change[:, 0]),
             "change_rejected": mean(change[:, 1]),
             "both_fall": mean(jnp.all(change < 0, axis=-1)),
@@ -403,7 +393,9 @@ def make_diagnostics(
             after = on_examples(objective, given | {"policy": moved}, key, selector=selector)[1]["rewards/margins"]
             radius = safe_radius_pair(margins, (after - margins) / step)
             found["safe_radius_pair"] = jnp.min(jnp.where(both, radius, jnp.inf))
-        if shapes.candidates > 2 and given.get("ref") is not None:
+        if "selector/effective" in metrics:
+            found["effective_sample_size"] = mean(metrics["selector/effective"])
+        elif shapes.candidates > 2 and given.get("ref") is not None:
             weights = objective.hyperparameters.get("beta", 1.0) * log_ratio(policy, given["ref"])
             weights = jnp.where(jnp.asarray(batch.length) > 0, weights, ABSENT)[:, 1:]
             found["effective_sample_size"] = mean(effective_sample_size(weights))
@@ -440,6 +432,14 @@ def _by_numbers(
 
     by_numbers, (losses, metrics) = jax.grad(loss, has_aux=True)((policy.token, policy.other, distribution))
     return metrics, losses, by_numbers
+
+
+def _by_tokens(policy: Logps, by_token: Array, by_other: Array) -> tuple[Array, Array]:
+    """Return d loss / d log p of every token, 1 - p moving along, and d loss / d logit."""
+    odds = by_token * jnp.exp(policy.other) - by_other * jnp.exp(policy.token)
+    here = (policy.other > ABSENT) & (odds != 0)
+    odds = jnp.where(here, odds, 0.0)
+    return odds * jnp.exp(-jnp.where(here, policy.other, 0.0)), odds
 
 
 def _forward(

@@ -7,6 +7,7 @@ What `slpojax.objectives` and `slpojax.selectors` share. Knows signatures: posit
 import difflib
 import importlib
 import inspect
+import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
@@ -64,11 +65,13 @@ def bind(kind: str, name: str, function: Callable[..., Any], given: dict[str, An
     """Return all hyperparameters: those given, the others by default; `beta=1` on a command line means 1.0.
 
     Raises:
-        ValueError: the function has no such hyperparameter; lists those it has.
+        ValueError: the function has no such hyperparameter, and lists those it has; or a number is not finite.
     """
     known = defaults(function)
     check_keys(kind, name, known, given)
     numbers = {k: float(v) if type(v) is int and type(known[k]) in (float, str) else v for k, v in given.items()}
+    for key, value in numbers.items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{kind}.{key}", value, "a finite number")
     return known | numbers
 
 

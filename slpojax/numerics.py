@@ -48,6 +48,20 @@ def logdiffexp(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Ar
     return a + log1mexp(b - a)
 
 
+def effective_sample_size(log_weights: Float[Array, "*lead K"]) -> Float[Array, "*lead"]:
+    r"""Return how many equal weights are worth as much as w = softmax(log_weights).
+
+    .. math:: 1 / \sum_k w_k^2
+
+    K where all weights are equal, 1 where one takes all; `ABSENT` is a weight of zero.
+
+    Example:
+        >>> print(f"{effective_sample_size(jnp.log(jnp.float32([0.5, 0.25, 0.25]))):.4f}")
+        2.6667
+    """
+    return jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_weights, axis=-1), axis=-1))
+
+
 def _odds(logit: Float[Array, " C"], delta: Float[Array, " C"]) -> tuple[Array, Array, Array]:
     """Return (p, q, log p/q) of the classes and, last, of the rest."""
     logit, delta = (jnp.concatenate([x, jnp.zeros_like(x[:1])]) for x in (logit, delta))

@@ -114,8 +114,8 @@ def columns(
 
 def narrower(
     run: Run, selector: Selector, part: Part, whole: Shapes, picked: Shapes
-) -> Callable[[State, Params | None, Batch], Batch]:
-    """Return (state, ref_params, batch of all candidates) -> the batch of the picked ones that the step reads.
+) -> Callable[[State, Params | None, Batch], tuple[Batch, dict[str, Any]]]:
+    """Return (state, ref_params, batch of all candidates) -> (the batch of the picked ones, the selector's metrics).
 
     It scores all candidates without gradient, has the selector pick, and packs the batch anew.
 
@@ -129,11 +129,18 @@ def narrower(
     devices, everywhere = sharding.batch_devices(run.mesh), sharding.replicated(run.mesh)
     picks = make_picks(run.model, selector, whole, batch_devices=devices, everywhere=everywhere)
 
-    def narrow(state: State, ref_params: Params | None, batch: Batch) -> Batch:
-        chosen = sharding.gather(picks(state, ref_params, sharding.put_batch(run.mesh, batch)))
-        return data.make_picked(
-            part.examples, picked, batch.index, chosen, columns=part.ref, previous=part.previous, **hosts()
+    def narrow(state: State, ref_params: Params | None, batch: Batch) -> tuple[Batch, dict[str, Any]]:
+        chosen, metrics = picks(state, ref_params, sharding.put_batch(run.mesh, batch))
+        narrowed = data.make_picked(
+            part.examples,
+            picked,
+            batch.index,
+            sharding.gather(chosen),
+            columns=part.ref,
+            previous=part.previous,
+            **hosts(),
         )
+        return narrowed, metrics
 
     return narrow
 

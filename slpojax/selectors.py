@@ -23,7 +23,13 @@ The first is `policy`, if only for the lengths. Its keyword-only parameters are 
 What it returns. The indices [M] of the picked candidates, M fixed by the hyperparameters and K. Candidate 0 is not
 among them (but see `mc_kernel`'s `include_state`): the step puts it in front, and the objective sees 1 + M candidates,
 itself and the picked in the order of their picks. A candidate may come twice where picks are with replacement, and then
-counts twice.
+counts twice. It may return (indices, metrics), scalars by name, which are logged as `selector/<name>`.
+
+Every selector's picks are reported, means over the global batch, whichever way the step takes:
+    selector/rank       place of the picked among the candidates behind the first, by log P / P_ref (log P where the run
+                        has no reference): 1 is the hardest; equal ones share the mean of their places
+    selector/hardest    share of the picks that are the hardest
+A hyperparameter of the value "objective" is the objective's of the same name.
 
 What it must keep. An absent candidate, of length 0, is not picked while one that is there is left. Where none is left
 the pick is an absent one, which in an objective over all candidates has no weight.
@@ -31,7 +37,7 @@ the pick is an absent one, which in an objective over all candidates has no weig
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -39,9 +45,13 @@ import jax.numpy as jnp
 
 from slpojax import named
 from slpojax.base import ABSENT, Array, Bool, Float, Int, Key, Logps
+from slpojax.numerics import effective_sample_size
 from slpojax.sequence import log_ratio, total
 
 NEEDS = ("policy", "ref", "score", "key")
+
+# The value of a hyperparameter that follows the objective's of the same name.
+FOLLOW = "objective"
 
 # Candidates of the example on which `build` tries a selector; more than any data has.
 _MANY = 1024
@@ -54,13 +64,13 @@ class Selector(NamedTuple):
 
     Attributes:
         name: the name it was built by.
-        function: called with what it needs, by keyword; returns indices.
+        function: called with what it needs, by keyword; returns indices, or indices and metrics. See `choose`.
         needs: the names of those arguments, among `NEEDS`.
         hyperparameters: every one of them, defaults included.
     """
 
     name: str
-    function: Callable[..., Int[Array, " picks"]]
+    function: Callable[..., Any]
     needs: frozenset[str]
     hyperparameters: dict[str, Any]
 
@@ -86,16 +96,19 @@ def defaults(name: str) -> dict[str, Any]:
     return named.defaults(_find(name))
 
 
-def build(name: str, **hyperparameters: Any) -> Selector:
+def build(name: str, objective: Mapping[str, Any] | None = None, **hyperparameters: Any) -> Selector:
     """Return a selector by name, with its hyperparameters bound and checked.
 
     Args:
         name: of a function in this module, or `module.function` of any importable module.
+        objective: the objective's hyperparameters, which those of the value "objective" follow.
         **hyperparameters: those that differ from the defaults.
 
     Example:
-        >>> sorted(build("mc_kernel", temperature=0.5).needs)
+        >>> sorted(build("mc_kernel", beta=0.1).needs)
         ['key', 'policy', 'ref']
+        >>> build("mc_kernel", {"beta": 0.5}).hyperparameters["beta"]
+        0.5
 
     Raises:
         ValueError: there is no such selector or hyperparameter, a value is out of range, or the function is not one
@@ -103,11 +116,17 @@ def build(name: str, **hyperparameters: Any) -> Selector:
     """
     function = _find(name)
     bound = named.bind("selector", name, function, hyperparameters)
+    followed = objective or {}
+    bound |= {key: followed[key] for key, value in bound.items() if value == FOLLOW and key in followed}
     parameters = named.asks("selector", name, function, NEEDS)
     selector = Selector(name, functools.partial(function, **bound), frozenset(p.name for p in parameters), bound)
-    picked = _trace(selector, _MANY)
-    if len(getattr(picked, "shape", ())) != 1 or not jnp.issubdtype(picked.dtype, jnp.integer):
-        raise ValueError(f"selector {name!r} returned {picked}; expected the indices of candidates, integers [picks]")
+    picked, metrics = _trace(selector, _MANY)
+    indices = len(getattr(picked, "shape", ())) == 1 and jnp.issubdtype(picked.dtype, jnp.integer)
+    if not indices or any(value.shape for value in metrics.values()):
+        raise ValueError(
+            f"selector {name!r} returned {picked}{f' and {metrics}' if metrics else ''}; expected the indices of "
+            "candidates, integers [picks], or those and {name: scalar}"
+        )
     return selector
 
 
@@ -115,13 +134,33 @@ def count(selector: Selector, candidates: int) -> int:
     """Return how many candidates the objective sees of so many: candidate 0 and the picked.
 
     Example:
-        >>> count(build("mc_kernel", picks=2), 5), count(build("all"), 5)
+        >>> count(build("random", picks=2), 5), count(build("all"), 5)
         (3, 5)
 
     Raises:
         ValueError: the selector cannot pick from so few.
     """
-    return 1 + _trace(selector, candidates).shape[0]
+    return 1 + _trace(selector, candidates)[0].shape[0]
+
+
+def choose(selector: Selector, given: Mapping[str, Any]) -> tuple[Int[Array, " picked"], dict[str, Array]]:
+    """Return the candidates of an example that the objective sees, candidate 0 first, and what is told of the picked.
+
+    Args:
+        selector: which.
+        given: what it asks for, "policy", and "ref" or None, all of one example.
+    """
+    given = jax.lax.stop_gradient(dict(given))
+    picked, metrics = _parts(selector.function(**{name: given[name] for name in selector.needs}))
+    policy, ref = given["policy"], given["ref"]
+    reward, here = total(policy) if ref is None else log_ratio(policy, ref), jnp.asarray(policy.length) > 0
+    behind = here & (jnp.arange(here.shape[0]) > 0)
+    harder = jnp.sum(behind[None, :] & (reward[None, :] > reward[picked, None]), axis=1)
+    equal = jnp.maximum(jnp.sum(behind[None, :] & (reward[None, :] == reward[picked, None]), axis=1), 1)
+    one = behind[picked] / jnp.maximum(jnp.sum(behind[picked]), 1)  # an absent one, or candidate 0, has no place
+    told = {"rank": jnp.sum(one * (harder + (equal + 1) / 2)), "hardest": jnp.sum(one * (harder == 0) / equal)}
+    metrics = {f"selector/{name}": value for name, value in {**told, **metrics}.items()}
+    return jnp.concatenate([jnp.zeros(1, picked.dtype), picked]), metrics
 
 
 def take(candidates: _Tree, indices: Int[Array, "*picked"]) -> _Tree:
@@ -274,14 +313,14 @@ def mc_kernel(
     key: Key,
     *,
     picks: int = 1,
-    beta: float = 0.1,
+    beta: float | str = FOLLOW,
     weight: str = "reward",
     temperature: float = 1.0,
     replacement: bool = True,
     include_state: bool = False,
     steps: int = 1,
     pool: int = 0,
-) -> Int[Array, " picks"]:
+) -> tuple[Int[Array, " picks"], dict[str, Array]]:
     r"""MC-PO's kernel: hard negatives, drawn in proportion to what the policy gives them now.
 
     .. math:: P(m) = \text{softmax}(w / \tau)_m, \quad w_k = \beta (\log P(y_k) - \log P_{ref}(y_k))
@@ -300,7 +339,8 @@ def mc_kernel(
         ref: the same responses under the reference.
         key: random key.
         picks: negatives per example, M. The paper's main runs have 1.
-        beta: of the reward, per nat; the objective's, for the paper's kernel.
+        beta: of the reward, per nat. The paper's kernel has the objective's, so that it draws by the reward that is
+            trained, which is what "objective" takes.
         weight: "reward", the preprint's algorithm 1; "policy", the summed log-likelihood under the policy, as the
             published version has it. Likelihoods of whole responses lie tens of nats apart, mostly by their length, so
             that this is almost `max` unless the temperature is as large.
@@ -314,13 +354,14 @@ def mc_kernel(
         pool: fresh candidates per step; 0 for all.
 
     Returns:
-        The indices of the picked.
+        The indices of the picked, and the metric effective: how many equal weights the softmax over all candidates that
+        may be picked is worth.
 
     Example:
         >>> policy = Logps(jnp.float32([[-1.0], [-9.0], [-2.0]]), jnp.zeros((3, 1)), jnp.int32([1, 1, 1]))
         >>> ref = Logps(jnp.full((3, 1), -1.0), jnp.zeros((3, 1)), jnp.int32([1, 1, 1]))
         >>> keys = jax.random.split(jax.random.key(0), 1000)
-        >>> picks = jax.vmap(lambda key: mc_kernel(policy, ref, key, beta=0.1))(keys)
+        >>> picks = jax.vmap(lambda key: mc_kernel(policy, ref, key, beta=0.1)[0])(keys)
         >>> print(f"{jnp.mean(picks == 2):.1f} {1 / (1 + jnp.exp(-0.7)):.1f}")
         0.7 0.7
 
@@ -332,7 +373,9 @@ def mc_kernel(
         Contrastive Divergence: Your Reward Model is Secretly an NLL Estimator, 2025, arXiv:2502.04567, algorithm 1;
         published as ...: Your Policy Is Secretly an NLL Estimator, AAAI 2026, doi:10.1609/aaai.v40i44.41060.
     """
-    _require(beta > 0, "beta", beta, "a number above 0")
+    by_reward, known = weight == "reward", not isinstance(beta, str)
+    expected = 'a number above 0, or "objective" with an objective that has a beta'
+    _require(not by_reward or (known and float(beta) > 0), "beta", beta, expected)
     _require(temperature > 0, "temperature", temperature, "a number above 0")
     _require(steps >= 1, "steps", steps, "a whole number from 1")
     _require(pool >= 0, "pool", pool, "a whole number from 1, or 0 for all candidates")
@@ -340,12 +383,14 @@ def mc_kernel(
     _require(replacement or whole, "replacement", replacement, "True where there are several steps, or a pool")
     start = 0 if include_state else 1
     here = _pool(policy, picks, replacement, start)[start:]
-    log_weight = (_log_weight(policy, ref, weight, beta) / temperature)[start:]
+    log_weight = (_log_weight(policy, ref, weight, float(beta) if known else 1.0) / temperature)[start:]
+    worth = effective_sample_size(jnp.where(here, log_weight, ABSENT))
+    told: dict[str, Array] = {"effective": jnp.where(jnp.any(here), worth, 0.0)}
     if whole:
-        return start + _draw(key, log_weight, here, picks, replacement)
+        return start + _draw(key, log_weight, here, picks, replacement), told
     state = 0 if include_state else here.shape[0]  # else nobody
     walk = functools.partial(_walk, log_weight=log_weight, here=here, state=state, steps=steps, pool=pool)
-    return start + jax.vmap(walk)(jax.random.split(key, picks))
+    return start + jax.vmap(walk)(jax.random.split(key, picks)), told
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
@@ -410,8 +455,15 @@ def _find(name: str) -> Callable[..., Any]:
     return named.find("selector", name, __name__, names)
 
 
-def _trace(selector: Selector, candidates: int) -> Any:
-    """Run the selector on shapes alone, which raises what its checks raise, and return the shape of its indices."""
+def _parts(result: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the indices that a selector returned, and its metrics, if any."""
+    two = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+    return result if two else (result, {})
+
+
+def _trace(selector: Selector, candidates: int) -> tuple[Any, dict[str, Any]]:
+    """Run the selector on shapes alone, which raises what its checks raise, and return those of what it returns."""
     logps = Logps(jnp.zeros((candidates, 1)), jnp.zeros((candidates, 1)), jnp.ones(candidates, jnp.int32))
     offered = {"policy": logps, "ref": logps, "score": jnp.zeros(candidates), "key": jax.random.key(0)}
-    return jax.eval_shape(lambda given: selector.function(**given), {name: offered[name] for name in selector.needs})
+    given = {name: offered[name] for name in selector.needs}
+    return _parts(jax.eval_shape(lambda given: selector.function(**given), given))

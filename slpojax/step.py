@@ -27,7 +27,7 @@ from slpojax.objectives import Objective
 from slpojax.selectors import Selector
 
 Metrics = dict[str, Array]
-_PER_CANDIDATE = {"policy", "ref", "previous", "score", *TOKEN}
+_PER_CANDIDATE = {"policy", "ref", "previous", "score", "probability", *TOKEN}
 
 # What objectives ask for, by name, with a leading axis of examples (but for the state).
 Given = dict[str, Any]
@@ -59,30 +59,28 @@ def on_examples(
         selector: picks the candidates that the objective sees, without gradient; None for all.
 
     Returns:
-        The losses [B], the metrics [B] each, and the new state.
+        The losses [B], the metrics [B] each, those of the selector among them, and the new state.
     """
+    given = {"ref": None, "probability": given["score"], **given}
     count = given["score"].shape[0]
     keys = jax.vmap(jax.random.split)(jax.random.split(key, count))  # one for the selector, one for the objective
-    needs = objective.needs | (selector.needs if selector else frozenset())
+    needs = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
     arguments = {name: given[name] for name in needs - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}
 
     def one(arguments: Given) -> tuple[Array, Metrics, Any]:
         keys = arguments["keys"]
+        told: Metrics = {}
         if selector:
-            candidates = _picks(selector, arguments | {"key": keys[0]})
+            candidates, told = selectors.choose(selector, arguments | {"key": keys[0]})
             arguments |= selectors.take({name: arguments[name] for name in needs & _PER_CANDIDATE}, candidates)
         result = objective.function(**{name: (arguments | {"key": keys[1]})[name] for name in objective.needs})
-        return result if "state" in objective.needs else (*result, given.get("state"))
+        loss, metrics, *state = result if "state" in objective.needs else (*result, given.get("state"))
+        return loss, metrics | told, state[0]
 
     # What an objective returns as state rests on statistics of the whole batch, so it is the same for every example.
     out_axes = (0, 0, None)
     return jax.vmap(one, in_axes=(axes,), out_axes=out_axes, axis_name="batch", axis_size=count)(arguments)
-
-
-def _picks(selector: Selector, arguments: Given) -> Int[Array, " picked"]:
-    picked = selector.function(**jax.lax.stop_gradient({name: arguments[name] for name in selector.needs}))
-    return jnp.concatenate([jnp.zeros(1, picked.dtype), picked])
 
 
 def couples_examples(objective: Objective, shapes: Shapes) -> bool:
@@ -93,7 +91,7 @@ def couples_examples(objective: Objective, shapes: Shapes) -> bool:
         **dict.fromkeys(("policy", "ref", "previous"), logps),
         **dict.fromkeys(TOKEN, jnp.zeros(pair)),
         "layer_activity": jnp.zeros((*pair, 1)),
-        "score": jnp.zeros(pair[:1]),
+        **dict.fromkeys(("score", "probability"), jnp.zeros(pair[:1])),
         "label": jnp.zeros(()),
         "weight": jnp.ones(()),
         "key": jax.random.key(0),
@@ -137,9 +135,9 @@ def make_train_step(
         selector: picks among the candidates of the batch; None where the objective sees them all.
         moving: how `State.reference`, which then takes the place of `ref_params`, follows the policy.
 
-    The metrics are float32 scalars: `loss`, `grad_norm` (before clipping) and the objective's own, each the mean over
-    the global batch. With `batch.ref` the reference's log-probs are taken from there, and `ref_params` is None, unless
-    the objective asks for "kl", which takes its weights.
+    The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), the objective's own and the selector's, each
+    the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there, and `ref_params` is
+    None, unless the objective asks for "kl", which takes its weights.
     """
     wanted = sorted(objective.needs & set(TOKEN))
     rows_per_device = shapes.rows // accumulate // batch_devices
@@ -195,22 +193,24 @@ def make_picks(
     *,
     batch_devices: int,
     everywhere: jax.sharding.Sharding,
-) -> Callable[[State, Params | None, Batch], Int[Array, "B picked"]]:
-    """Return the jitted (state, ref_params, batch of all candidates) -> the candidates that the next step trains on.
+) -> Callable[[State, Params | None, Batch], tuple[Int[Array, "B picked"], Metrics]]:
+    """Return the jitted (state, ref_params, batch of all candidates) -> (what the next step trains on, metrics).
 
-    Candidate 0 comes first. The keys are those of `make_train_step`, so that a step with the selector picks the same.
+    Candidate 0 comes first. The keys are those of `make_train_step`, so that a step with the selector picks, and
+    reports, the same.
     """
     rows_per_device = shapes.rows // batch_devices
     numbers = head_function(model, shapes, rows_per_device=rows_per_device)
     reference = _reference(model, shapes, rows_per_device, 1, everywhere)
 
-    def picks(state: State, ref_params: Params | None, batch: Batch) -> Int[Array, "B picked"]:
+    def picks(state: State, ref_params: Params | None, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
         head = jax.lax.with_sharding_constraint(numbers(state.params, batch.rows, batch.scored), everywhere)
         policy, _ = place(head, batch.scored, batch.length, shapes.response)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), shapes.examples)
         given = {"policy": policy, "ref": reference(state.reference or ref_params, batch), "score": batch.score}
         given["key"] = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
-        return jax.vmap(lambda given: _picks(selector, given))(given)
+        picked, metrics = jax.vmap(lambda given: selectors.choose(selector, given))(given)
+        return picked, jax.tree.map(jnp.mean, metrics)
 
     return jax.jit(picks, out_shardings=everywhere)
 

@@ -53,9 +53,6 @@ _DATA = (
     *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched"),
 )
 
-# Objectives whose scores are probabilities that a response wins against the other.
-_WINS = {"anchored.sppo", "games.nash_md", "games.nash_md_per_token"}
-
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
     "selector": selectors.defaults,
@@ -128,7 +125,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         mesh=mesh,
     )
     objective = objectives.build(**config.objective)
-    selector = selectors.build(**config.selector) if config.selector.name != "all" else None
+    selector = _selector(config.selector, objective)
     needs = objective.needs | (selector.needs if selector else frozenset())
 
     # Data, its report, and the sizes of the batches.
@@ -136,7 +133,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     tokenizer_folder = hf.resolve(own, key="data.tokenizer", files=(*hf.TOKENIZER, "config.json")) if own else folder
     tokenizer = data.load_tokenizer(str(tokenizer_folder))
     pairs, held_out = _load(config, tokenizer)
-    _check_needs(objective, needs, config, pairs)
+    _check_needs(objective, needs, config, pairs, held_out)
+    _check_candidates(objective, selector, config, pairs.examples)
     plan = _plan(config, selector, pairs, held_out, devices)
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
@@ -239,6 +237,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     beside = functools.partial(_reference_cost, moving is not None or ref_params is not None)
     training = flops.TRAIN + beside(objective.needs if plan.picked else needs)
     scoring = flops.FORWARD + beside(selector.needs) if selector and plan.picked else 0
+    picks: dict[str, jax.Array] = {}  # what a selector tells that has picked ahead of the step
     trace = run.tracer(output / "profile", config.profile)
     for note in notes:
         log.say(f"sharding: {note}")
@@ -254,13 +253,13 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         for n, batch in enumerate(stream, start + 1):
             came, whole = time.perf_counter(), run.counts(batch, plan.train)
             if narrow:
-                batch = narrow(state, ref_params, batch)
+                batch, picks = narrow(state, ref_params, batch)
             counts = run.counts(batch, plan.picked) if plan.picked else whole
             trace.before(n, state.step)
             placed = sharding.put_batch(mesh, batch)
             asked = came if narrow else time.perf_counter()  # scoring first keeps the device busy, too
             state, metrics = train_step(state, ref_params, placed)
-            log.write(n, metrics, asked=asked, **counts, flops=cost((training, counts), (scoring, whole)))
+            log.write(n, metrics | picks, asked=asked, **counts, flops=cost((training, counts), (scoring, whole)))
             last = n == plan.steps
             due = config.eval_every and n % config.eval_every == 0
             measured = _record(log, n, look(n, state)) if due or last else None
@@ -278,9 +277,22 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         run.export(output / "hf", masks.without(state.params), work, hf_config, tokenizer_folder)
 
 
-def _check_needs(objective: objectives.Objective, needs: frozenset[str], config: ConfigDict, pairs: Part) -> None:
+def _selector(config: ConfigDict, objective: objectives.Objective) -> selectors.Selector | None:
+    """Build the selector, and say where it takes a hyperparameter from the objective; None where it picks all."""
+    if config.name == "all":
+        return None
+    selector = selectors.build(objective=objective.hyperparameters, **config)
+    for key, value in selector.hyperparameters.items():
+        if config.get(key) == selectors.FOLLOW != value:
+            logger.tell(f"selector {selector.name}: {key}={value!r}, the objective's")
+    return selector
+
+
+def _check_needs(
+    objective: objectives.Objective, needs: frozenset[str], config: ConfigDict, pairs: Part, held_out: Part | None
+) -> None:
     """Refuse a run whose data or frozen models cannot give what the objective asks for, and say which keys do."""
-    name, score, fewest = objective.name, pairs.examples.score, objectives.fewest(objective)
+    name = objective.name
     mode, modes = config.reference.mode, ("cached", "online", "moving", "none")
     if mode not in modes:
         raise ValueError(f"config.reference.mode={mode!r}: expected one of {', '.join(modes)}")
@@ -300,38 +312,65 @@ def _check_needs(objective: objectives.Objective, needs: frozenset[str], config:
             f"objective {name} compares with a second frozen model, the iterate that training starts from; set "
             "--config.reference.previous to its folder"
         )
-    mismatched = " --config.data.mismatched=True" if "label" in needs and fewest > 1 else ""
+    mismatched = " --config.data.mismatched=True" if objectives.fewest(objective) > 1 else ""
     if "label" in needs and not pairs.examples.labelled:
         raise ValueError(
             f"objective {name} asks for labels, which data.format={config.data.format} does not give; set "
             f"--config.data.unpair=True{mismatched} to make two labelled examples of each pair, or take labelled data "
             f"with --config.data.format=unpaired --config.data.candidates=1{mismatched}"
         )
-    if pairs.examples.candidates < fewest:
-        more = mismatched.strip() or f"--config.data.candidates={fewest}, with data that has as many"
-        raise ValueError(
-            f"objective {name} reads {fewest} responses of an example, the data gives {pairs.examples.candidates}; set "
-            f"{more}"
-        )
-    if "score" in needs and not np.any(score):
+    if needs & {"score", "probability"} and not np.any(pairs.examples.score):
         raise ValueError(
             f"objective {name} asks for the candidates' scores, but the data has none; take pairs with the fields "
             "score_chosen and score_rejected, or a format of ranked responses, such as --config.data.format=ranked"
-        )
-    if _WINS & set(objectives.terms(name)) and not np.all((score >= 0) & (score <= 1)):
-        raise ValueError(
-            f"objective {name} reads scores as probabilities of a win, but those of the data go from {score.min():.3g} "
-            f"to {score.max():.3g}; set --config.data.format=bradley_terry, which makes probabilities of scored pairs"
         )
     if config.data.match_prompts and not ("weight" in needs and pairs.examples.labelled):
         raise ValueError(
             f"data.match_prompts=True weighs examples, which objective {name} does not read; set it to False, or take "
             "an objective that does, such as unpaired.bco_unpaired"
         )
+    for part in (pairs, held_out) if "probability" in needs else ():
+        _check_probabilities(name, part)
     if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
         raise ValueError(
             f"config.reference.every={config.reference.every} and mix={config.reference.mix}: expected steps from 1 "
             "and a share above 0, up to 1"
+        )
+
+
+def _check_probabilities(name: str, part: Part | None) -> None:
+    """Refuse scores that are no probabilities, where an objective reads them as such."""
+    score = part.examples.score if part else np.zeros((0, 1))
+    outside = np.flatnonzero(np.any((score < 0) | (score > 1), axis=1))
+    if part and outside.size:
+        raise ValueError(
+            f"objective {name} reads the candidates' scores as probabilities to win, but those of the {part.name} data "
+            f"go from {score.min():g} to {score.max():g} ({outside.size} of {len(score)} examples, first that of row "
+            f"{part.examples.row[outside[0]]}); expected 0 to 1: give a preference model's probabilities as scores, set "
+            "--config.data.format=bradley_terry, which makes probabilities of scored pairs, or take an objective that "
+            "reads an order, such as anchored.sppo_hard"
+        )
+
+
+def _check_candidates(
+    objective: objectives.Objective, selector: selectors.Selector | None, config: ConfigDict, examples: data.Examples
+) -> None:
+    """Refuse a run whose examples have fewer candidates than the objective, or the diagnostics, read."""
+    count, fewest = examples.candidates, objectives.fewest(objective)
+    seen = selectors.count(selector, count) if selector else count
+    if seen < fewest:
+        more = f"--config.data.candidates={fewest}, with data that has as many"
+        if "label" in objective.needs and not config.data.mismatched:
+            more = "--config.data.mismatched=True, which adds a response to another prompt"
+        elif selector and seen < count:
+            more = f"--config.selector.picks={fewest - 1}: {selector.name} leaves {seen} of {count}"
+        raise ValueError(
+            f"objective {objective.name} reads {fewest} responses of an example, the data gives {seen}; set {more}"
+        )
+    if config.diagnostics and (count < 2 or examples.labelled or config.data.mismatched):
+        raise ValueError(
+            f"config.diagnostics={config.diagnostics} compares a chosen with a rejected response to the same prompt, "
+            "which labelled, mismatched and single responses do not have; set it to 0"
         )
 
 

@@ -110,6 +110,17 @@ def shift(pair: Pair, alpha: float, temperature: float | None = None) -> mpf:
     return (chosen + rejected) / 4
 
 
+def pooled(pair: Pair, alpha: float, temperature: float | None = None) -> mpf:
+    """The same with the two masses pooled and shared out by alpha."""
+    p_w, p_l = mass(pair.ref_chosen)[0], mass(pair.ref_rejected)[0]
+    terms = []
+    shares = (mpf(alpha), 1 - mpf(alpha))
+    for y, n, share in zip((pair.chosen, pair.rejected), _roots(pair, temperature), shares, strict=True):
+        target = share * (p_w + p_l)
+        terms.append(divergence(rooted([target, 1 - target], n), rooted(list(mass(y)), n)))
+    return mp.fsum(terms) / 4
+
+
 def mse(pair: Pair, alpha: float, temperature: float | None = None) -> mpf:
     """Mean of the four squared differences of rooted log-probs; a target above one is one, and of zero no target."""
     (p_w, c_w), (p_l, c_l) = mass(pair.ref_chosen), mass(pair.ref_rejected)

@@ -342,6 +342,8 @@ def test_diagnostics_equal_separate_passes():
         "norm_rejected": np.sqrt(gram[:, 1]).mean(),
         "cosine": (gram[:, 2] / np.sqrt(gram[:, 0] * gram[:, 1])).mean(),
         "entanglement": (gram[:, 2] / gram[:, :2].min(-1)).mean(),
+        "slope_chosen": -slope.mean(),
+        "slope_rejected": slope.mean(),
         "change_chosen": change[:, 0].mean(),
         "change_rejected": change[:, 1].mean(),
         "both_fall": (change < 0).all(-1).mean(),

@@ -1,6 +1,7 @@
 """How an objective is found, bound and refused; and every one against its paper's formula, setting by setting."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,13 @@ CASES = {
             lambda p, a=a, t=t, s=s: s * papers.mse(p, a, None if t == "length" else t),
         )
         for a, t, s in ((0.0, "length", 1), (0.5, "length", 2), (0.9, 512.0, 1), (1.0, "length", 1), (0.3, 1.0, 1))
+    ],
+    "slpo.pooled": [
+        (
+            {"alpha": a, "temperature": n, "scale": "1"},
+            lambda p, a=a, n=n: papers.pooled(p, a, None if n == "length" else n),
+        )
+        for a, n in ((0.6, "length"), (0.9, 20.0), (0.9, 1.0), (1.0, "length"))
     ],
     "slpo.joint": [
         ({"alpha": 0.9, "temperature": 1.0, "scale": "1"}, lambda p: papers.joint(p, 0.9)),
@@ -237,6 +245,7 @@ def test_an_unknown_hyperparameter_lists_those_there_are():
         ("dpo.beta_gamma_hinge", "margin", -1.0),
         ("slpo.shift", "alpha", 1.1),
         ("slpo.joint", "alpha", 0.5),
+        ("slpo.pooled", "alpha", 0.5),
         ("slpo.shift", "temperature", 0.0),
         ("slpo.listing", "temperature", "lenght"),
         ("slpo.joint", "scale", "length"),
@@ -315,3 +324,30 @@ def test_what_is_no_objective_is_refused(own, name, message):
 def test_what_a_module_of_ones_own_misses_is_said(own):
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         objectives.build("own_broken.mine")
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_a_number_that_is_not_finite_is_refused(name):
+    for key, default in objectives.defaults(name).items():
+        for value in (math.inf, -math.inf, math.nan) if isinstance(default, float) else ():
+            with pytest.raises(ValueError, match=rf"objective.{key} = {value}: expected a finite number"):
+                objectives.build(name, **{key: value})
+
+
+@pytest.mark.parametrize(
+    "name, hyperparameters, message",
+    [
+        (
+            "unpaired.kto",
+            {"desirable_weight": 0, "undesirable_weight": 0},
+            r"objective.undesirable_weight = 0.0: expec",
+        ),
+        ("token_level.wpo", {"loss": "slpo.shift"}, r"objective.loss = 'slpo.shift': expected .* and has a beta"),
+        ("token_level.wpo", {"loss": "batchwise.aot"}, r"objective.loss = 'batchwise.aot': expected"),
+        ("token_level.wpo", {"loss": "dpo.sigmoid + dpo.hinge"}, r"objective.loss = 'dpo.sigmoid \+ dpo.hinge': expec"),
+        ("margin.ld_dpo", {"loss": "dpo.sigmoyd"}, r"unknown objective 'dpo.sigmoyd'"),
+    ],
+)
+def test_what_makes_no_objective_is_refused(name, hyperparameters, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.build(name, **hyperparameters)

@@ -48,7 +48,7 @@ def given(batch: list[papers.Pair], seed: int = 0) -> dict:
     return {
         "policy": logps([(p.chosen, p.rejected) for p in batch]),
         "ref": logps([(p.ref_chosen, p.ref_rejected) for p in batch]),
-        "score": jnp.asarray(SCORES * 2)[: len(batch)],
+        **dict.fromkeys(("score", "probability"), jnp.asarray(SCORES * 2)[: len(batch)]),
         "key": jax.random.split(jax.random.key(seed), len(batch)),
     }
 

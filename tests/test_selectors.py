@@ -35,12 +35,12 @@ REF = of_totals(np.tile([-9.0, -8.0, -7.0, -7.0, -3.0], (5, 1)), LENGTHS)
 @functools.cache
 def draws(name, **hyperparameters):
     """[5, draws, picks], the same for the same settings."""
-    selector = selectors.build(name, **hyperparameters)
+    selector = selectors.build(name, {"beta": 0.1}, **hyperparameters)
     keys = jax.random.split(jax.random.key(7), (len(LENGTHS), DRAWS))
 
     def one(policy, ref, key):
         given = {"policy": policy, "ref": ref, "key": key}
-        return selector.function(**{need: given[need] for need in selector.needs})
+        return selectors.choose(selector, given)[0][1:]
 
     return np.asarray(jax.jit(jax.vmap(jax.vmap(one, in_axes=(None, None, 0))))(POLICY, REF, keys))
 
@@ -119,7 +119,7 @@ def test_at_the_reference_the_kernel_is_exactly_uniform(replacement):
     settings = {"picks": 3, "replacement": replacement}
     keys = jax.random.split(jax.random.key(1), 500)
     for y in (jax.tree.map(lambda x, i=i: x[i], POLICY) for i in range(2)):
-        kernel = jax.vmap(lambda key, y=y: selectors.mc_kernel(y, y, key, **settings))(keys)
+        kernel = jax.vmap(lambda key, y=y: selectors.mc_kernel(y, y, key, beta=0.1, **settings)[0])(keys)
         plain = jax.vmap(lambda key, y=y: selectors.random(y, key, **settings))(keys)
         np.testing.assert_array_equal(kernel, plain)
 
@@ -367,18 +367,99 @@ def test_it_is_documented(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_under_vmap_with_a_key_each(name):
-    selector = selectors.build(name)
-    keys = jax.random.split(jax.random.key(0), len(LENGTHS))
-    given = {need: {"policy": POLICY, "ref": REF, "key": keys}[need] for need in selector.needs}
-    picks = jax.vmap(lambda given: selector.function(**given))(given)
+    selector = selectors.build(name, {"beta": 0.1})
+    given = {"policy": POLICY, "ref": REF, "key": jax.random.split(jax.random.key(0), len(LENGTHS))}
+    picks = jax.vmap(lambda given: selectors.choose(selector, given)[0][1:])(given)
     assert picks.dtype == jnp.int32 and picks.shape == (5, selectors.count(selector, 5) - 1)
-    alone = [selector.function(**jax.tree.map(lambda x, i=i: x[i], given)) for i in range(2)]
+    alone = [selectors.choose(selector, jax.tree.map(lambda x, i=i: x[i], given))[0][1:] for i in range(2)]
     np.testing.assert_array_equal(picks[:2], alone)
 
 
 def test_every_candidate():
     np.testing.assert_array_equal(selectors.all(jax.tree.map(lambda x: x[1], POLICY)), [1, 2, 3, 4])
     assert selectors.count(selectors.build("all"), 7) == 7
+
+
+def test_a_noise_candidate_is_passed_over_once_it_has_fallen():
+    """The trap of section 5.4: a response unlike any other has a larger gradient, here three times, and falls sooner.
+
+    The kernel then lets it be, where DPO on it goes on pushing and teaches nothing else.
+    """
+    size, steps, pull = 32, 60, jnp.array([[1.0, 1.0, 1.0, 1.0, 3.0]])
+    rnce, ref = objectives.build("listwise.rnce", beta=1.0), jnp.full((size, 5, 1), -50.0)
+
+    def ratios(name, lengths, **settings):
+        selector = selectors.build(name, **settings)
+        lengths = jnp.tile(lengths, (size, 1))
+
+        def policy(theta):
+            moved = jnp.where(lengths[..., None] > 0, ref + (pull * theta)[..., None], 0.0)
+            return Logps(moved, jnp.where(lengths[..., None] > 0, -1.0, ABSENT), lengths)
+
+        def step(theta, key):
+            given = {"policy": policy(theta), "ref": policy(jnp.zeros_like(theta)), "score": theta}
+
+            def loss(theta):
+                return on_examples(rnce, given | {"policy": policy(theta)}, key, selector=selector)[0].sum()
+
+            return theta - 0.1 * jax.grad(loss)(theta), None
+
+        return pull * jax.lax.scan(step, jnp.zeros((size, 5)), jax.random.split(jax.random.key(0), steps))[0]
+
+    pool, alone = jnp.ones(5, jnp.int32), jnp.array([1, 0, 0, 0, 1])
+    after = {"kernel": ratios("mc_kernel", pool, beta=1.0), "random": ratios("random", pool)}
+    after["DPO"] = ratios("random", alone)
+    chance = jax.nn.softmax(after["kernel"][:, 1:], axis=-1).mean(0)
+    assert chance[-1] < 0.5 * chance[:-1].min()
+    trap = {name: float(x[:, -1].mean()) for name, x in after.items()}
+    assert trap["DPO"] < trap["random"] < trap["kernel"] < 0
+    assert after["kernel"][:, 1:4].mean() < after["random"][:, 1:4].mean() < 0 == after["DPO"][:, 1:4].mean()
+
+
+# ---- what is told of it ----------------------------------------------------------------------------------------------
+
+
+def told(name, example, **settings):
+    given = jax.tree.map(lambda x: x[example], {"policy": POLICY, "ref": settings.pop("ref", REF)})
+    selector = selectors.build(name, **settings)
+    picked, metrics = selectors.choose(selector, given | {"key": jax.random.key(0)})
+    return np.asarray(picked), {key.removeprefix("selector/"): float(value) for key, value in metrics.items()}
+
+
+def test_the_place_of_the_picked_is_told():
+    assert told("max", 0)[1] == {"rank": 1, "hardest": 1}
+    assert told("min", 0, picks=2)[1] == {"rank": 3.5, "hardest": 0}
+    assert told("min", 1)[1] == {"rank": 2, "hardest": 0}  # of the two that are there
+    assert told("max", 4)[1] == {"rank": 0, "hardest": 0}  # there is none
+    # With no reference the order is that of log P: candidate 4, at -7, stands behind those at -3 and -6.
+    assert told("min", 0, ref=REF, weight="policy")[1]["rank"] == 3
+    given = jax.tree.map(lambda x: x[0], {"policy": POLICY}) | {"ref": None, "key": jax.random.key(0)}
+    picked, metrics = selectors.choose(selectors.build("random", picks=4, replacement=False), given)
+    assert float(metrics["selector/rank"]) == 2.5 and sorted(picked.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_equal_ones_share_their_places():
+    assert told("random", 0, ref=POLICY)[1] == {"rank": 2.5, "hardest": 0.25}
+    assert told("mc_kernel", 1, ref=POLICY, beta=1)[1] == {"rank": 1.5, "hardest": 0.5, "effective": 2}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_kernel_tells_what_its_softmax_is_worth(settings):
+    weights = {"start": 1 - settings.get("include_state", False)}
+    weights |= {key: value for key, value in settings.items() if key != "include_state"}
+    for example in range(4):
+        share = np.array(list(softmax(log_weights(example, **weights)).values()))
+        effective = told("mc_kernel", example, **settings)[1]["effective"]
+        np.testing.assert_allclose(effective, 1 / np.sum(share**2), rtol=1e-5)
+    assert told("mc_kernel", 4, beta=1)[1]["effective"] == 0
+
+
+def test_a_beta_follows_the_objectives_unless_it_has_its_own():
+    assert selectors.build("mc_kernel", {"beta": 0.5}).hyperparameters["beta"] == 0.5
+    assert selectors.build("mc_kernel", {"beta": 0.5}, beta=0.2).hyperparameters["beta"] == 0.2
+    with pytest.raises(ValueError, match=r"selector.beta = 'objective': expected .* an objective that has a beta"):
+        selectors.build("mc_kernel", {"sigmoid_beta": 0.5, "hinge_beta": 0.5})
+    selectors.build("mc_kernel", weight="policy")  # draws by no reward
 
 
 def test_what_is_taken():
@@ -421,6 +502,9 @@ def soft(policy):
 
 def both(policy):
     return jnp.arange(1), jnp.arange(1)
+
+def rows(policy):
+    return jnp.arange(1), {"rows": jnp.arange(1)}
 """
 
 
@@ -446,6 +530,7 @@ def test_a_selector_in_a_file_of_ones_own(own):
         ("own_selectors.one", "expected the indices of candidates"),
         ("own_selectors.soft", "expected the indices of candidates"),
         ("own_selectors.both", "expected the indices of candidates"),
+        ("own_selectors.rows", "expected .* those and {name: scalar}"),
     ],
 )
 def test_what_is_no_selector_is_refused(own, name, message):
@@ -468,6 +553,8 @@ def test_an_unknown_hyperparameter_lists_those_there_are():
         ("mc_kernel", {"beta": 0}),
         ("mc_kernel", {"temperature": 0.0}),
         ("mc_kernel", {"temperature": float("nan")}),
+        ("mc_kernel", {"beta": float("inf")}),
+        ("mc_kernel", {"beta": "objectives"}),
         ("mc_kernel", {"weight": "score"}),
         ("mc_kernel", {"steps": 0}),
         ("mc_kernel", {"pool": -1}),
@@ -478,7 +565,7 @@ def test_an_unknown_hyperparameter_lists_those_there_are():
 )
 def test_a_value_out_of_range_is_refused_when_it_is_built(name, settings):
     with pytest.raises(ValueError, match=rf"selector\.{next(iter(settings))} = .*expected "):
-        selectors.build(name, **settings)
+        selectors.build(name, {"beta": 0.1}, **settings)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +580,7 @@ def test_a_value_out_of_range_is_refused_when_it_is_built(name, settings):
     ids=str,
 )
 def test_more_picks_than_candidates_are_refused_when_they_are_counted(name, settings, candidates):
-    selector = selectors.build(name, **settings)
+    selector = selectors.build(name, {"beta": 0.1}, **settings)
     with pytest.raises(ValueError, match=r"selector.picks = .*ask for fewer, give more \(config.data.candidates\)"):
         selectors.count(selector, candidates)
     assert selectors.count(selector, candidates + 1) == 1 + settings.get("picks", 1)

@@ -33,6 +33,14 @@ def test_an_objective_says_what_it_computes_and_who_says_so(name):
     assert not set("\\\x00\x01\x02") & set(text), text
 
 
+def test_a_paper_that_is_not_on_arxiv_has_its_link_as_well():
+    entry = catalogue.describe("dpo.conservative")
+    assert (entry.paper, entry.link) == ("Mitchell 2023", "https://ericmitchell.ai/cdpo.pdf")
+    assert "[Mitchell 2023](https://ericmitchell.ai/cdpo.pdf)" in catalogue.main(["--markdown"])
+    unlinked = {name for name in objectives.names() if not catalogue.describe(name).link}
+    assert {name for name in unlinked if not name.startswith("sft.")} == {"dpo.beta_gamma", "dpo.beta_gamma_hinge"}
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_the_documents_name_objectives_that_exist(document):
     modules = "|".join({name.partition(".")[0] for name in objectives.names()})

@@ -121,7 +121,7 @@ FORMULAS = {
     "sparsepo_independent": (sparsepo_independent, {"l1_reward": 0.2, "l1_kl": 0.1}),
     "tdpo1": (tdpo1, {}),
     "tdpo2": (tdpo2, {"alpha": 0.7}),
-    "wpo": (wpo, {"max_weight": np.inf}),
+    "wpo": (wpo, {"max_weight": 0.0}),
 }
 
 
@@ -206,7 +206,7 @@ def test_rewards_and_metrics():
             for k, side in enumerate(("chosen", "rejected")):
                 np.testing.assert_allclose(metrics[f"rewards/{side}"], 0.3 * values[k], rtol=1e-10)
                 np.testing.assert_allclose(metrics[f"kl/{side}"], divergences[k], rtol=1e-10)
-        metrics = run("wpo", case, jnp.asarray(case.policy), beta=0.3, max_weight=np.inf)[1]
+        metrics = run("wpo", case, jnp.asarray(case.policy), beta=0.3, max_weight=0.0)[1]
         np.testing.assert_allclose(metrics["rewards/margins"], 0.3 * margin(case, case.policy), rtol=1e-10)
         np.testing.assert_allclose(metrics["weight"], np.prod([weight(case, case.policy, k) for k in range(K)]))
 
@@ -301,7 +301,7 @@ def test_trl_weighs_ipo():
         return Logps(jnp.asarray(token), jnp.asarray(other), jnp.asarray(lengths, jnp.int32))
 
     with jax.enable_x64(True):
-        objective = objectives.build("token_level.wpo", loss="dpo.ipo", beta=row["config"]["beta"], max_weight=np.inf)
+        objective = objectives.build("token_level.wpo", loss="dpo.ipo", beta=row["config"]["beta"], max_weight=0)
         policy, ref = logps("policy"), logps("ref")
         collision = jnp.asarray(rows([inputs[f"wpo_log_sum_sq_{side}"] for side in sides]))
 

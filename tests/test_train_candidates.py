@@ -49,8 +49,11 @@ def test_scoring_first_and_a_gradient_through_all_candidates_give_the_same_run(f
     changes = RANKED | selector | {"data.path": str(folder / "ranked.jsonl")}
     runs = {way: run(folder, f"{way}{len(selector)}", **changes, selection=way) for way in ("together", "score_first")}
     assert runs["together"][1]["loss"] == pytest.approx(np.log(1 + selector.get("selector.picks", 1)), abs=1e-6)
+    for row in runs["score_first"]:
+        assert 1 <= row.get("selector/rank", 1) <= 4 and ("selector/effective" in row) == ("selector/rank" in row)
     # At the start margins are rounding, whose sign the two programs need not share.
-    exact = [[{k: v for k, v in row.items() if k != "rewards/accuracies"} for row in runs[way]] for way in runs]
+    signs = ("rewards/accuracies", "selector/rank", "selector/hardest")
+    exact = [[{k: v for k, v in row.items() if row["step"] > 1 or k not in signs} for row in runs[way]] for way in runs]
     close(*exact)
     ours, theirs = (load_file(folder / f"{way}{len(selector)}" / "hf" / "model.safetensors") for way in runs)
     for name in theirs:
@@ -64,6 +67,16 @@ def test_scoring_first_goes_on_where_it_stopped(folder):
     run(folder, "parts", **changes, steps=2, checkpoint_every=2)
     parts = run(folder, "parts", **changes, steps=4, checkpoint_every=2)
     assert parts[-1] == whole[-1]
+
+
+def test_the_kernel_draws_by_the_reward_that_is_trained(folder, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "_plan", lambda config, selector, *rest: seen.append(selector) or pytest.skip())
+    for beta, kernel in ({}, 0.1), ({"objective.beta": 0.5}, 0.5), ({"objective.beta": 0.5, "selector.beta": 0.2}, 0.2):
+        with pytest.raises(pytest.skip.Exception):
+            run(folder, "followed", **RANKED, **beta, **{"data.path": str(folder / "ranked.jsonl")})
+        assert seen[-1].hyperparameters["beta"] == kernel
+        assert ("selector mc_kernel: beta=" in capsys.readouterr().out) == ("selector.beta" not in beta)
 
 
 def test_kto_on_pairs(folder):
@@ -131,9 +144,29 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ({"objective.name": "games.inpo"}, r"games.inpo compares with a second frozen model.*reference.previous"),
         ({"reference.mode": "moving", "reference.every": 0}, r"reference.every=0"),
         ({"selector.name": "random", "selection": "cheap"}, r"config.selection='cheap'"),
+        (
+            {"data.candidates": 1},
+            r"dpo.sigmoid reads 2 responses of an example, the data gives 1; set --config.data.candidates=2",
+        ),
+        ({"objective.name": "reference_free.tpo"}, r"reference_free.tpo reads 3 responses .*, the data gives 2"),
+        (
+            RANKED | {"objective.name": "reference_free.tpo", "data.path": "ranked.jsonl", "selector.beta": 1},
+            r"reads 3 responses .* gives 2; set --config.selector.picks=2: mc_kernel leaves 2 of 5",
+        ),
+        ({"data.candidates": 1, "selector.name": "random"}, r"selector.picks = 1: 0 of the 1 candidates"),
+        (
+            {k: RANKED[k] for k in RANKED if k.startswith("data.")}
+            | {"objective.name": "anchored.sppo", "data.path": "ranked.jsonl"},
+            r"anchored.sppo reads .* as probabilities to win, .*train data go from 0 to 5 \(20 of 20 .* that of row 0",
+        ),
+        ({"objective.name": "sft.token_mean", "data.unpair": True, "diagnostics": 4}, r"config.diagnostics=4 compares"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_the_data_or_the_reference_cannot_give_is_refused(folder, changes, message):
+def test_what_the_data_or_the_reference_cannot_give_is_refused_before_anything_is_compiled(
+    folder, changes, message, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(train.reference, "cached", lambda *args: pytest.fail("the data was scored"))
     with pytest.raises(ValueError, match=message):
         run(folder, "refused", **changes)

@@ -21,6 +21,7 @@ What it gets. Its positional parameters name what it needs, among
     ref     the same responses under the reference; without it the run has no reference at all.
     previous  the same responses under a second frozen model: the iterate that an iterative method starts from.
     score   [K] scores of the candidates, higher is better.
+    probability  the same, where they are probabilities: data whose scores leave 0 to 1 is refused.
     label   1 where candidate 0 is desirable, 0 where it is not, for data that is not paired.
     weight  of the example in the loss: 1, or what makes the prompts of undesirable responses as frequent as among the
             desirable ones (`data.match_prompts`).
@@ -60,7 +61,7 @@ from slpojax import named
 from slpojax.base import TOKEN, Logps
 from slpojax.objectives import mixture
 
-NEEDS = ("policy", "ref", "previous", "score", "label", "weight", "key", "state", *TOKEN)
+NEEDS = ("policy", "ref", "previous", "score", "probability", "label", "weight", "key", "state", *TOKEN)
 
 
 class Objective(NamedTuple):
@@ -189,6 +190,7 @@ def _build_mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
 
 
 def _metrics(objective: Objective) -> tuple[str, ...]:
+    """Return the names of an objective's metrics, once its checks have passed."""
     try:
         return _trace(objective, 2)
     except ValueError:  # a pair may be too few
@@ -203,7 +205,7 @@ def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
         **dict.fromkeys(("policy", "ref", "previous"), responses),
         **dict.fromkeys(TOKEN, jnp.zeros(shape)),
         "layer_activity": jnp.zeros((*shape, 1)),
-        "score": jnp.zeros(shape[:2]),
+        **dict.fromkeys(("score", "probability"), jnp.zeros(shape[:2])),
         "label": jnp.zeros(1),
         "weight": jnp.ones(1),
         "key": jax.random.split(jax.random.key(0), 1),

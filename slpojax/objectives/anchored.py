@@ -127,7 +127,9 @@ def _distance(reward: Array, win: Array, beta: float) -> Array:
     return jnp.sum(((reward - (win - 0.5)) / beta) ** 2)
 
 
-def sppo(policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 1e-3) -> tuple[Array, dict[str, Array]]:
+def sppo(
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 1e-3
+) -> tuple[Array, dict[str, Array]]:
     r"""SPPO: regress each response's log-ratio on how often it wins.
 
     .. math:: L = \sum_{y \in \{y_w, y_l\}} \Big(\log \frac{P(y)}{P_{ref}(y)}
@@ -139,7 +141,7 @@ def sppo(policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
         ref: the same responses under the iterate that wrote them.
-        score: [K] win probabilities of the responses, from 0 to 1, as a preference model estimates them.
+        probability: [K] of the responses to win, from 0 to 1, as a preference model estimates them.
         beta: one over the paper's eta, 1000: a sure win asks for 500 nats.
 
     Returns:
@@ -152,14 +154,14 @@ def sppo(policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 
         5.3125
 
     Verified:
-        The formula in 120 digits, and `sppo_hard`, which is this with 1 and 0 for the scores.
+        The formula in 120 digits, and `sppo_hard`, which is this with the probabilities 1 and 0.
 
     Reference:
         Yue Wu, Zhiqing Sun, Huizhuo Yuan, Kaixuan Ji, Yiming Yang, Quanquan Gu, Self-Play Preference Optimization for
         Language Model Alignment, 2024, arXiv:2405.00675.
     """
     reward, metrics = rewards(beta, policy, ref)
-    return _distance(reward, score[:2], beta), metrics
+    return _distance(reward, probability[:2], beta), metrics
 
 
 def sppo_hard(policy: Logps, ref: Logps, *, beta: float = 1e-3) -> tuple[Array, dict[str, Array]]:

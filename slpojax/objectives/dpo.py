@@ -81,7 +81,8 @@ def conservative(
         label smoothing of its `sigmoid`.
 
     Reference:
-        Eric Mitchell, A note on DPO with noisy preferences & relationship to IPO, 2023.
+        Eric Mitchell, A note on DPO with noisy preferences & relationship to IPO, 2023,
+        https://ericmitchell.ai/cdpo.pdf.
     """
     require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, _SMOOTHING)
     z, metrics = pairs.margin(beta, policy, ref)

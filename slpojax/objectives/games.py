@@ -142,18 +142,18 @@ def xpo_ipo(
 
 
 def _policy_gradient(
-    policy: Logps, score: Array, ratio: Float[Array, " T"], penalty: Float[Array, " T"], beta: float
+    policy: Logps, probability: Array, ratio: Float[Array, " T"], penalty: Float[Array, " T"], beta: float
 ) -> tuple[Array, dict[str, Array]]:
     """Return the surrogate that weighs every token's log-prob by its penalty less the advantage."""
     require(beta >= 0, "beta", beta, "a number from 0")
-    y, preference = first(policy, 1), score[0]
+    y, preference = first(policy, 1), probability[0]
     weight = jax.lax.stop_gradient(beta * penalty - (preference - 0.5))
     told = {"preference": preference, "kl": jnp.sum(ratio), "logps/policy_sample": total(y)[0]}
     return jnp.sum(weight * y.token[0]), jax.lax.stop_gradient(told)
 
 
 def nash_md(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Nash-MD: policy gradient of the probability to beat the other player, regularised towards the reference.
 
@@ -168,7 +168,7 @@ def nash_md(
     Args:
         policy: [K, T] log-probs; candidate 0 is the policy's sample, the others are not read.
         ref: the same responses under the reference.
-        score: [K]; its first number is P(y > y'), from 0 to 1, by a preference model.
+        probability: [K], from 0 to 1; its first number is P(y > y') by a preference model.
         beta: strength of the pull to the reference, per nat, from 0.
 
     Returns:
@@ -190,11 +190,11 @@ def nash_md(
         arXiv:2312.00886.
     """
     ratio = first(policy, 1).token[0] - first(ref, 1).token[0]
-    return _policy_gradient(policy, score, ratio, jax.lax.cumsum(ratio, reverse=True), beta)
+    return _policy_gradient(policy, probability, ratio, jax.lax.cumsum(ratio, reverse=True), beta)
 
 
 def nash_md_per_token(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Nash-MD as TRL computes it: a token answers for its own log-ratio alone.
 
@@ -206,7 +206,7 @@ def nash_md_per_token(
     Args:
         policy: [K, T] log-probs; candidate 0 is the policy's sample, the others are not read.
         ref: the same responses under the reference.
-        score: [K]; its first number is P(y > y'), from 0 to 1, by a preference model.
+        probability: [K], from 0 to 1; its first number is P(y > y') by a preference model.
         beta: strength of the pull to the reference, per nat, from 0.
 
     Returns:
@@ -225,4 +225,4 @@ def nash_md_per_token(
         Remi Munos et al., Nash Learning from Human Feedback, 2023, arXiv:2312.00886, as TRL computes it.
     """
     ratio = first(policy, 1).token[0] - first(ref, 1).token[0]
-    return _policy_gradient(policy, score, ratio, ratio, beta)
+    return _policy_gradient(policy, probability, ratio, ratio, beta)

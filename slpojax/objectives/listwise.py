@@ -102,7 +102,7 @@ def rnce(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[s
 
 
 def infonca(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1, alpha: float = 0.01
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.01, alpha: float = 0.01
 ) -> tuple[Array, dict[str, Array]]:
     r"""InfoNCA: cross-entropy of the rewards' softmax to that of the scores.
 
@@ -115,7 +115,7 @@ def infonca(
         ref: the same responses under the reference.
         score: higher is better; candidates of equal score share the target. (The authors' code adds 0.01 to that of
             candidate 0.)
-        beta: strength of the pull to the reference, per nat. The paper trains with 0.01.
+        beta: strength of the pull to the reference, per nat.
         alpha: temperature of the scores, in their unit. The authors' code divides by 0.0001, a target on the best.
 
     Returns:
@@ -141,7 +141,7 @@ def infonca(
 
 
 def nca(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1, alpha: float = 0.01
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.01, alpha: float = 0.01
 ) -> tuple[Array, dict[str, Array]]:
     r"""NCA: each candidate against noise of its own, so that the rewards have an absolute level.
 
@@ -155,7 +155,7 @@ def nca(
         ref: the same responses under the reference.
         score: higher is better; candidates of equal score share the target. (The authors' code adds 0.01 to that of
             candidate 0.)
-        beta: strength of the pull to the reference, per nat. The paper trains with 0.01.
+        beta: strength of the pull to the reference, per nat.
         alpha: temperature of the scores, in their unit. The authors' code divides by 0.0001, a target on the best.
 
     Returns:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from slpojax.base import Array, Float, Logps
-from slpojax.objectives import build, require
-from slpojax.objectives.pairs import margin, rewards
+from slpojax.objectives import require
+from slpojax.objectives.pairs import inner, margin, rewards
 from slpojax.sequence import first, size, total
 
 
@@ -236,7 +236,8 @@ def r_dpo(policy: Logps, ref: Logps, *, beta: float = 0.1, alpha: float = 0.01) 
         0.586962
 
     Verified:
-        The formula in 120 digits; no numbers of the authors' code. The default of alpha is from memory.
+        The formula in 120 digits; no numbers of the authors' code. That the term stands inside the logarithm with this
+        sign says a second source, a published summary of the paper; the default of alpha is from memory.
 
     Reference:
         Ryan Park, Rafael Rafailov, Stefano Ermon, Chelsea Finn, Disentangling Length from Quality in Direct Preference
@@ -288,8 +289,7 @@ def ld_dpo(
     require(0 <= alpha <= 1, "alpha", alpha, "a number from 0 to 1")
     expected = "an objective of dpo, margin or anchored that reads log-probs alone"
     require(loss.startswith(("dpo.", "margin.", "anchored.")), "loss", loss, expected)
-    objective = build(loss, beta=beta)
-    require(objective.needs <= {"policy", "ref"}, "loss", loss, expected)
+    objective = inner(loss, beta, expected)
     tail = jnp.arange(policy.token.shape[-1]) >= jnp.min(first(policy, 2).length)
 
     def desensitised(logps: Logps) -> Logps:
@@ -328,8 +328,8 @@ def spce(
         0.656535
 
     Verified:
-        Unverified: the loss is from memory of the paper, the way from scores to p is this project's; both in 120
-        digits.
+        Unverified: the loss is from memory of the paper, and summaries of it have no formula; the way from scores to p
+        is this project's. Both in 120 digits.
 
     Reference:
         Yuanzhao Zhai, Zhuo Zhang, Kele Xu, Hanyang Peng, Yue Yu, Dawei Feng, Cheng Yang, Bo Ding, Huaimin Wang, Online

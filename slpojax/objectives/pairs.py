@@ -4,7 +4,7 @@ Knows the first two candidates of an example; holds no objective. Candidate 0 is
 """
 
 from slpojax.base import Array, Bool, Float, Logps
-from slpojax.objectives import require
+from slpojax.objectives import Objective, build, defaults, require
 from slpojax.sequence import first, log_ratio, preference_metrics
 
 
@@ -19,6 +19,18 @@ def margin(beta: float, policy: Logps, ref: Logps) -> tuple[Float[Array, ""], di
     """Return the difference of the two rewards, and the metrics."""
     reward, metrics = rewards(beta, policy, ref)
     return reward[0] - reward[1], metrics
+
+
+def inner(loss: str, beta: float, expected: str) -> Objective:
+    """Return the objective that another one changes, its hyperparameter `loss`.
+
+    Raises:
+        ValueError: it has no beta, or reads more than log-probs; says what was expected.
+    """
+    require("beta" in defaults(loss), "loss", loss, expected)
+    objective = build(loss, beta=beta)
+    require(objective.needs <= {"policy", "ref"}, "loss", loss, expected)
+    return objective
 
 
 def here(logps: Logps) -> Bool[Array, "2"]:

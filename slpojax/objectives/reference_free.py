@@ -272,9 +272,11 @@ def orpo(policy: Logps, *, beta: float = 0.1, nll: str = "token_mean") -> tuple[
     .. math:: L = NLL(y_w) - \beta \log \sigma\Big(\log \frac{o(y_w)}{o(y_l)}\Big),
         \quad \log o(y) = \bar L(y) - \log(1 - e^{\bar L(y)})
 
-    The likelihood is over the chosen's tokens. The authors' code and TRL take it over the prompt's as well; prompts do
-    not meet the vocabulary here, so that form is not there. Nothing is clamped but the odds of a response whose tokens
-    are all certain: from a mean log-prob of zero up they are held at e^87 in float32 (see `numerics.log1mexp`).
+    The likelihood is over the chosen's tokens. The authors' code and TRL take it over the prompt's as well, which adds
+    the prompt's own likelihood to the loss and its length to the mean's divisor; here only responses meet the
+    vocabulary (`slpojax.base.Scored` has a place for no other token), so that form is not there. Nothing is clamped but
+    the odds of a response whose tokens are all certain: from a mean log-prob of zero up they are held at e^87 in
+    float32 (see `numerics.log1mexp`).
 
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.

@@ -93,7 +93,8 @@ def listing(
         the witness of the rejected's value.
 
     Reference:
-        Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, code listing.
+        Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, code listing,
+        https://github.com/yaoshiang/slpo.
     """
     loss, metrics = shift(policy, ref, alpha=1.0, temperature=temperature, scale=scale)
     return 2 * loss, metrics
@@ -136,16 +137,65 @@ def shift(
 
     Reference:
         Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint; targets and the two binary
-        divergences as in the author's repository of December 2025.
+        divergences as in the author's repository of December 2025, https://github.com/yaoshiang/slpo.
     """
     _warn_unrooted(temperature)
     pair = _pair(policy, ref, temperature)
     gap, up, clamped = _to_shifted(pair, alpha)
-    logit, delta = (pair.kept - pair.left) / pair.temperature, gap / pair.temperature
-    terms = _scale(scale, pair.temperature) * jax.vmap(categorical_kl)(logit[:, None], delta[:, None])
+    terms, probabilities = _binary(pair, gap, scale)
     loss = jnp.sum(jnp.where(pair.present, terms, 0.0)) / 4
-    probabilities = {"model": jax.nn.sigmoid(logit), "target": jax.nn.sigmoid(logit - delta)}
     return loss, _metrics(policy, pair, probabilities, gap, up, clamped, alpha)
+
+
+def pooled(
+    policy: Logps,
+    ref: Logps,
+    *,
+    alpha: float = 0.9,
+    temperature: float | str = "length",
+    scale: float | str = "temperature",
+) -> tuple[Array, dict[str, Array]]:
+    r"""The split loss of `shift` with the paper's soft targets: both masses are pooled and dealt out anew.
+
+    .. math:: L = \frac{1}{4} \big[ KL(q_w || p_w) + KL(q_l || p_l) \big],
+        \quad t_w = \alpha (P_{ref}(y_w) + P_{ref}(y_l)), \quad t_l = (1 - \alpha) (P_{ref}(y_w) + P_{ref}(y_l))
+
+    The odds of chosen to rejected end up at alpha to 1 - alpha, whatever the reference's: a chosen that is already the
+    likelier by more than that is pushed *down*, by up to log(1 / alpha) nats, and its rejected raised without bound
+    (mass/shift_chosen is then negative). alpha = 1 is half of `listing`. `joint` has the same targets in one loss.
+
+    Args:
+        policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
+        ref: the same responses under the reference.
+        alpha: the chosen's share of the pool, from above 1/2 to 1.
+        temperature: "length", each response's own, or a number for both.
+        scale: "temperature", "temperature_squared" or a number, see above; "1" is the plain loss.
+
+    Returns:
+        The loss in nats, and the metrics listed above. With either response absent the loss is 0.
+
+    Example:
+        >>> policy = Logps(jnp.float32([[-0.25], [-2.0]]), jnp.float32([[-1.508694], [-0.145413]]), jnp.int32([1, 1]))
+        >>> ref = Logps(jnp.float32([[-1.0], [-1.5]]), jnp.float32([[-0.458675], [-0.252402]]), jnp.int32([1, 1]))
+        >>> print(f"{pooled(policy, ref, alpha=0.9, scale='1')[0]:.6f}")
+        0.044652
+
+    Verified:
+        The formula in 120 digits. The author's code has no such form.
+
+    Reference:
+        Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, the targets of equation 7
+        in the loss of equation 8, https://github.com/yaoshiang/slpo.
+    """
+    require(0.5 < alpha <= 1, "alpha", alpha, "a number from above 1/2 to 1")
+    _warn_unrooted(temperature)
+    pair = _pair(policy, ref, temperature)
+    both, moved = jnp.all(pair.present), _pooled(pair, alpha)
+    left, clamped = _what_remains(pair.ref_kept + moved)  # log(1 - t)
+    gap = jnp.where(both, pair.ratio - moved - (pair.left - left), 0.0)
+    terms, probabilities = _binary(pair, gap, scale)
+    loss = jnp.where(both, jnp.sum(terms) / 4, 0.0)
+    return loss, _metrics(policy, pair, probabilities, gap, moved[0], clamped[0], alpha)
 
 
 def mse(
@@ -188,7 +238,8 @@ def mse(
 
     Reference:
         Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint; the squared form is a
-        proposed change to the author's repository of January 2026 (pull request 19).
+        proposed change to the author's repository of January 2026 (pull request 19),
+        https://github.com/yaoshiang/slpo.
     """
     pair = _pair(policy, ref, temperature)
     gap, up, clamped = _to_shifted(pair, alpha)
@@ -246,21 +297,21 @@ def joint(
         has no such form.
 
     Reference:
-        Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, equations 6 and 7.
+        Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, equations 6 and 7,
+        https://github.com/yaoshiang/slpo.
     """
     require(0.5 < alpha <= 1, "alpha", alpha, "a number from above 1/2 to 1")
     _warn_unrooted(temperature)
     pair = _pair(policy, ref, temperature)
     rest = pair.left[0] + _what_remains(pair.kept[1] - pair.left[0])[0]
     shrink, clamped = _what_remains(pair.ref_kept[1] - pair.ref_left[0])
-    up = log(alpha) + jax.nn.softplus(pair.rejected_above)  # log(t_w / P_ref(y_w))
-    down = log(1 - alpha) + jax.nn.softplus(-pair.rejected_above)  # log(t_l / P_ref(y_l))
-    gap = pair.ratio - (rest - pair.ref_left[0] - shrink) - jnp.stack([up, down])  # everything else keeps its mass
+    moved = _pooled(pair, alpha)
+    gap = pair.ratio - (rest - pair.ref_left[0] - shrink) - moved  # everything else keeps its mass
     logit, delta = (pair.kept - rest) / pair.temperature, gap / pair.temperature
     factor = jnp.sqrt(jnp.prod(_scale(scale, pair.temperature)))
     loss = jnp.where(jnp.all(pair.present), factor * categorical_kl(logit, delta), 0.0)
     probabilities = {"model": _shares(logit), "target": _shares(logit - delta)}
-    return loss, _metrics(policy, pair, probabilities, gap, up, clamped, alpha)
+    return loss, _metrics(policy, pair, probabilities, gap, moved[0], clamped, alpha)
 
 
 def _pair(policy: Logps, ref: Logps, temperature: float | str) -> _Pair:
@@ -306,6 +357,19 @@ def _to_shifted(pair: _Pair, alpha: float) -> tuple[Array, Array, Array]:
     # Policy minus reference, minus target minus reference: the large numbers never meet.
     gap = pair.ratio - (pair.left - pair.ref_left) - jnp.stack([up - shrink, log(1 - alpha) - grow])
     return gap, up, clamped
+
+
+def _pooled(pair: _Pair, alpha: float) -> Array:
+    """Return log(t_w / P_ref(y_w)) and log(t_l / P_ref(y_l)) of targets that share out the pool of both masses."""
+    above = pair.rejected_above
+    return jnp.stack([log(alpha) + jax.nn.softplus(above), log(1 - alpha) + jax.nn.softplus(-above)])
+
+
+def _binary(pair: _Pair, gap: Array, scale: float | str) -> tuple[Array, dict[str, Array]]:
+    """Return the scaled divergences of both responses from targets that lie `gap` below, and the probabilities."""
+    logit, delta = (pair.kept - pair.left) / pair.temperature, gap / pair.temperature
+    terms = _scale(scale, pair.temperature) * jax.vmap(categorical_kl)(logit[:, None], delta[:, None])
+    return terms, {"model": jax.nn.sigmoid(logit), "target": jax.nn.sigmoid(logit - delta)}
 
 
 def _above(logit: Array, delta: Array) -> Array:

@@ -5,12 +5,15 @@ With :math:`\rho(y)` the summed log-ratio as in `dpo`, :math:`D(y) = \sum_t KL(\
 and the weight 1. With a mask m from 0 on every token, :math:`v(y) = \sum_t m_t (\rho_t + KL_t)`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from slpojax.base import Array, Float, Logps
 from slpojax.numerics import log
-from slpojax.objectives import build, require
+from slpojax.objectives import require
+from slpojax.objectives.pairs import inner
 from slpojax.sequence import first, log_ratio, preference_metrics, size
 
 
@@ -263,7 +266,7 @@ def sparsepo_independent(
         >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
         >>> kl, masks = jnp.float32([[0.5], [0.25]]), jnp.float32([[[1.0], [1.0]], [[0.0], [0.0]]])
         >>> print(f"{sparsepo_independent(policy, ref, kl, *masks, beta=0.1)[0]:.6f}")
-        0.609453
+        0.609470
 
     Verified:
         The formula in float64 on full distributions; the formula is that of the authors' code, which was read, without
@@ -320,7 +323,7 @@ def wpo(
 
     A token's probability is compared with its expectation under the policy, so a sampled response has a weight near
     one whatever the policy's entropy. The authors' code cuts the product at 1, which is the default here; TRL's
-    `use_weighting` does not cut it: `max_weight = inf`.
+    `use_weighting` does not cut it: `max_weight = 0`.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
@@ -329,7 +332,7 @@ def wpo(
         beta: that of the pair's loss.
         loss: the objective whose loss is weighted, by name, with its other hyperparameters at their defaults: one that
             reads a pair's log-probs alone and has a beta. Sorted ones have no pair whose weight to take.
-        max_weight: the most that the product of the two weights may be.
+        max_weight: the most that the product of the two weights may be; 0 for no bound.
 
     Returns:
         The loss, and the metrics of the objective that is weighted, with `weight`.
@@ -347,12 +350,12 @@ def wpo(
         Wenxuan Zhou, Ravi Agrawal, Shujian Zhang, Sathish Reddy Indurthi, Sanqiang Zhao, Kaiqiang Song, Silei Xu,
         Chenguang Zhu, WPO: Enhancing RLHF with Weighted Preference Optimization, 2024, arXiv:2406.11827.
     """
-    require(max_weight > 0, "max_weight", max_weight, "a number above 0, or inf")
-    weighted = build(loss, beta=beta)
-    alone = weighted.needs <= {"policy", "ref"} and not loss.startswith(("batchwise.", "listwise."))
-    require(alone, "loss", loss, "an objective that reads the log-probs of one pair alone")
+    require(max_weight >= 0, "max_weight", max_weight, "a number above 0, or 0 for no bound")
+    expected = "an objective that reads the log-probs of one pair alone and has a beta"
+    require(not loss.startswith(("batchwise.", "listwise.")), "loss", loss, expected)
+    weighted = inner(loss, beta, expected)
     value, metrics = weighted.function(**{name: {"policy": policy, "ref": ref}[name] for name in weighted.needs})
     pair = first(policy, 2)
     per_response = jnp.sum(pair.token - collision[:2], axis=-1) / size(pair)
-    weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(jnp.sum(per_response), log(max_weight))))
+    weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(jnp.sum(per_response), log(max_weight or math.inf))))
     return weight * value, metrics | {"weight": weight}

@@ -45,6 +45,7 @@ def _utility(gain: Array, label: Array, desirable_weight: float, undesirable_wei
     """Return weight * (1 - sigmoid(gain)), of -gain for what is not desirable."""
     require(desirable_weight >= 0, "desirable_weight", desirable_weight, "a number from 0")
     require(undesirable_weight >= 0, "undesirable_weight", undesirable_weight, "a number from 0")
+    require(desirable_weight + undesirable_weight > 0, "undesirable_weight", 0.0, "a weight above 0, where both are 0")
     lost, won = jax.nn.sigmoid(-gain), jax.nn.sigmoid(gain)
     return jnp.where(label > 0.5, desirable_weight * lost, undesirable_weight * won)
 
