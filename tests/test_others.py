@@ -394,7 +394,7 @@ def test_nash_mds_expectation_is_the_gradient_of_the_regularised_game():
 
         def expected(logits):
             policy, reference = (Logps(x[:, None], jnp.zeros_like(x[:, None]), lengths) for x in (tokens(logits), ref))
-            given = {"policy": policy, "ref": reference, "score": preference[:, None]}
+            given = {"policy": policy, "ref": reference, "probability": preference[:, None]}
             return jnp.sum(probability * apply(name, given, beta=beta)[0])
 
         return jax.grad(expected)(logits)

@@ -194,7 +194,7 @@ def test_xpo(row):
 @pytest.mark.parametrize("row", GOLDEN["nash_md"])
 def test_nash_md(row):
     policy, preference = main("policy"), jnp.asarray(row["config"]["probability"])
-    given = {"policy": policy, "ref": main("ref"), "score": preference[:, None]}
+    given = {"policy": policy, "ref": main("ref"), "probability": preference[:, None]}
     losses, metrics, _, grad = apply("games.nash_md_per_token", given, beta=row["config"]["beta"])
     np.testing.assert_allclose(losses.mean(), row["mean_loss"], **DOUBLE)
     np.testing.assert_allclose(metrics["kl"], row["kl"], **DOUBLE)
