@@ -76,7 +76,7 @@ for ax, (name, field) in zip(axes.ravel(), fields.items()):
     at = near if "SLPO" in name else axis
     above = field.loss - field.loss.min()
     filled = ax.contourf(at, at, above.T, levels=12, cmap="viridis")
-    fig.colorbar(filled, ax=ax, format="%.2g")
+    fig.colorbar(filled, ax=ax, format="%.2g", label="loss above the least in view")
     pick = slice(5, None, 10)
     arrows = -field.chosen[pick, pick], -field.rejected[pick, pick]
     largest = float(np.hypot(*arrows).max())
