@@ -346,9 +346,9 @@ def _check_probabilities(name: str, part: Part | None) -> None:
         raise ValueError(
             f"objective {name} reads the candidates' scores as probabilities to win, but those of the {part.name} data "
             f"go from {score.min():g} to {score.max():g} ({outside.size} of {len(score)} examples, first that of row "
-            f"{part.examples.row[outside[0]]}); expected 0 to 1: give a preference model's probabilities as scores, set "
-            "--config.data.format=bradley_terry, which makes probabilities of scored pairs, or take an objective that "
-            "reads an order, such as anchored.sppo_hard"
+            f"{part.examples.row[outside[0]]}); expected 0 to 1: give a preference model's probabilities as scores, "
+            "set --config.data.format=bradley_terry, which makes probabilities of scored pairs, or take an objective "
+            "that reads an order, such as anchored.sppo_hard"
         )
 
 
