@@ -60,17 +60,32 @@ def test_near_certain_tokens_keep_their_complement():
     np.testing.assert_allclose(other, true_other, atol=1e-4)
 
 
-def test_bfloat16_states_stay_within_the_rounding_of_their_inputs():
+def _rounded(x) -> np.ndarray:
+    """Through bfloat16 and back."""
+    return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+
+
+def test_bfloat16_rounds_the_inputs_and_nothing_else():
     hidden, unembed, scored = _case()
     token, _ = _logps(jnp.asarray(hidden, jnp.bfloat16), unembed, scored, 8)
-    exact = _truth(
-        np.asarray(jnp.asarray(hidden, jnp.bfloat16), np.float32),
-        np.asarray(jnp.asarray(unembed, jnp.bfloat16), np.float32),
-        scored,
-    )
-    np.testing.assert_allclose(token, exact[0], atol=1e-5)  # the rounded inputs, exactly: the logits are never rounded
-    np.testing.assert_allclose(token, _truth(hidden, unembed, scored)[0], atol=0.1)
-    assert np.abs(token - _truth(hidden, unembed, scored)[0]).mean() < 2e-2
+    exact = _truth(_rounded(hidden), _rounded(unembed), scored)
+    np.testing.assert_allclose(token, exact[0], atol=1e-5)  # the logits are never rounded
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_bfloat16_weights_cost_two_hundredths_of_a_nat_a_token(width):
+    """With logits as spread as a model's: of standard deviation 2, whatever the width."""
+    rng = np.random.default_rng(5)
+    hidden = rng.normal(size=(R, L, width)).astype(np.float32)  # as the final norm leaves them
+    unembed = (2 * rng.normal(size=(width, V)) / np.sqrt(width)).astype(np.float32)
+    scored = _case()[2]
+    truth = _truth(hidden, unembed, scored)[0]
+    weights, _ = _logps(hidden, _rounded(unembed), scored, 8)
+    np.testing.assert_allclose(weights, truth, atol=2e-2)
+    # States of bfloat16 round as much again: still no more for logits like these, whose errors grow with their spread.
+    both, _ = _logps(jnp.asarray(hidden, jnp.bfloat16), unembed, scored, 8)
+    np.testing.assert_allclose(both, truth, atol=2e-2)
+    assert np.abs(both - truth).max() > 1e-3
 
 
 @pytest.mark.parametrize("chunk", [5, 21])
