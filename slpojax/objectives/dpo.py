@@ -39,9 +39,6 @@ def sigmoid(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dic
         TRL 1.16 and 0.24 (values, gradients, rewards, metrics), the code of the paper's authors (values, gradients),
         and the formula in 120 digits.
 
-    Verified:
-        TRL 1.16 and 0.24 and the authors' code (values, gradients, rewards) and the formula in 120 digits.
-
     Reference:
         Rafael Rafailov, Archit Sharma, Eric Mitchell, Stefano Ermon, Christopher D. Manning, Chelsea Finn, Direct
         Preference Optimization: Your Language Model is Secretly a Reward Model, 2023, arXiv:2305.18290, equation 7.
@@ -74,11 +71,8 @@ def conservative(
         0.626970
 
     Verified:
-        TRL 0.24, the last that has it, the code of DPO's authors (values, gradients), and the formula in 120 digits.
-
-    Verified:
-        TRL 0.24 and the code of DPO's authors (values, gradients) and the formula in 120 digits. TRL 1.x ignores the
-        label smoothing of its `sigmoid`.
+        TRL 0.24, the last that has it (1.x ignores the label smoothing of its `sigmoid`), the code of DPO's authors
+        (values, gradients), and the formula in 120 digits.
 
     Reference:
         Eric Mitchell, A note on DPO with noisy preferences & relationship to IPO, 2023,
@@ -112,9 +106,6 @@ def robust(
         >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
         >>> print(f"{robust(policy, ref, beta=0.1, label_smoothing=0.1)[0]:.6f}")
         0.587595
-
-    Verified:
-        TRL 1.16 and 0.24 (values, gradients, rewards) and the formula in 120 digits.
 
     Verified:
         TRL 1.16 and 0.24 (values, gradients, rewards) and the formula in 120 digits.
@@ -155,10 +146,6 @@ def ipo(
         TRL 1.16 as means and 0.24 as sums (values, gradients, rewards), the code of DPO's authors as sums, and both
         formulas in 120 digits.
 
-    Verified:
-        TRL 1.16 by length, TRL 0.24 and the code of DPO's authors in sums (values, gradients, rewards), and the formula
-        in 120 digits.
-
     Reference:
         Mohammad Gheshlaghi Azar, Mark Rowland, Bilal Piot, Daniel Guo, Daniele Calandriello, Michal Valko, Remi Munos,
         A General Theoretical Paradigm to Understand Learning from Human Preferences, 2023, arXiv:2310.12036,
@@ -190,9 +177,6 @@ def hinge(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[
         >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
         >>> print(f"{hinge(policy, ref, beta=0.1)[0]:.6f}")
         0.825000
-
-    Verified:
-        TRL 1.16 and 0.24 (values, gradients, rewards) and the formula in 120 digits.
 
     Verified:
         TRL 1.16 and 0.24 (values, gradients, rewards) and the formula in 120 digits.
@@ -239,9 +223,6 @@ def beta_gamma(policy: Logps, ref: Logps, *, beta: float = 0.1, gamma: float = 0
     Verified:
         The formula in 120 digits; for gamma = 0 the code of DPO's authors (their `reference_free`).
 
-    Verified:
-        The formula in 120 digits; gamma = 0 against the code of DPO's authors.
-
     Reference:
         Kyunghyun Cho, blog post on DPO with separate beta and gamma, 2024.
     """
@@ -280,9 +261,6 @@ def beta_gamma_hinge(
     Verified:
         The formula in 120 digits, and the gradient at the kink. The max, which the post's text has lost, is from its
         condition for a loss of zero.
-
-    Verified:
-        The formula in 120 digits; no numbers of other code.
 
     Reference:
         Kyunghyun Cho, blog post on DPO with separate beta and gamma, 2024.

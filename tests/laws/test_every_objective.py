@@ -195,6 +195,8 @@ def test_it_is_documented(name):
     text = inspect.getdoc(function)
     for part in (".. math::", "Args:", "Returns:", "Example:", ">>>", "Verified:"):
         assert part in text, f"{name} has no {part}"
+    for section in ("Args:", "Returns:", "Example:", "Verified:", "Reference:"):
+        assert text.count(f"\n{section}\n") <= 1, f"{name} has {section} twice"
     assert name.startswith("sft.") or "Reference:" in text
     for parameter in inspect.signature(function).parameters:
         assert f"{parameter}: " in text, f"{name} does not describe {parameter}"
