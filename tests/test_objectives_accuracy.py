@@ -42,6 +42,7 @@ REGIMES = {
 OBJECTIVES = {
     "slpo.shift": ({"alpha": 0.5, "scale": "1"}, lambda pair: papers.shift(pair, 0.5)),
     "slpo.pooled": ({"alpha": 0.875, "scale": "1"}, lambda pair: papers.pooled(pair, 0.875)),
+    "slpo.mse": ({"alpha": 0.5, "scale": "1"}, lambda pair: papers.mse(pair, 0.5)),
     "slpo.listing": ({"scale": "1"}, papers.listing),
     "slpo.joint": ({"alpha": 0.875, "scale": "1"}, lambda pair: papers.joint_rooted(pair, 0.875)),
     "dpo.sigmoid": ({"beta": 0.125}, lambda pair: papers.dpo(pair, 0.125)),
