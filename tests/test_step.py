@@ -2,16 +2,22 @@
 
 import functools
 import json
+import math
+import pathlib
+import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_tools import named
 from safetensors.numpy import load_file
+from step_tools import compiled, mesh_of, prepare
 
 from slpojax import data, hf, logps, models, objectives, optim, sharding, step
-from slpojax.base import Logps, Shapes, State
+from slpojax.base import Batch, Logps, Model, Params, Shapes
 from slpojax.data.examples import Example
 
 CONFIG = {
@@ -59,7 +65,13 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 
     return data.build(
         [
-            Example(text(1, 9), tuple(text(1, 12) for _ in range(candidates)), (1.0,) + (0.0,) * (candidates - 1), i)
+            Example(
+                text(1, 9),
+                tuple(text(1, 12) for _ in range(candidates)),
+                (1.0,) + (0.0,) * (candidates - 1),
+                i,
+                label=float(i % 3 > 0),
+            )
             for i in range(count)
         ],
         candidates=candidates,
@@ -67,43 +79,31 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 
 
 @functools.cache
-def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=()):
+def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
-    objective, steps = objectives.build(name), 2
-    devices = jax.devices()[: int(np.prod(mesh_sizes))]
-    mesh = sharding.make_mesh(*mesh_sizes, devices=devices)
-    everywhere, split = sharding.replicated(mesh), sharding.batch_devices(mesh)
-    model = models.build(CONFIG)
+    objective, steps, mesh = objectives.build(name), 2, mesh_of(*mesh_sizes)
+    model = models.build(CONFIG, dtype=dtype)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
-    shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=split * accumulate)
+    groups = sharding.batch_devices(mesh) * accumulate
+    shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups)
     shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
-    optimizer = optax.sgd(0.05, momentum=0.9)
     params, ref_params = (drawn(seed) for seed in (0, 1))
-
-    state = State(
-        jnp.int32(0), params, optimizer.init(params), jax.tree.map(jnp.float32, objective.state), jax.random.key(0)
-    )
-    where, _ = sharding.tree(mesh, model.sharding, state)
-    state = jax.tree.map(jax.device_put, state, where)
-    ref_params = jax.tree.map(jax.device_put, ref_params, where.params)
-    train_step = step.make_train_step(
-        model,
-        objective,
-        optimizer,
-        shapes,
-        accumulate=accumulate,
-        batch_devices=split,
-        everywhere=everywhere,
-        state_sharding=where,
-    )
-    in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere) if not online else None
-    seen = []
-    for index in order:
-        batch = sharding.put_batch(mesh, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
-        if in_order and "ref" in objective.needs:
-            batch = batch._replace(ref=in_order(ref_params, batch))
-        state, metrics = train_step(state, ref_params if online else None, batch)
+    ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, mesh=mesh, accumulate=accumulate)
+    ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
+    batches = [
+        sharding.put_batch(mesh, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
+        for index in order
+    ]
+    if "ref" in objective.needs and not online:
+        everywhere = sharding.replicated(mesh)
+        in_order = logps.distribution_function(model, shapes, rows_per_device=1, everywhere=everywhere)
+        in_order = in_order if lengths else compiled(in_order, ref_params, batches[0], None)
+        batches = [batch._replace(ref=in_order(ref_params, batch, None)[0]) for batch in batches]
+    state, ref_params, seen = ready.state, ref_params if online else None, []
+    train_step = ready.train_step if lengths else compiled(ready.train_step, state, ref_params, batches[0])
+    for batch in batches:
+        state, metrics = train_step(state, ref_params, batch)
         seen.append({k: float(v) for k, v in metrics.items()})
     return seen, jax.tree.map(np.asarray, state.params), state
 
@@ -141,21 +141,69 @@ def test_accumulation_changes_no_number(objective):
     agree(two_steps(objective, accumulate=4), whole)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2), (4, 1, 2)], ids=str)
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2), (4, 1, 2), (2, 4, 1)]
+MESHES += [pytest.param(sizes, marks=pytest.mark.check) for sizes in ((4, 2, 1), (1, 4, 2), (1, 2, 4))]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_eight_devices_equal_one(sizes):
     agree(two_steps("dpo.sigmoid", mesh_sizes=sizes), two_steps("dpo.sigmoid"))
 
 
-COUPLED = [f"{HERE}.kto_like", "batchwise.beta_dpo"]
-COUPLED += [pytest.param(name, marks=pytest.mark.check) for name in ("anchored.bco_pair", "batchwise.aot")]
+RUNNING = ["anchored.bco_pair", "unpaired.bco_unpaired", "unpaired.bco_unpaired_pooled"]
+COUPLED = [*RUNNING, "unpaired.kto", "batchwise.aot", "batchwise.aot_unpaired", "batchwise.beta_dpo"]
 
 
-@pytest.mark.parametrize("objective", COUPLED)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        f"{HERE}.kto_like",
+        # One compilation for all: every term is a metric, and has its part of the state.
+        pytest.param(" + ".join(COUPLED), id="together"),
+        *(pytest.param(name, marks=pytest.mark.check) for name in COUPLED),
+    ],
+)
 def test_a_coupled_objective_means_the_global_batch_on_a_mesh_with_accumulation(objective):
-    split, whole = two_steps(objective, mesh_sizes=(2, 2, 1), accumulate=2), two_steps(objective)
+    split, whole = two_steps(objective, mesh_sizes=(2, 2, 2), accumulate=2), two_steps(objective)
     agree(split, whole)
-    for ours, theirs in zip(*(jax.tree.leaves(run[2].objective) for run in (split, whole)), strict=True):
+    statistics = [jax.tree.leaves(run[2].objective) for run in (split, whole)]
+    assert bool(statistics[0]) == any(name in objective for name in RUNNING)
+    for ours, theirs in zip(*statistics, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_computes_and_float32_remembers():
+    ours, exact = two_steps("dpo.sigmoid", dtype="bfloat16"), two_steps("dpo.sigmoid")
+    kept = jax.tree.leaves((ours[2].params, ours[2].optimizer))
+    assert {x.dtype for x in kept} == {np.dtype("float32")}
+    for got, expected in zip(ours[0], exact[0], strict=True):
+        # Every weight and state is rounded to 2^-9 of itself: some hundredths of a nat in the sum of a response.
+        assert got["loss"] != expected["loss"]
+        np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-2)
+        np.testing.assert_allclose(got["grad_norm"], expected["grad_norm"], rtol=5e-2)
+    # The change of two steps, much of it below bfloat16's spacing of the weights, is kept.
+    moved, truth = (jax.tree.map(lambda a, b: a - b, run[1], drawn(0)) for run in (ours, exact))
+    assert optax.tree.norm(jax.tree.map(lambda a, b: a - b, moved, truth)) < 0.15 * optax.tree.norm(truth)
+
+
+def test_no_array_of_the_step_holds_both_the_scored_tokens_and_the_vocabulary(monkeypatch):
+    words, positions = 2003, 8  # prime: its parts are of one stretch
+    monkeypatch.setattr(logps, "POSITIONS_AT_ONCE", positions)
+    model = models.build(CONFIG | {"vocab_size": words})
+    pairs = examples(8)
+    shapes = data.plan(pairs, [np.arange(8)], row_length=32)  # attention takes little
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = data.pack([pairs[i] for i in range(8)], shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
+    ready = prepare(model, objectives.build("dpo.sigmoid"), optax.sgd(1.0), shapes, zeros, mesh=mesh_of(1, 1, 1))
+    text = compiled(ready.train_step, ready.state, zeros, batch).as_text()
+    sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    assert (words, CONFIG["hidden_size"]) in sizes and any(shapes.scored in shape for shape in sizes)
+    largest = max(map(math.prod, sizes))
+    assert largest < 0.5 * shapes.scored * words, [shape for shape in sizes if math.prod(shape) == largest]
+    assert max(math.prod(shape) for shape in sizes if words in shape) == words * CONFIG["hidden_size"]
+    logits = [shape for shape in sizes if shapes.scored in shape and math.prod(shape) > shapes.scored * 64]
+    assert logits and max(map(math.prod, logits)) <= 1.2 * positions * words, logits
 
 
 def test_online_reference_equals_the_cached_one():
@@ -227,9 +275,23 @@ def test_the_step_is_as_long_a_program_for_eight_layers_as_for_two_and_writes_ov
     assert two.compile().memory_analysis().alias_size_in_bytes >= held
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
-def test_ten_steps_equal_trl(shared_goldens, tmp_path, loss_type):
-    """TRL 1.16 on its tiny Llama: batches in order, AdamW at 1e-3, clipping at 1.0, policy != reference."""
+# ---- TRL 1.16 on its tiny Llama: batches in order, policy != reference -----------------------------------------------
+
+
+class Trl(NamedTuple):
+    """What TRL was given, and what it gave."""
+
+    golden: dict
+    folder: pathlib.Path
+    model: Model
+    params: Params
+    ref_params: Params
+    shapes: Shapes
+    batches: list[Batch]
+
+
+@pytest.fixture(scope="module")
+def trl(shared_goldens):
     folder = shared_goldens / "trl_tiny_llama"
     golden = json.loads((shared_goldens / "trl.json").read_text())["e2e"]
     rows = json.loads((folder / "dataset.json").read_text())
@@ -242,42 +304,68 @@ def test_ten_steps_equal_trl(shared_goldens, tmp_path, loss_type):
     pairs = data.build(listed, candidates=2)
     order = [np.arange(4) + 4 * i for i in range(10)]
     shapes = data.plan(pairs, order, row_length=64)
+    model = models.build(hf.read_config(folder / "policy"))
+    batches = [data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)) for index in order]
+    # On the host: a step consumes what it is given.
+    both = (jax.tree.map(np.asarray, hf.load(folder / name, model)) for name in ("policy", "ref"))
+    return Trl(golden, folder, model, *both, shapes, batches)
 
-    hf_config = hf.read_config(folder / "policy")
-    model = models.build(hf_config)
-    params, ref_params = hf.load(folder / "policy", model), hf.load(folder / "ref", model)
-    objective = objectives.build(f"dpo.{loss_type}", beta=golden["runs"][loss_type]["config"].get("beta", 0.1))
+
+def test_the_first_batch_equals_trl(trl, tmp_path):
+    """Tokens, every log-prob of policy and reference, the loss, and every entry of every gradient."""
+    batch, k = trl.batches[0], trl.golden
+    for example, tokens in zip(range(4), k["tokenized"], strict=True):
+        ids = [tokens["prompt_ids"], tokens["chosen_ids"], tokens["rejected_ids"]]
+        place = np.argwhere((batch.rows.token == ids[0][0]) & (batch.rows.position == 0))
+        assert any(
+            batch.rows.token[r, c : c + sum(map(len, ids))].tolist() == sum(ids, []) for r, c in place.tolist()
+        ), example
+    mesh = mesh_of(1, 1, 1)
+    logps_of = logps.logps_function(trl.model, trl.shapes, rows_per_device=1, everywhere=sharding.replicated(mesh))
+    # TRL's rows: the chosen of all four pairs, then the rejected; a log-prob stands before the token it predicts.
+    scored = np.array(k["first_batch"]["completion_mask"])[:, 1:] == 1
+    for who, params in (("policy", trl.params), ("ref", trl.ref_params)):
+        ours, theirs = logps_of(params, batch), np.array(k[f"first_batch_{who}_token_logps"])
+        for row in range(8):
+            got = np.asarray(ours.token)[row % 4, row // 4][: int(batch.length[row % 4, row // 4])]
+            np.testing.assert_allclose(got, theirs[row][scored[row]], rtol=1e-5, atol=1e-5)
+    ready = prepare(
+        trl.model, objectives.build("dpo.sigmoid", beta=0.1), optax.trace(0.0), trl.shapes, trl.params, mesh=mesh
+    )
+    state, metrics = ready.train_step(ready.state, trl.ref_params, batch)
+    assert float(metrics["loss"]) == pytest.approx(k["first_batch_loss"], rel=1e-5)
+    ours = named(state.optimizer.trace, trl.model, hf.read_config(trl.folder / "policy"), tmp_path / "gradient")
+    theirs = load_file(trl.folder / "first_batch_grads.safetensors")
+    assert ours.keys() == theirs.keys() == k["first_batch_grad_norms"].keys()
+    for name, gradient in theirs.items():
+        np.testing.assert_allclose(ours[name], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
+        assert np.linalg.norm(ours[name]) == pytest.approx(k["first_batch_grad_norms"][name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
+def test_ten_steps_equal_trl(trl, tmp_path, loss_type):
+    """AdamW at 1e-3, clipping at 1.0."""
+    run = trl.golden["runs"][loss_type]
     optimizer = optim.build(
         "adamw", learning_rate=1e-3, schedule="constant", warmup_steps=0, total_steps=10, clip_norm=1.0
     )
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    state = State(jnp.int32(0), params, optimizer.init(params), None, jax.random.key(0))
-    where, _ = sharding.tree(mesh, model.sharding, state)
-    train_step = step.make_train_step(
-        model,
-        objective,
-        optimizer,
-        shapes,
-        accumulate=1,
-        batch_devices=1,
-        everywhere=sharding.replicated(mesh),
-        state_sharding=where,
-    )
+    objective = objectives.build(f"dpo.{loss_type}", beta=run["config"].get("beta", 0.1))
+    ready = prepare(trl.model, objective, optimizer, trl.shapes, trl.params, mesh=mesh_of(1, 1, 1))
+    state = ready.state
     names = {"loss": "loss", "grad_norm": "grad_norm"} | {
         name: name
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
     }
-    log = [row for row in golden["runs"][loss_type]["log"] if "loss" in row][:10]
+    log = [row for row in run["log"] if "loss" in row][:10]
     assert len(log) == 10
-    for index, expected in zip(order, log, strict=True):
-        batch = data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32))
-        state, metrics = train_step(state, ref_params, sharding.put_batch(mesh, batch))
+    for batch, expected in zip(trl.batches, log, strict=True):
+        state, metrics = ready.train_step(state, trl.ref_params, sharding.put_batch(ready.mesh, batch))
         for ours, theirs in names.items():
             np.testing.assert_allclose(float(metrics[ours]), expected[theirs], rtol=1e-4, atol=1e-4, err_msg=ours)
     if loss_type == "sigmoid":
-        hf.save(tmp_path, jax.tree.map(np.asarray, state.params), model, hf_config)
-        ours = load_file(tmp_path / "model.safetensors")
-        theirs = load_file(folder / "policy_after_10_steps.safetensors")
+        final = jax.tree.map(np.asarray, state.params)
+        ours = named(final, trl.model, hf.read_config(trl.folder / "policy"), tmp_path / "final")
+        theirs = load_file(trl.folder / "policy_after_10_steps.safetensors")
         assert ours.keys() == theirs.keys()
         for name in theirs:
             np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
