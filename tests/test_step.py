@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from step_tools import compiled, mesh_of, prepare
 
 from slpojax import data, hf, logps, models, objectives, optim, sharding, step
-from slpojax.base import Batch, Logps, Model, Params, Shapes
+from slpojax.base import Batch, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example
 
 CONFIG = {
