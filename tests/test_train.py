@@ -70,6 +70,18 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
         train.train(configuration(folder, "parts", steps=6, **{"objective.name": "dpo.ipo"}))
 
 
+@pytest.mark.check
+def test_running_statistics_go_on_where_they_were(folder):
+    name = "0.8 * dpo.sigmoid + 0.2 * anchored.bco_pair + sft.token_mean"  # MPO, whose middle term keeps a mean
+    for output, stops in (("never", [6]), ("twice", [2, 3, 6])):
+        for steps in stops:
+            train.train(configuration(folder, output, steps=steps, **{"objective.name": name}))
+    never, twice = (logger.read_jsonl(folder / output / "metrics.jsonl", "train") for output in ("never", "twice"))
+    for name in ("loss", "delta", "grad_norm"):
+        assert [row[name] for row in twice] == [row[name] for row in never] and len(never) == 6, name
+    assert len({row["delta"] for row in never}) == 6
+
+
 def test_what_was_exported_trains_on_without_a_reference(folder):
     train.train(configuration(folder, "first", steps=1))
     changes = {"model.path": str(folder / "first" / "hf"), "model.weights": "load", "objective.name": "sft.token_mean"}
