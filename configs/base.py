@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
     c.compiled = ""  # folder that keeps compiled programs from run to run; "" for none
     c.tensorboard = False
     c.wandb = ""  # project; "" for none
-    c.checkpoint_every = 100  # steps; 0 saves only at the end
+    c.checkpoint_every = 100  # steps; 0 saves only at the end, -1 never
     c.keep_last = 2
     c.keep_best = 1
     c.best_metric = "eval/loss"  # lower is better; prefix "-" for higher is better
