@@ -177,8 +177,8 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
     (args.out / "pairs.jsonl").write_text("".join(json.dumps(kept[i][1]) + "\n" for i in taken.reshape(-1).tolist()))
     told = (
         f"{count} pairs, {size / count:.0f} tokens each with the prompt once; {args.order} batches fill "
-        f"{size / (args.steps * shapes.rows * shapes.length):.1%} of slpojax's {shapes.rows} x {shapes.length} cells; of "
-        f"TRL's: {', '.join(f'{filled(order)} {kind}' for kind, order in orders.items())}"
+        f"{size / (args.steps * shapes.rows * shapes.length):.1%} of slpojax's {shapes.rows} x {shapes.length} cells; "
+        f"of TRL's: {', '.join(f'{filled(order)} {kind}' for kind, order in orders.items())}"
     )
     (args.folder / "result.json").write_text(json.dumps({"told": told}))
 
@@ -298,7 +298,7 @@ def table(runs: dict[str, list[dict]], args: argparse.Namespace, tolerance: floa
     peaks = {side: [run["peak"] / 2**30 for run in many] for side, many in runs.items()}
     peak = {side: statistics.median(many) for side, many in peaks.items()}
     first = next(iter(runs), "")
-    print(f"\n| side | pairs/s | {first} is faster by | peak, GiB | {first}'s share of it | whole run, s | loss apart |")
+    print(f"\n| side | pairs/s | {first} is faster by | peak, GiB | {first}'s share | whole run, s | loss apart |")
     print("|---|---|---|---|---|---|---|")
     agree, bars = True, []
     for side, many in runs.items():
@@ -315,7 +315,7 @@ def table(runs: dict[str, list[dict]], args: argparse.Namespace, tolerance: floa
         )
         for bar, got, met in zip(BARS.get((args.device, side), ()), (faster, share), (faster.__ge__, share.__le__)):
             if bar is not None and side != first:
-                what = f"{got:.1f}x, at least {bar}x" if got is faster else f"{got:.0%} of the memory, at most {bar:.0%}"
+                what = f"{got:.1f}x, at least {bar}x" if got is faster else f"{got:.0%} of its memory, at most {bar:.0%}"
                 bars.append(f"{side}: {what}: {'met' if met(bar) else 'NOT MET'}")
     print("", *bars, f"losses of all rounds within {tolerance:g}: {'yes' if agree else 'NO'}", sep="\n")
     return agree

@@ -263,7 +263,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
             last = n == plan.steps
             due = config.eval_every and n % config.eval_every == 0
             measured = _record(log, n, look(n, state)) if due or last else None
-            if config.checkpoint_every >= 0 and (last or (config.checkpoint_every and n % config.checkpoint_every == 0)):
+            every = config.checkpoint_every
+            if every >= 0 and (last or (every and n % every == 0)):
                 log.flush()
                 checkpoint.save(
                     checkpoints, n, state, data=stream.get_state(), config=config.to_dict(), metrics=measured
