@@ -108,10 +108,7 @@ def layout(examples: data.Examples, order: list[np.ndarray], off: frozenset[str]
         most = max(scored.source.shape[1] for scored in everywhere)
         spare = shapes.examples * shapes.candidates * shapes.response
         shapes = shapes._replace(scored=most)
-        batches = [
-            batch._replace(scored=Scored(*(fill(x, most, value) for x, value in zip(scored, (0, 0, spare), strict=True))))
-            for batch, scored in zip(batches, everywhere, strict=True)
-        ]
+        batches = [batch._replace(scored=fill(scored, most, spare)) for batch, scored in zip(batches, everywhere)]
     return shapes, batches
 
 
@@ -131,8 +128,9 @@ def everything(batch: Batch, shapes: Shapes) -> Scored:
     return Scored(*(np.concatenate([old[0][used], new]).astype(np.int32)[None] for old, new in scored))
 
 
-def fill(x: np.ndarray, size: int, value: int) -> np.ndarray:
-    return np.pad(x, ((0, 0), (0, size - x.shape[1])), constant_values=value)
+def fill(scored: Scored, size: int, spare: int) -> Scored:
+    room = ((0, 0), (0, size - scored.slot.shape[1]))
+    return Scored(*(np.pad(x, room, constant_values=unused) for x, unused in zip(scored, (0, 0, spare))))
 
 
 def seen(batch: Batch) -> int:

@@ -6,13 +6,13 @@
 
 Packed rows of made-up dialogues: prompts of 138 tokens in the mean, two responses of 60 (log-normal, as HH's are).
 `causal` is what a blockwise implementation does that knows only that nobody looks ahead: 128 queries against all keys
-before them, recomputed in the backward pass. The times are medians of rounds in which every implementation runs once,
-in turn, after one that is not timed; `cpu` is processor time, of all threads. With --topology (it needs `libtpu` from
-`pip install "jax[tpu]"`, and no TPU) nothing runs: the compiler says how much memory a device needs.
+before them, recomputed in the backward pass. In every round every implementation runs once, in turn, after a round
+that is not timed: medians with the smallest and the largest; `cpu` is processor time, of all threads. With --topology
+(it needs `libtpu` from `pip install "jax[tpu]"`, and no TPU) nothing runs: the compiler says how much memory a device
+needs.
 """
 
 import argparse
-import platform
 import time
 from functools import partial
 from typing import Any
@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
+import parts
+from common import Times, header, in_turn, spread
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from slpojax import models, sharding
+from slpojax import models
 from slpojax.models.attention import Cells, whole
 
 # rows, length, query heads, key heads, head_dim
@@ -98,12 +99,9 @@ def main() -> None:
     args = parser.parse_args()
     names = args.names or (["whole", "blocks", "tpu"] if args.topology else ["whole", "causal", "blocks"])
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
-    mesh = None
-    if args.topology:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-        mesh = sharding.make_mesh(-1, 1, 2, devices=list(devices))
-    device = f"compiled for {args.topology}, data x tensor = {mesh.shape['data']} x 2" if mesh else jax.devices()[0]
-    print(f"jax {jax.__version__}, {platform.machine()}, {device}; {dtype}")
+    mesh = parts.topology(args.topology, data=-1, fsdp=1, tensor=2) if args.topology else None
+    split = f"{args.topology}, data x tensor = {mesh.shape['data']} x 2" if mesh else jax.devices()[0].device_kind
+    print(header(args, "libtpu", device=f"{split}, {dtype}"), flush=True)
     print("| rows, length, heads, key heads, head_dim | name | compile s | temporary MB | ms | cpu ms |")
     print("|---|---|---|---|---|---|")
     for shape in TPU_SHAPES if args.topology else SHAPES:
@@ -115,11 +113,11 @@ def main() -> None:
         times = {} if mesh else measure(compiled, shape, dtype, args.rounds)
         for name in names:
             memory = compiled[name].memory_analysis().temp_size_in_bytes / 1e6
-            wall, cpu = (f"{1e3 * float(np.median(x)):.0f}" for x in times[name]) if times else ("-", "-")
+            wall, cpu = (spread((1e3 * x for x in taken), 0) for taken in times.get(name, ((), ())))
             print(f"| {shape} | {name} | {seconds[name]:.1f} | {memory:.0f} | {wall} | {cpu} |", flush=True)
 
 
-def measure(compiled: dict[str, Any], shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, tuple[list, list]]:
+def measure(compiled: dict[str, Any], shape: tuple[int, ...], dtype: str, rounds: int) -> dict[str, Times]:
     rows, length, heads, groups, dim = shape
     example, branch = dialogues(rows, length)
     rng = np.random.default_rng(0)
@@ -129,15 +127,7 @@ def measure(compiled: dict[str, Any], shape: tuple[int, ...], dtype: str, rounds
     seen = np.asarray(models.attention.sees(cells, cells)).sum()
     filled, pairs = (example > 0).mean(), seen / example.size / length
     print(f"<!-- {shape}: {filled:.1%} of cells filled, {pairs:.1%} of pairs seen -->")
-    times: dict[str, tuple[list, list]] = {name: ([], []) for name in compiled}
-    for number in range(rounds + 1):
-        for name, function in compiled.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(function(*arrays))
-            if number:
-                times[name][0].append(time.perf_counter() - wall)
-                times[name][1].append(time.process_time() - cpu)
-    return times
+    return in_turn({name: parts.runner(function, *arrays) for name, function in compiled.items()}, rounds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 import parts
-from common import MODELS, header, in_turn, over, spread
+from common import MODELS, header, in_turn, over, spread, verdict
 from jax.sharding import Mesh
 
 from slpojax import data, models, selectors, sharding, step
@@ -54,7 +54,7 @@ def main() -> None:
         )
     if 8 in numbers:
         got = statistics.median(ratios[selectors.cheaper(PROMPT, RESPONSE, 8, 1), 8])
-        print(f"\nK = 8: {got:.2f}x, at most 2x: {'met' if got <= 2 else 'NOT MET'}")
+        print(f"\nK = 8: {got:.2f}x, at most 2x: {verdict(got <= 2)}")
 
 
 class Pool(NamedTuple):

@@ -123,6 +123,10 @@ def spread(values: Iterable[float], digits: int = 2, unit: str = "") -> str:
     return f"{statistics.median(values):.{digits}f}{unit} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
+def verdict(met: bool) -> str:
+    return "met" if met else "NOT MET"
+
+
 def over(values: Sequence[float], base: Sequence[float]) -> list[float]:
     """Return the ratio to the base of the same round, round by round: what slows both down cancels."""
     return [value / other for value, other in zip(values, base, strict=True)]

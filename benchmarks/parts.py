@@ -1,13 +1,13 @@
 """What the benchmarks of whole steps share: dialogues of HH's lengths, a mesh, a state, and the step itself.
 
-Needs jax, flax, optax, numpy and jaxtyping alone, so that it runs on a machine that was lent with little on it.
+Needs jax, flax, optax and numpy alone, so that it runs on a machine that was lent with little on it.
 """
 
 import importlib.util
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import common  # noqa: F401  puts the checkout on the path
@@ -18,16 +18,18 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+if importlib.util.find_spec("jaxtyping") is None:  # annotations alone
+    _nothing = types.new_class("Nothing", exec_body=lambda body: body.update(__class_getitem__=lambda *_: Any))
+    sys.modules["jaxtyping"] = types.SimpleNamespace(Bool=_nothing, Float=_nothing, Int=_nothing)  # type: ignore
+if importlib.util.find_spec("grain") is None:  # slpojax.data as a bare folder: the layout of rows needs NumPy alone
+    _folder = types.ModuleType("slpojax.data")
+    _folder.__path__ = [str(pathlib.Path(common.ROOT, "slpojax", "data"))]
+    sys.modules["slpojax.data"] = _folder
+
 from slpojax import logps, objectives, sharding, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes, State
-
-if importlib.util.find_spec("grain") is None:  # slpojax.data as a bare folder: its layout of rows needs NumPy alone
-    package = types.ModuleType("slpojax.data")
-    package.__path__ = [str(pathlib.Path(common.ROOT, "slpojax", "data"))]
-    sys.modules["slpojax.data"] = package
-
 from slpojax.data.examples import Example, Examples, build
-from slpojax.data.rows import pack
+from slpojax.data.rows import pack, plan
 
 
 def lengths(count: int, candidates: int = 2, seed: int = 0, longest: int = 512) -> tuple[np.ndarray, np.ndarray]:
@@ -54,14 +56,25 @@ def examples(prompt: Iterable[int], response: Iterable[Iterable[int]], vocabular
     return build(made, candidates=len(made[0].responses))
 
 
-def batch_of(pool: Examples, shapes: Shapes, index: Iterable[int] | None = None) -> Batch:
-    """Lay examples out in rows, all of them or those at `index`."""
-    chosen = range(len(pool)) if index is None else [int(i) for i in index]
-    return pack([pool[i] for i in chosen], shapes)
+def batch_of(pool: Examples, shapes: Shapes) -> Batch:
+    """Lay all examples out in rows."""
+    return pack([pool[i] for i in range(len(pool))], shapes)
 
 
-def one_device() -> Mesh:
-    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple[Shapes, Batch]:
+    """Return a batch of as many dialogues as so many rows hold, each group an equal share of the rows."""
+    prompt, response = lengths(rows * length // 64)
+    count = int(np.searchsorted(np.cumsum(prompt + response.sum(axis=1)), rows * length))
+    while True:
+        pool = examples(prompt[:count], response[:count], vocabulary)
+        shapes = plan(pool, [np.arange(count)], row_length=length, multiple_of=groups)
+        if shapes.rows <= rows:
+            return shapes, batch_of(pool, shapes)
+        count -= 1
+
+
+def one_device(device: jax.Device | None = None) -> Mesh:
+    return sharding.make_mesh(1, 1, 1, devices=[device or jax.devices()[0]])
 
 
 def topology(name: str, **axes: int) -> Mesh:
@@ -85,16 +98,26 @@ def where(mesh: Mesh, model: Model, tree: Any) -> Any:
 def train_step(
     mesh: Mesh,
     model: Model,
-    objective: str,
+    objective: str | Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     shapes: Shapes,
     state: State,
     **options: Any,
 ) -> Callable[[State, Params | None, Batch], tuple[State, dict]]:
-    """Return the program's own step; `options` are further ones of `slpojax.step.make_train_step`."""
+    """Return the program's own step.
+
+    Args:
+        mesh: of the state and the batch.
+        model: the policy's.
+        objective: its name, or its name with hyperparameters as in a config.
+        optimizer: the state's.
+        shapes: of the batch.
+        state: or its shapes.
+        **options: further ones of `slpojax.step.make_train_step`.
+    """
     return step.make_train_step(
         model,
-        objectives.build(objective),
+        objectives.build(**({"name": objective} if isinstance(objective, str) else objective)),
         optimizer,
         shapes,
         **{"accumulate": 1, **options},
@@ -119,3 +142,8 @@ def repeated(one: Callable, held: list[State], batches: list[Batch], ref_params:
         return jax.block_until_ready(metrics)
 
     return run
+
+
+def runner(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+    """Return what calls the function and waits for the result."""
+    return lambda: jax.block_until_ready(function(*inputs))

@@ -40,7 +40,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from common import MODELS, ROOT, header, spread
+from common import MODELS, ROOT, header, spread, verdict
 
 LENGTH, LEARNING_RATE, BETA = 512, 1e-4, 0.1
 SIDES = {
@@ -315,8 +315,8 @@ def table(runs: dict[str, list[dict]], args: argparse.Namespace, tolerance: floa
         )
         for bar, got, met in zip(BARS.get((args.device, side), ()), (faster, share), (faster.__ge__, share.__le__)):
             if bar is not None and side != first:
-                what = f"{got:.1f}x, at least {bar}x" if got is faster else f"{got:.0%} of its memory, at most {bar:.0%}"
-                bars.append(f"{side}: {what}: {'met' if met(bar) else 'NOT MET'}")
+                what = f"{got:.1f}x, at least {bar}x" if got is faster else f"{got:.0%} of the peak, at most {bar:.0%}"
+                bars.append(f"{side}: {what}: {verdict(met(bar))}")
     print("", *bars, f"losses of all rounds within {tolerance:g}: {'yes' if agree else 'NO'}", sep="\n")
     return agree
 
