@@ -15,6 +15,7 @@ import statistics
 import time
 
 import numpy as np
+from common import header
 
 from slpojax import data
 from slpojax.data.examples import Example
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--chat_template", default="")
     parser.add_argument("--count", type=int, default=0)
     args = parser.parse_args()
+    print(header(args), flush=True)
     examples, told = data.load(
         args.pairs,
         tokenizer=data.load_tokenizer(args.tokenizer),
