@@ -1,6 +1,6 @@
 r"""How much memory a step needs: what the compiler says, of the shipped configs and of what each feature saves.
 
-    python benchmarks/memory.py [--configs dpo_hh slpo_hh] [--off nothing donation] [--topology v5e:2x4]
+    python benchmarks/memory.py [--configs dpo_hh slpo_hh] [--off donation] [--topology v5e:2x4]
     python benchmarks/memory.py --remat none dots layer offload [--width 256] [--layers 4] [--heads 8] [--rounds 5]
     python benchmarks/memory.py --remat none layer offload --topology v5e:2x2 --width 2560 --layers 32 --heads 32 \
         --rows 8 --length 2048
@@ -49,7 +49,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
-    parser.add_argument("--off", nargs="+", help="these features alone, by the names in the table")
+    parser.add_argument("--off", nargs="+", help="these features alone beside \"nothing\", as the table names them")
     parser.add_argument("--remat", nargs="+", choices=tuple(REMATS), help="compare these policies instead")
     for name, value in (("width", 256), ("layers", 4), ("heads", 8), ("rows", 5), ("length", 1024), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -122,7 +122,7 @@ def variants(config: ConfigDict, args: argparse.Namespace) -> Iterator[tuple[str
     off |= {"float32 moments": {"moments": tuple((key, "bfloat16") for key in moments)}} if moments else {}
     off |= {"(scoring first)": {"accumulate": 1}} if picks_of(config) else {}
     for name, changed in off.items():
-        if args.off and name not in args.off:
+        if args.off and name not in ("nothing", *args.off):
             continue
         yield name, dataclasses.replace(on, **changed)
 
