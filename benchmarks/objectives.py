@@ -89,13 +89,15 @@ def stepper(
     objective = objectives.build(name)
     step.couples_examples(objective, shapes)  # traces it
     state = held[0]._replace(objective=jax.tree.map(jnp.float32, objective.state))
-    own = [state.objective]
     mine = sorted(objective.needs & set(MASKS))
     if mine:
         _, states = jax.eval_shape(partial(model.layers, read=lambda x: x), state.params, batch.rows)
         drawn = masks.init(jax.random.key(2), mine, layers=states.shape[0], width=states.shape[-1])
         params = state.params | {masks.KEY: drawn}
         state = state._replace(params=params, optimizer=optimizer.init(params))
+    # Placed as the step gives it back, or the second step would compile once more.
+    state = jax.tree.map(jax.device_put, state, parts.where(mesh, model, state))
+    own = [state.objective]
     one = parts.train_step(mesh, model, name, optimizer, shapes, state)
     reference = ref_params if objective.needs & logps.NEEDS_REFERENCE else None
     if mine:
