@@ -58,7 +58,7 @@ format: env
 	$(BIN)/ruff format --quiet slpojax configs tests
 
 check: $(VENV)/.parity
-	$(BIN)/pytest -m check
+	$(BIN)/pytest -m check --numprocesses $(JOBS) --dist worksteal
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: env

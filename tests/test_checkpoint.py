@@ -216,6 +216,7 @@ while True:
 """
 
 
+@pytest.mark.check
 def test_killed_while_it_writes_and_deletes_it_goes_on_from_a_whole_one(tmp_path):
     """A process that does nothing but save is killed six times; the next one finds all but the last save, whole."""
     rng, saved = np.random.default_rng(0), 0

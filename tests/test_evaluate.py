@@ -35,7 +35,7 @@ def test_neither_the_batches_nor_their_fillers_change_a_number(order):
     logp = -np.random.default_rng(0).uniform(1, 5, (COUNT, 2, 3)).astype(np.float32)
 
     def batches():
-        return [Batch(None, None, None, None, None, np.array(index), None, None) for index in order]
+        return [Batch(*[None] * 6, np.array(index), None, None) for index in order]
 
     def given(batch):
         token = logp[batch.index] * (batch.index >= 0)[:, None, None]

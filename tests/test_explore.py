@@ -368,6 +368,7 @@ def token_spreads(direction, h=1e-3):
     return np.concatenate([row[a - 1 : b - 1] for row, a, b in zip(spread, start, end)])
 
 
+@pytest.mark.check
 def test_the_spread_of_the_logits_of_every_scored_token():
     model, params, _, shapes, batch = setting()
     direction = separate_gradients()[0][0]

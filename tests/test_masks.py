@@ -134,6 +134,7 @@ def run(folder, output, **changes):
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 
+@pytest.mark.check
 def test_a_run_learns_the_mask_and_exports_the_model_alone(folder):
     rows = run(folder, "plain", **{"learning_rate": 0.1, "objective.l1": 5.0, "steps": 8})
     first, last = rows[0], rows[-1]
@@ -173,5 +174,5 @@ def test_diagnostics_see_the_masks(folder):
 
 
 def test_they_need_the_references_weights(folder):
-    with pytest.raises(ValueError, match="asks for kl, reward_mask at every token.*set it to 'online'"):
+    with pytest.raises(ValueError, match="asks for kl, reward_mask at every token.*--config.reference.mode=online"):
         run(folder, "cached", **{"reference.mode": "cached"})

@@ -35,7 +35,10 @@ NEOX = {
 PROMPTS = [[3, 4, 5], [7], [2, 9, 11, 6, 8, 3], [12, 12], [5, 2, 10, 4]]
 
 
-@pytest.fixture(scope="module", params=[LLAMA, NEOX], ids=["llama", "gpt_neox"])
+NEOX_TOO = pytest.param(NEOX, id="gpt_neox", marks=pytest.mark.check)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(LLAMA, id="llama"), NEOX_TOO])
 def policy(request):
     return policy_of(request.param)
 

@@ -175,6 +175,7 @@ def test_with_all_in_the_pool_the_first_step_is_exact(steps, pool):
         agrees(picks[example], softmax(weights))
 
 
+@pytest.mark.check
 def test_with_part_of_them_the_chain_reaches_the_softmax():
     weights = log_weights(0, beta=0.5)
     target = softmax(weights)

@@ -82,6 +82,7 @@ def test_running_statistics_go_on_where_they_were(folder):
     assert len({row["delta"] for row in never}) == 6
 
 
+@pytest.mark.check
 def test_what_was_exported_trains_on_without_a_reference(folder):
     train.train(configuration(folder, "first", steps=1))
     changes = {"model.path": str(folder / "first" / "hf"), "model.weights": "load", "objective.name": "sft.token_mean"}
@@ -94,6 +95,7 @@ def test_what_was_exported_trains_on_without_a_reference(folder):
     assert hf.read_config(folder / "second" / "hf")["architectures"] == ["LlamaForCausalLM"]
 
 
+@pytest.mark.check
 def test_a_tokenizer_from_elsewhere_goes_along(folder, tmp_path):
     from transformers import AutoTokenizer
 

@@ -41,10 +41,8 @@ RANKED = {
 }
 
 
-TWO = pytest.param({"selector.picks": 2}, id="two picks", marks=pytest.mark.check)
-
-
-@pytest.mark.parametrize("selector", [pytest.param({}, id="one pick"), TWO])
+@pytest.mark.check
+@pytest.mark.parametrize("selector", [{}, {"selector.picks": 2}], ids=["one pick", "two picks"])
 def test_scoring_first_and_a_gradient_through_all_candidates_give_the_same_run(folder, selector):
     changes = RANKED | selector | {"data.path": str(folder / "ranked.jsonl")}
     runs = {way: run(folder, f"{way}{len(selector)}", **changes, selection=way) for way in ("together", "score_first")}
@@ -85,6 +83,7 @@ def test_kto_on_pairs(folder):
     assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-6) and rows[-1]["loss"] != rows[0]["loss"]
 
 
+@pytest.mark.check
 def test_the_divergence_at_every_token_is_zero_at_the_start(folder):
     rows = run(folder, "tdpo", **{"objective.name": "token_level.tdpo2", "reference.mode": "online"})
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-6) and rows[-1]["loss"] != rows[0]["loss"]
@@ -107,6 +106,7 @@ def test_diagnostics_look_at_the_gradients(folder):
         assert row["diagnostic/change_chosen"] > row["diagnostic/change_rejected"]
 
 
+@pytest.mark.check
 def test_a_mixture_logs_its_terms(folder):
     rows = run(folder, "mixture", **{"objective.name": "dpo.sigmoid + 0.1 * sft.token_mean", "accumulate": 1})
     for row in rows:

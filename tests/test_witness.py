@@ -23,7 +23,7 @@ from slpojax.base import ABSENT, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
-QUICK, LONG = 6, 66  # draws in `make test`, and in `make check` beside them
+QUICK, LONG = 6, 26  # draws in `make test`, and in `make check` beside them
 RESPONSE, ROOM = 12, 192  # tokens of a response, and of a prompt with one response, at most
 NOWHERE = (np.zeros(RESPONSE, np.float32),) * 2
 
@@ -246,9 +246,9 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     if draw.cached:
         everywhere = sharding.replicated(mesh)
-        in_order = logps.distribution_function(model, shapes, rows_per_device=1, everywhere=everywhere)
-        inputs = (ref_params, sharding.put_batch(mesh, batch), None)
-        columns = reference.compute(lambda _: compiled(in_order, *inputs)(*inputs)[0], [batch], batch.length)
+        in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
+        scored = reference.compute(lambda batch: in_order(ref_params, sharding.put_batch(mesh, batch)), [batch])
+        columns = reference.join(list(scored), batch.length)
         batch, ref_params = data.pack(listed, shapes, ref=[columns[i] for i in range(len(listed))]), None
     inputs = (ready.state, ref_params, sharding.put_batch(mesh, batch))
     state, metrics = compiled(ready.train_step, *inputs)(*inputs)

@@ -1,19 +1,19 @@
 """Laws that hold for every objective of the package, found by walking it: a new one inherits them."""
 
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from slpojax import objectives
 from slpojax.base import ABSENT, Logps, Shapes
 from slpojax.step import couples_examples, on_examples
 
 NAMES = objectives.names()
-EXAMPLES, LENGTH = 8, 12
+EXAMPLES, LENGTH, LONG = 8, 12, 64
 
 
 def logps(odds, lengths) -> Logps:
@@ -69,63 +69,108 @@ def same(a, b, rtol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5), a, b)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=NAMES, scope="module")
 def objective(request):
     return objectives.build(request.param)
 
 
-def test_jit_equals_eager_and_order_padding_and_further_candidates_change_nothing(objective):
+# Most of what the laws take is compilation, so they share two programs an objective: one of short responses, and one of
+# long ones with its gradient, into which everything else is put with what is absent around it.
+
+
+@functools.lru_cache(maxsize=2)
+def short(name: str):
+    """(policy, ref, index) -> (losses, metrics), jitted; of the batch of `draw`."""
+    objective = objectives.build(name)
+    return jax.jit(lambda *sides: run(objective, *sides))
+
+
+@functools.lru_cache(maxsize=2)
+def long(name: str):
+    """(odds [B, 4, 64], lengths, ref, index) -> (losses, metrics, their sum's gradient by the odds), jitted."""
+    objective = objectives.build(name)
+
+    @jax.jit
+    def program(odds, lengths, ref, index):
+        def total(odds):
+            losses, metrics = run(objective, logps(odds, lengths), ref, index)
+            return losses.sum(), (losses, metrics)
+
+        (_, found), gradient = jax.value_and_grad(total, has_aux=True)(odds)
+        return *found, gradient
+
+    return program
+
+
+def widened(policy, ref, lengths, ref_lengths=None, *, fourth: int = 0):
+    """Return arguments of `long`: odds that mean nothing up to 64 tokens, and a fourth candidate of `fourth` tokens."""
+
+    def wide(x):
+        return np.pad(x, ((0, 0), (0, 1), (0, LONG - x.shape[-1])), constant_values=0.7)
+
+    def more(lengths):
+        return np.pad(lengths, ((0, 0), (0, 1)), constant_values=fourth)
+
+    ref_lengths = lengths if ref_lengths is None else ref_lengths
+    return jnp.float32(wide(policy)), jnp.asarray(more(lengths)), logps(jnp.float32(wide(ref)), more(ref_lengths))
+
+
+def take(x, order):
+    return jax.tree.map(lambda a: a[order], x)
+
+
+def test_order_padding_and_further_candidates_change_nothing(objective):
     policy, ref, lengths = draw()
-    compiled = jax.jit(lambda *x: run(objective, *x))
-    sides = logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)
-    index = jnp.arange(EXAMPLES)
-    losses, metrics = compiled(*sides, index)
+    sides, index = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)), jnp.arange(EXAMPLES)
+    losses, metrics = short(objective.name)(*sides, index)
     assert losses.shape == (EXAMPLES,) and all(m.shape == (EXAMPLES,) for m in metrics.values())
     assert set(metrics) == set(objective.metrics)
-    same((losses, metrics), run(objective, *sides))
 
     order = np.random.default_rng(1).permutation(EXAMPLES)
-    same(
-        jax.tree.map(lambda x: x[order], (losses, metrics)),
-        compiled(*jax.tree.map(lambda x: x[order], (*sides, index))),
-    )
+    same(take((losses, metrics), order), short(objective.name)(*take((*sides, index), order)))
 
-    more = [np.pad(x, ((0, 0), (0, 1), (0, 5)), constant_values=0.7) for x in (policy, ref)]
     # An objective over all candidates reads a further one, unless it is absent.
-    more_lengths = np.pad(lengths, ((0, 0), (0, 1)), constant_values=0 if objective.name.startswith("listwise.") else 3)
-    same((losses, metrics), compiled(*(logps(jnp.float32(x), more_lengths) for x in more), index))
+    fourth = 0 if objective.name.startswith("listwise.") else 3
+    same((losses, metrics), long(objective.name)(*widened(policy, ref, lengths, fourth=fourth), index)[:2])
 
 
-def test_vmap_equals_a_loop(objective):
+def test_the_other_examples_change_nothing(objective):
     if couples_examples(objective, Shapes(EXAMPLES, 3, LENGTH, 1, 1, 1)):
         pytest.skip("couples its examples")
     policy, ref, lengths = draw()
-    sides = logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)
-    compiled, every = jax.jit(lambda *x: run(objective, *x)), (*sides, jnp.arange(EXAMPLES))
-    alone = [compiled(*jax.tree.map(lambda x, i=i: x[i : i + 1], every)) for i in range(EXAMPLES)]
-    same(compiled(*every), jax.tree.map(lambda *x: jnp.concatenate(x), *alone))
+    every = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths), jnp.arange(EXAMPLES))
+    program = short(objective.name)
+    alone = [take(program(*take(every, np.full(EXAMPLES, i))), 0) for i in range(EXAMPLES)]
+    same(program(*every), jax.tree.map(lambda *x: jnp.stack(x), *alone))
+
+
+@pytest.mark.check
+def test_jit_equals_eager_and_vmap_a_loop(objective):
+    """One operation after the other, and where examples are not coupled, one example after the other."""
+    policy, ref, lengths = draw()
+    sides, index = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)), jnp.arange(EXAMPLES)
+    whole = short(objective.name)(*sides, index)
+    same(whole, run(objective, *sides))
+    if not couples_examples(objective, Shapes(EXAMPLES, 3, LENGTH, 1, 1, 1)):
+        alone = [run(objective, *take((*sides, index), slice(i, i + 1))) for i in range(2)]
+        same(take(whole, slice(0, 2)), jax.tree.map(lambda *x: jnp.concatenate(x), *alone))
 
 
 def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective):
     rng = np.random.default_rng(3)
-    odds = rng.normal(-1.5, 1.0, (EXAMPLES, 3, 64))
-    lengths = np.full((EXAMPLES, 3), 64)
-    ref = logps(jnp.float32(odds), lengths)
-
-    def mean(odds):
-        losses, metrics = run(objective, logps(odds, lengths), ref)
-        return losses.mean(), metrics
+    odds, index = rng.normal(-1.5, 1.0, (EXAMPLES, 3, LONG)), jnp.arange(EXAMPLES)
+    lengths = np.full((EXAMPLES, 3), LONG)
 
     # Where the reward compares policy and reference alone, it starts at zero.
     anchored = (
         "ref" in objective.needs and not {"previous", "label"} & objective.needs and "gamma" not in objective.name
     )
-    value_and_grad = jax.jit(jax.value_and_grad(mean, has_aux=True))
     for moved in (0.0, 0.2):
-        (_, metrics), grad = value_and_grad(jnp.float32(odds + moved * rng.standard_normal(odds.shape)))
+        policy = odds + moved * rng.standard_normal(odds.shape)
+        _, metrics, grad = long(objective.name)(*widened(policy, odds, lengths), index)
         assert np.all(np.isfinite(grad))
-        # By the log-prob of a response, times the batch's size: DPO's is beta / 2 = 0.05 at the start.
-        size = EXAMPLES * np.abs(np.sum(grad, axis=-1)).max()
+        # By the log-prob of a response: DPO's is beta / 2 = 0.05 at the start.
+        size = np.abs(np.sum(grad, axis=-1)).max()
         assert size > 3e-3, f"largest gradient of a response: {size}"
         if moved == 0 and "rewards/margins" in metrics and anchored:
             assert not np.any(metrics["rewards/margins"]) and np.all(metrics["rewards/accuracies"] == 0.5)
@@ -134,11 +179,16 @@ def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective):
 def test_the_gradient_is_that_of_the_loss(objective, monkeypatch):
     # With what an objective holds still let go: differences of the loss would see it move.
     monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: x)
+    rng, step = np.random.default_rng(7), 1e-5
     with jax.enable_x64(True):
         policy, ref, lengths = (jnp.asarray(x[:2]) for x in draw(length=4))
         reference = logps(ref, lengths)
-        loss = jax.jit(lambda odds: run(objective, logps(odds, lengths), reference)[0].mean())
-        check_grads(loss, (policy,), order=1, modes=["rev"], rtol=1e-5, atol=1e-7)
+        program = jax.jit(jax.value_and_grad(lambda odds: run(objective, logps(odds, lengths), reference)[0].mean()))
+        gradient = program(policy)[1]
+        for _ in range(3):
+            way = rng.standard_normal(policy.shape)
+            slope = (program(policy + step * way)[0] - program(policy - step * way)[0]) / (2 * step)
+            np.testing.assert_allclose(np.vdot(gradient, way), slope, rtol=1e-5, atol=1e-7)
 
 
 def degenerate() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -172,21 +222,19 @@ def degenerate() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[s
 
 def test_degenerate_examples_are_finite(objective):
     policy, ref, lengths, ref_lengths, names = degenerate()
-    reference = logps(jnp.float32(ref), ref_lengths)
-    index = jnp.arange(len(names))
+    index = np.arange(len(names))
     index += index // 12  # a case and the same, moved, have different labels
-
-    def total(odds):
-        losses, metrics = run(objective, logps(odds, lengths), reference, index)
-        return losses.sum(), (losses, metrics)
-
-    (_, (losses, metrics)), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.float32(policy))
-    for i, name in enumerate(names):
-        assert np.isfinite(losses[i]) and np.all(np.isfinite(grad[i])), f"{name}: loss {losses[i]}, gradient {grad[i]}"
-        wrong = {key: float(value[i]) for key, value in metrics.items() if not np.isfinite(value[i])}
-        assert not wrong, f"{name}: {wrong}"
-        absent = np.arange(6)[None, :] >= lengths[i][:, None]
-        assert not np.any(np.asarray(grad[i])[absent]), f"{name}: padding gets a gradient"
+    for batch in np.array_split(np.arange(len(names)), -(-len(names) // EXAMPLES)):
+        batch = np.resize(batch, EXAMPLES)
+        arguments = widened(*(x[batch] for x in (policy, ref, lengths, ref_lengths)))
+        losses, metrics, grad = long(objective.name)(*arguments, jnp.asarray(index[batch]))
+        for i, name in enumerate(names[n] for n in batch):
+            where = f"{name}: loss {losses[i]}, gradient {grad[i]}"
+            assert np.isfinite(losses[i]) and np.all(np.isfinite(grad[i])), where
+            wrong = {key: float(value[i]) for key, value in metrics.items() if not np.isfinite(value[i])}
+            assert not wrong, f"{name}: {wrong}"
+            absent = np.arange(LONG)[None, :] >= np.asarray(arguments[1])[i][:, None]
+            assert not np.any(np.asarray(grad[i])[absent]), f"{name}: padding gets a gradient"
 
 
 @pytest.mark.parametrize("name", NAMES)
