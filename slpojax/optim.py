@@ -5,6 +5,7 @@ decided here is which defaults make them equal to the optimisers that preference
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -188,7 +189,9 @@ def _round(x: Float[Array, "*shape"], number: Array) -> Array:
     """
     strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim)]
     places = [jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) for axis in range(x.ndim)]
-    place = sum(a * jnp.uint32(stride % 2**32) for a, stride in zip(places, strides, strict=True))
+    place = functools.reduce(
+        jnp.add, (a * jnp.uint32(stride % 2**32) for a, stride in zip(places, strides, strict=True))
+    )
     drawn = _scramble(_scramble(place) + _scramble(~number)) >> 16
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + drawn
     rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
