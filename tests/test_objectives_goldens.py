@@ -219,6 +219,7 @@ def test_the_authors_targets():
             np.testing.assert_allclose(np.log1p(-target), facts[f"target_{side}bar"], rtol=1e-12)
 
 
+@pytest.mark.check
 def test_the_authors_masses():
     """Their unit tests: the mass of a response and of all others, from the probabilities of every word."""
     *tables, shifted = FACTS["y_ybar"]

@@ -381,6 +381,7 @@ def test_every_candidate():
     assert selectors.count(selectors.build("all"), 7) == 7
 
 
+@pytest.mark.check
 def test_a_noise_candidate_is_passed_over_once_it_has_fallen():
     """The trap of section 5.4: a response unlike any other has a larger gradient, here three times, and falls sooner.
 

@@ -77,6 +77,7 @@ def test_the_kernel_draws_by_the_reward_that_is_trained(folder, capsys, monkeypa
         assert ("selector mc_kernel: beta=" in capsys.readouterr().out) == ("selector.beta" not in beta)
 
 
+@pytest.mark.check
 def test_kto_on_pairs(folder):
     changes = {"objective.name": "unpaired.kto", "data.unpair": True, "data.mismatched": True, "data.rows": "0:20"}
     rows = run(folder, "kto", **changes)
