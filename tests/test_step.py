@@ -222,7 +222,7 @@ def test_running_statistics_follow_the_steps():
 
 def test_which_objectives_couple_examples():
     shapes = Shapes(8, 2, 12, 4, 64, 32)
-    expected = dict.fromkeys(OBJECTIVES, True) | {"dpo.sigmoid": False, "slpo.shift": False}
+    expected = dict.fromkeys([*OBJECTIVES, *MORE], True) | {"dpo.sigmoid": False, "slpo.shift": False}
     assert {name: step.couples_examples(objectives.build(name), shapes) for name in expected} == expected
 
 
