@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from step_tools import compiled, mesh_of, prepare
 
 from slpojax import data, hf, logps, models, objectives, optim, sharding, step
-from slpojax.base import Batch, Logps, Model, Params, Shapes, State
+from slpojax.base import Batch, Logps, Model, Params, Shapes
 from slpojax.data.examples import Example
 
 CONFIG = {
@@ -227,28 +227,13 @@ def test_which_objectives_couple_examples():
 
 
 def lowered(depth: int, shapes: Shapes, optimizer: optax.GradientTransformation):
-    """The train step of a model of some depth on one device, lowered; and its state's shapes."""
+    """The train step of a model of some depth on one device, lowered; and its state."""
     model, objective = models.build(CONFIG | {"num_hidden_layers": depth}), objectives.build("sft.token_mean")
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-
-    def start(params):
-        return State(jnp.int32(0), params, optimizer.init(params), None, jax.random.key(0))
-
-    state = jax.eval_shape(lambda: start(model.init(jax.random.key(0))))
-    where, _ = sharding.tree(mesh, model.sharding, state)
-    train_step = step.make_train_step(
-        model,
-        objective,
-        optimizer,
-        shapes,
-        accumulate=1,
-        batch_devices=1,
-        everywhere=sharding.replicated(mesh),
-        state_sharding=where,
-    )
+    params = jax.jit(model.init)(jax.random.key(0))
+    ready = prepare(model, objective, optimizer, shapes, params, mesh=mesh_of(1, 1, 1))
     pairs, index = examples(4), np.arange(4, dtype=np.int32)
     batch = data.pack([pairs[int(i)] for i in index], shapes, index)
-    return train_step.lower(state, None, batch), state
+    return ready.train_step.lower(ready.state, None, batch), ready.state
 
 
 def test_the_step_is_as_long_a_program_for_eight_layers_as_for_two_and_writes_over_its_state():
