@@ -4,7 +4,6 @@ Knows how a docstring of this package is laid out: a first line, `.. math::`, `V
 `python -m slpojax.objectives` is its program.
 """
 
-import contextlib
 import functools
 import inspect
 import pathlib
@@ -153,11 +152,7 @@ def _reads(built: objectives.Objective) -> str:
     if built.name.startswith("listwise."):
         return "K candidates"
     two = "response and a mismatched one" if "label" in built.needs else "pair"
-    for candidates, what in enumerate(("response", two), 1):
-        with contextlib.suppress(ValueError):  # `sequence.first`: too few candidates
-            couples_examples(built, Shapes(1, candidates, 1, 1, 1, 1))
-            return what
-    return "triple"
+    return ("response", two, "triple")[objectives.fewest(built) - 1]
 
 
 def _entry(name: str, function: Callable[..., Any], needs: tuple[str, ...]) -> Entry:

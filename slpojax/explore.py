@@ -259,15 +259,8 @@ def entanglement(score: Scorer, params: Params, gradients: Sequence[Float[Array,
     # A gradient by the logit, which is token - other, counts for one and against the other.
     sides = [(c, nothing) for c in one] + [(jnp.asarray(c), -jnp.asarray(c)) for c in gradients]
     token, other = (jnp.stack(side, axis=1) for side in zip(*sides, strict=True))
-    gram, _ = _gram(
-        pull,
-        (
-            token,
-            other,
-            {name: jnp.zeros((token.shape[0], token.shape[1], *x.shape[1:])) for name, x in distribution.items()},
-        ),
-    )
-    return _entanglement(gram)
+    nothing_else = {name: jnp.zeros((*token.shape[:2], *x.shape[1:])) for name, x in distribution.items()}
+    return _entanglement(_gram(pull, (token, other, nothing_else))[0])
 
 
 def logit_spread(

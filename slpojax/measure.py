@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from slpojax import data, evaluate, explore, logps, run, sharding
+from slpojax import data, evaluate, explore, logps, run, sharding, step
 from slpojax.base import Model, Params, State
 from slpojax.objectives import Objective
 from slpojax.run import Part, Run
@@ -90,8 +90,8 @@ def diagnosed(
     def measure_and_diagnose(n: int, state: State) -> dict[str, float]:
         frozen = state.reference or ref_params
         ref = logps_of(frozen, batch) if batch.ref is None and frozen is not None else batch.ref
-        given = {"ref": ref, **{name: getattr(batch, name) for name in ("previous", "score", "label", "weight")}}
-        found = diagnose(state.params, batch, given | {"state": state.objective}, frozen, jax.random.key(seed))
+        given = step.columns(batch) | {"ref": ref, "state": state.objective}
+        found = diagnose(state.params, batch, given, frozen, jax.random.key(seed))
         return measure(n, state) | {name: float(value) for name, value in found.items()}
 
     return measure_and_diagnose

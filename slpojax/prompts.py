@@ -6,8 +6,6 @@ A prompt is embedded as the mean of the frozen model's last hidden states over i
 is about; the state of its last token, which is the same token everywhere under a chat template, is about the response.
 """
 
-import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slpojax import kept, sharding
 from slpojax.base import Array, Float, Int, Model, Params, Rows
 
 LEAST, MOST = 0.5, 10.0  # what a weight is clipped to
@@ -60,14 +59,15 @@ def embed(
         total = jnp.sum(jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
         return total / jnp.maximum(length, 1)[:, None]
 
-    run, found = jax.jit(pooled, out_shardings=everywhere), []
-    for start in range(0, len(prompts), batch):
-        here = prompts[start : start + batch]
+    run = jax.jit(pooled, out_shardings=everywhere)
+
+    def embedded(start: int) -> jax.Array:
         token, length = np.zeros((batch, width), np.int32), np.zeros(batch, np.int32)
-        for i, ids in enumerate(here):
+        for i, ids in enumerate(prompts[start : start + batch]):
             token[i, : len(ids)], length[i] = ids, len(ids)
-        found.append(np.asarray(run(params, jax.device_put(token, rows), length))[: len(here)])
-    return np.concatenate(found)
+        return run(params, jax.device_put(token, rows), length)
+
+    return np.concatenate([*sharding.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
 
 
 def fit(
@@ -152,19 +152,11 @@ def cached(
         make: computes them.
         tell: takes a line that says whether the file was used.
     """
-    mark = json.dumps(key, sort_keys=True)
-    if file.exists():
-        with np.load(file) as arrays:
-            kept, *parts = (arrays[name] for name in arrays.files)
-            if str(kept) == mark:
-                tell(f"weights of the prompts: read from {file}")
-                return parts
-    tell("weights of the prompts: computing")
+    found = kept.read(file, key) if jax.process_index() == 0 else None
+    known = kept.from_first_host([*found.values()] if isinstance(found, dict) else None)
+    tell(f"weights of the prompts: {'computing' if known is None else f'read from {file}'}")
+    if known is not None:
+        return known
     made = make()
-    if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        with open(part, "wb") as f:
-            np.savez(f, np.array(mark), *made)
-        os.replace(part, file)
+    kept.write(file, key, {f"part{i}": weight for i, weight in enumerate(made)})
     return made

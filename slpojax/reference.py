@@ -4,26 +4,20 @@ Knows examples, a function from batches to log-probs, and a folder; knows no obj
 numbers depend on: weights, tokens (and so the tokenizer, the format and the truncation, which are named one by one to
 say what changed) and dtype. Under any other key it is computed anew, and the reason is told.
 
-While it is computed, parts of it are kept, and a process that is killed loses no more than the last of them. Every file
-holds its key and appears whole. Where there are several hosts, the first one alone reads, decides and writes, and sends
-the others what it has read: hosts that found different files would compute different batches, and wait for each other
-forever.
+While it is computed, parts of it are kept, and a process that is killed loses no more than the last of them. How files
+are read and written, and by which host, is `slpojax.kept`'s.
 """
 
 import dataclasses
 import hashlib
-import json
-import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from slpojax import sharding
+from slpojax import kept, sharding
 from slpojax.base import Batch, Logps
 
 _BATCHES = 32  # of a part
@@ -150,24 +144,25 @@ def cached(
         ValueError: a log-prob is not finite, or an example is missing.
     """
     whole, parts = folder / f"{name}.{split}.npz", f"{name}.{split}.{{}}.part"
-    kept, complete, number = [_NONE], False, 0
+    known, complete, number = [_NONE], False, 0
     if jax.process_index() == 0:
         files = sorted(folder.glob(parts.format("*")))
-        kept, complete, said = _known(whole, files, key, len(response_lengths))
+        known, complete, said = _known(whole, files, key, len(response_lengths))
         tell(f"{name} log-probs ({split}): {said}")
         number = len(files)  # parts under other keys stay until the whole is kept
-    pieces = [_from_first_host(_concatenate(kept), response_lengths)]
+    pieces = [Piece(*kept.from_first_host(_concatenate(known)) or _NONE)]
     done = np.isin(np.arange(len(response_lengths)), pieces[0].example)
     new: list[Piece] = []
     for piece in () if done.all() else make(done):
         new.append(piece)
         if len(new) == _BATCHES:
             pieces.append(_concatenate(new))
-            _keep(folder / parts.format(f"{number:04}"), key, pieces[-1])
+            kept.write(folder / parts.format(f"{number:04}"), key, pieces[-1]._asdict())
             new, number = [], number + 1
     columns = join([*pieces, *new], response_lengths)
     if not complete:
-        _keep(whole, key, Piece(np.arange(len(columns), dtype=np.int32), columns.token, columns.other))
+        every = Piece(np.arange(len(columns), dtype=np.int32), columns.token, columns.other)
+        kept.write(whole, key, every._asdict())
     if jax.process_index() == 0:
         for file in folder.glob(parts.format("*")):
             file.unlink(missing_ok=True)
@@ -201,44 +196,7 @@ def _known(
 
 def _read(file: pathlib.Path, key: dict[str, str]) -> Piece | str | None:
     """Return what a file holds, or why it is not used; None where there is none."""
-    try:
-        with open(file, "rb") as f, np.load(f) as arrays:
-            known = json.loads(str(arrays["key"]))
-            changed = [name for name in key if known.get(name) != key[name]]
-            if changed:
-                return f"changed: {', '.join(changed)}"
-            return Piece(arrays["example"], arrays["token"], arrays["other"])
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return "torn, or of another version"
-
-
-def _from_first_host(piece: Piece, response_lengths: np.ndarray) -> Piece:
-    """Return on every host what the first one has."""
-    if jax.process_count() == 1:
-        return piece
-    here = jax.process_index() == 0
-
-    def send(array: np.ndarray, size: int) -> np.ndarray:
-        # As whole numbers: hosts are summed, and a sum of floats has no minus zero.
-        bits = array.view(np.int32) if here else np.zeros(size, np.int32)
-        return np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(array.dtype)
-
-    count = int(send(np.array([len(piece.example)], np.int32), 1)[0])
-    if not count:
-        return _NONE
-    example = send(piece.example, count)
-    tokens = int(response_lengths[example].sum())
-    return Piece(example, send(piece.token, tokens), send(piece.other, tokens))
-
-
-def _keep(file: pathlib.Path, key: dict[str, str], piece: Piece) -> None:
-    """Write a file from the first host: under another name first, of this process alone, so that it appears whole."""
-    if jax.process_index() != 0:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torn = file.with_name(f"{file.name}.{os.getpid()}")
-    with open(torn, "wb") as f:
-        np.savez(f, key=np.array(json.dumps(key)), **piece._asdict())
-    os.replace(torn, file)
+    found = kept.read(file, key)
+    if not isinstance(found, dict):
+        return found
+    return Piece(**found) if found.keys() == set(Piece._fields) else "of another version"

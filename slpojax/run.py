@@ -4,6 +4,7 @@ Knows how to bring parameters to their devices, and the log-probs of frozen mode
 knows no configuration and no objective.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import data, hf, logger, reference, sharding
+from slpojax import data, hf, logger, prompts, reference, sharding, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes, State
 from slpojax.selectors import Selector
-from slpojax.step import make_picks
 
 
 class Part(NamedTuple):
@@ -67,8 +67,7 @@ def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> 
     """Return what an objective may ask for of a batch, on every device; it may still be on its way."""
     policy, distribution = run.numbers(params, batch, ref_params)
     ref = run.logps(ref_params, batch) if batch.ref is None and ref_params is not None else batch.ref
-    columns = {"ref": ref, **{name: getattr(batch, name) for name in ("previous", "score", "label", "weight")}}
-    return {"policy": policy, **distribution, **columns}
+    return {"policy": policy, **distribution, **step.columns(batch), "ref": ref}
 
 
 def load_params(run: Run, folder: pathlib.Path) -> Params:
@@ -112,6 +111,49 @@ def columns(
     return reference.cached(cache, name, part.name, key, lengths, make, logger.tell)
 
 
+def match_prompts(
+    run: Run,
+    parts: list[Part],
+    params: Callable[[], Params],
+    *,
+    file: pathlib.Path,
+    key: dict[str, str],
+    batch: int,
+    seed: int,
+) -> list[Part]:
+    """Weigh the undesirable examples so that their prompts are as the desirable ones'; the first part decides for all.
+
+    Args:
+        run: see `Run`.
+        parts: what is trained on, and what is held out, if anything.
+        params: brings the frozen model to the devices; called only where the file does not have the weights.
+        file: keeps them.
+        key: what the model's numbers depend on, but for the examples.
+        batch: prompts that are read at once, rounded up to a number that the devices share.
+        seed: of the draw of prompts, where there are many.
+    """
+    devices, examples = sharding.batch_devices(run.mesh), [part.examples for part in parts]
+    batch = -(-batch // devices) * devices
+
+    def make() -> list[np.ndarray]:
+        where = {"rows": sharding.split_rows(run.mesh), "everywhere": sharding.replicated(run.mesh)}
+        embedded = [
+            prompts.embed(run.model, params(), [own[i].prompt for i in range(len(own))], batch=batch, **where)
+            for own in examples
+        ]
+        classifier = prompts.fit(embedded[0], examples[0].label, seed=seed)
+        return [prompts.weights(classifier, x, own.label) for x, own in zip(embedded, examples, strict=True)]
+
+    key = key | {f"examples {i}": own.digest() for i, own in enumerate(examples)} | {"seed": str(seed)}
+    weights = prompts.cached(file, key, make, logger.tell)
+    lost = weights[0][examples[0].label < 0.5]
+    logger.tell(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
+    return [
+        part._replace(examples=dataclasses.replace(part.examples, weight=weight))
+        for part, weight in zip(parts, weights, strict=True)
+    ]
+
+
 def narrower(
     run: Run, selector: Selector, part: Part, whole: Shapes, picked: Shapes
 ) -> Callable[[State, Params | None, Batch], tuple[Batch, dict[str, Any]]]:
@@ -127,7 +169,7 @@ def narrower(
         picked: sizes of those of the picked ones.
     """
     devices, everywhere = sharding.batch_devices(run.mesh), sharding.replicated(run.mesh)
-    picks = make_picks(run.model, selector, whole, batch_devices=devices, everywhere=everywhere)
+    picks = step.make_picks(run.model, selector, whole, batch_devices=devices, everywhere=everywhere)
 
     def narrow(state: State, ref_params: Params | None, batch: Batch) -> tuple[Batch, dict[str, Any]]:
         chosen, metrics = picks(state, ref_params, sharding.put_batch(run.mesh, batch))

@@ -23,7 +23,7 @@ import optax
 from slpojax import masks, selectors
 from slpojax.base import TOKEN, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.logps import Head, head_function, place
-from slpojax.objectives import Objective
+from slpojax.objectives import Objective, blank
 from slpojax.selectors import Selector
 
 Metrics = dict[str, Array]
@@ -44,6 +44,11 @@ class Moving(NamedTuple):
 
     every: int
     mix: float
+
+
+def columns(batch: Batch) -> Given:
+    """Return what a batch itself holds of what objectives ask for."""
+    return {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
 
 
 def on_examples(
@@ -85,22 +90,9 @@ def on_examples(
 
 def couples_examples(objective: Objective, shapes: Shapes) -> bool:
     """Tell whether the objective's loss of one example depends on the others: whether it uses the axis "batch"."""
-    pair = (shapes.candidates, shapes.response)
-    logps = Logps(jnp.zeros(pair), jnp.zeros(pair), jnp.ones(pair[:1], jnp.int32))
-    given = {
-        **dict.fromkeys(("policy", "ref", "previous"), logps),
-        **dict.fromkeys(TOKEN, jnp.zeros(pair)),
-        "layer_activity": jnp.zeros((*pair, 1)),
-        **dict.fromkeys(("score", "probability"), jnp.zeros(pair[:1])),
-        "label": jnp.zeros(()),
-        "weight": jnp.ones(()),
-        "key": jax.random.key(0),
-        "state": objective.state,
-    }
+    arguments = blank(objective, shapes.candidates, shapes.response)
     try:
-        jax.eval_shape(
-            lambda arguments: objective.function(**arguments), {name: given[name] for name in objective.needs}
-        )
+        jax.eval_shape(lambda arguments: objective.function(**arguments), arguments)
     except NameError as error:  # JAX's error for a named axis that nobody has bound
         if "batch" in str(error):
             return True
@@ -256,8 +248,7 @@ def _mean_loss(
     examples = scored.slot // (shapes.candidates * shapes.response)
     here = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
     policy, distribution = place(head, scored, jnp.where(here[:, None], batch.length, 0), shapes.response)
-    columns = {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
-    given = {"policy": policy, **distribution, **columns, "state": state}
+    given = {"policy": policy, **distribution, **columns(batch), "state": state}
     losses, metrics, state = on_examples(objective, given, key, selector=selector)
 
     def mean(x: Array) -> Array:

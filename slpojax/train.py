@@ -4,7 +4,6 @@ The whole run, from top to bottom: model, data, reference, state, loop, export. 
 configuration, the model and the objective; what it calls gets plain values.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -32,7 +31,6 @@ from slpojax import (
     models,
     objectives,
     optim,
-    prompts,
     reference,
     run,
     selectors,
@@ -145,8 +143,6 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     work = Run(mesh, folder, model, plan.scan, numbers, lambda params, batch: plain(params, batch, None)[0])
 
     # The frozen models: log-probs from the cache, or weights that stay beside the policy's.
-    if config.data.match_prompts:
-        pairs, held_out = _match_prompts(config, work, tokenizer, pairs, held_out)
     pairs, held_out, ref_params = _frozen(config, work, needs, tokenizer, pairs, held_out)
     moving = step.Moving(config.reference.every, config.reference.mix) if config.reference.mode == "moving" else None
 
@@ -313,8 +309,8 @@ def _check_needs(
             f"objective {name} compares with a second frozen model, the iterate that training starts from; set "
             "--config.reference.previous to its folder"
         )
-    mismatched = " --config.data.mismatched=True" if objectives.fewest(objective) > 1 else ""
     if "label" in needs and not pairs.examples.labelled:
+        mismatched = " --config.data.mismatched=True" if objectives.fewest(objective) > 1 else ""
         raise ValueError(
             f"objective {name} asks for labels, which data.format={config.data.format} does not give; set "
             f"--config.data.unpair=True{mismatched} to make two labelled examples of each pair, or take labelled data "
@@ -330,7 +326,7 @@ def _check_needs(
             f"data.match_prompts=True weighs examples, which objective {name} does not read; set it to False, or take "
             "an objective that does, such as unpaired.bco_unpaired"
         )
-    for part in (pairs, held_out) if "probability" in needs else ():
+    for part in filter(None, (pairs, held_out)) if "probability" in needs else ():
         _check_probabilities(name, part)
     if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
         raise ValueError(
@@ -339,11 +335,11 @@ def _check_needs(
         )
 
 
-def _check_probabilities(name: str, part: Part | None) -> None:
+def _check_probabilities(name: str, part: Part) -> None:
     """Refuse scores that are no probabilities, where an objective reads them as such."""
-    score = part.examples.score if part else np.zeros((0, 1))
+    score = part.examples.score
     outside = np.flatnonzero(np.any((score < 0) | (score > 1), axis=1))
-    if part and outside.size:
+    if outside.size:
         raise ValueError(
             f"objective {name} reads the candidates' scores as probabilities to win, but those of the {part.name} data "
             f"go from {score.min():g} to {score.max():g} ({outside.size} of {len(score)} examples, first that of row "
@@ -460,56 +456,6 @@ def _first_params(config: ConfigDict, work: Run) -> Params:
     return run.load_params(work, work.folder) if config.model.weights == "load" else run.draw_params(work, config.seed)
 
 
-def _frozen_model(
-    config: ConfigDict, work: Run, tokenizer: data.Tokenizer, name: str, path: str
-) -> tuple[Callable[[], Params], dict[str, str]]:
-    """Return what brings a frozen model to the devices, once, and what its numbers of the data depend on."""
-    key = {"reference": "reference.path", "previous": "reference.previous"}[name]
-    folder = hf.resolve(path, key=key) if path else work.folder
-    loaded, drawn = path or config.model.weights == "load", f"drawn, seed {config.seed}, jax {jax.__version__}"
-    depends = {
-        "weights": reference.weights_digest(folder) if loaded else drawn,
-        "model": json.dumps(hf.read_config(folder), sort_keys=True),
-        "dtype": config.model.dtype,
-        "tokenizer": data.tokenizer_digest(tokenizer),
-        **{f"data.{name}": str(config.data[name]) for name in _DATA},
-    }
-    return functools.cache(lambda: run.load_params(work, folder) if path else _first_params(config, work)), depends
-
-
-def _match_prompts(
-    config: ConfigDict, work: Run, tokenizer: data.Tokenizer, pairs: Part, held_out: Part | None
-) -> tuple[Part, Part | None]:
-    """Weigh the undesirable examples so that their prompts are as the desirable ones'; training decides for both."""
-    params, depends = _frozen_model(config, work, tokenizer, "reference", config.reference.path)
-    parts = [part.examples for part in (pairs, held_out) if part]
-    batch = -(-config.batch_size // sharding.batch_devices(work.mesh)) * sharding.batch_devices(work.mesh)
-
-    def make() -> list[np.ndarray]:
-        where = {"rows": sharding.split_rows(work.mesh), "everywhere": sharding.replicated(work.mesh)}
-        embedded = [
-            prompts.embed(work.model, params(), [part[i].prompt for i in range(len(part))], batch=batch, **where)
-            for part in parts
-        ]
-        classifier = prompts.fit(embedded[0], parts[0].label, seed=config.seed)
-        return [prompts.weights(classifier, x, part.label) for x, part in zip(embedded, parts, strict=True)]
-
-    file = _cache(config) / "prompt_weights.npz"
-    depends |= {f"examples {i}": part.digest() for i, part in enumerate(parts)} | {"seed": str(config.seed)}
-    weighed = [
-        dataclasses.replace(part, weight=weight)
-        for part, weight in zip(parts, prompts.cached(file, depends, make, logger.tell), strict=True)
-    ]
-    lost = weighed[0].weight[weighed[0].label < 0.5]
-    logger.tell(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
-    return pairs._replace(examples=weighed[0]), held_out._replace(examples=weighed[1]) if held_out else None
-
-
-def _cache(config: ConfigDict) -> pathlib.Path:
-    """Return the folder of what frozen models say of the data."""
-    return pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
-
-
 def _frozen(
     config: ConfigDict,
     work: Run,
@@ -518,23 +464,50 @@ def _frozen(
     pairs: Part,
     held_out: Part | None,
 ) -> tuple[Part, Part | None, Params | None]:
-    """Give both parts the log-probs of the frozen models, or return the reference's parameters."""
-    cache, parts = _cache(config), [part for part in (pairs, held_out) if part]
+    """Give both parts what frozen models say of them, or return the reference's parameters."""
+    cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
+    parts = [part for part in (pairs, held_out) if part]
+    paths = {"reference": config.reference.path, "previous": config.reference.previous}
+    keys = {"reference": "reference.path", "previous": "reference.previous"}
 
-    def columns(name: str, path: str) -> list[reference.Columns]:
-        params, depends = _frozen_model(config, work, tokenizer, name, path)
-        return [run.columns(work, part, params, name=name, cache=cache, key=depends) for part in parts]
+    @functools.cache
+    def folder(name: str) -> pathlib.Path:
+        return hf.resolve(paths[name], key=keys[name]) if paths[name] else work.folder
+
+    @functools.cache  # until this function returns: whose log-probs are kept, its weights go
+    def params(name: str) -> Params:
+        return run.load_params(work, folder(name)) if paths[name] else _first_params(config, work)
+
+    @functools.cache
+    def depends(name: str) -> dict[str, str]:
+        """What the numbers of a frozen model depend on, but for the examples."""
+        loaded = paths[name] or config.model.weights == "load"
+        drawn = f"drawn, seed {config.seed}, jax {jax.__version__}"
+        return {
+            "weights": reference.weights_digest(folder(name)) if loaded else drawn,
+            "model": json.dumps(hf.read_config(folder(name)), sort_keys=True),
+            "dtype": config.model.dtype,
+            "tokenizer": data.tokenizer_digest(tokenizer),
+            **{f"data.{key}": str(config.data[key]) for key in _DATA},
+        }
+
+    def columns(name: str) -> list[reference.Columns]:
+        bring = functools.partial(params, name)
+        return [run.columns(work, part, bring, name=name, cache=cache, key=depends(name)) for part in parts]
 
     if "previous" in needs:
-        known = columns("previous", config.reference.previous)
-        parts = [part._replace(previous=of_part) for part, of_part in zip(parts, known, strict=True)]
-    path, mode, ref_params = config.reference.path, config.reference.mode, None
-    if "ref" in needs and mode == "cached":
-        parts = [part._replace(ref=of_part) for part, of_part in zip(parts, columns("reference", path), strict=True)]
-    elif "ref" in needs or mode == "moving":
-        ref_params = (
-            run.load_params(work, hf.resolve(path, key="reference.path")) if path else _first_params(config, work)
+        parts = [part._replace(previous=own) for part, own in zip(parts, columns("previous"), strict=True)]
+        params.cache_clear()  # one frozen model at a time
+    if config.data.match_prompts:
+        bring, file = functools.partial(params, "reference"), cache / "prompt_weights.npz"
+        parts = run.match_prompts(
+            work, parts, bring, file=file, key=depends("reference"), batch=config.batch_size, seed=config.seed
         )
+    mode, ref_params = config.reference.mode, None
+    if "ref" in needs and mode == "cached":
+        parts = [part._replace(ref=own) for part, own in zip(parts, columns("reference"), strict=True)]
+    elif "ref" in needs or mode == "moving":
+        ref_params = params("reference")
     return parts[0], parts[1] if held_out else None, ref_params
 
 

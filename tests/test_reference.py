@@ -14,6 +14,7 @@ from configs import base
 from slpojax import data, hf, models, reference, run, settings, sharding, train
 from slpojax.base import ABSENT, Logps
 from slpojax.data import pipeline
+from slpojax.kept import write
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_a_torn_file_is_never_taken(tmp_path):
     """However much of a file is missing, or whichever bit of a number is wrong."""
     key, piece = {"weights": "a"}, reference.Piece(np.arange(3), np.ones(50, np.float32), np.ones(50, np.float32))
     file = tmp_path / "reference.train.npz"
-    reference._keep(file, key, piece)
+    write(file, key, piece._asdict())
     good = file.read_bytes()
     assert isinstance(reference._read(file, key), reference.Piece)
     for size in range(0, len(good), 7):

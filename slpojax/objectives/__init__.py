@@ -103,11 +103,6 @@ def names() -> list[str]:
     ]
 
 
-def terms(name: str) -> list[str]:
-    """Return the names of the objectives that one, or a weighted sum, is made of."""
-    return list(mixture.parse(name)) if mixture.is_mixture(name) else [name]
-
-
 def defaults(name: str) -> dict[str, Any]:
     """Return the hyperparameters of an objective and their defaults.
 
@@ -197,20 +192,29 @@ def _metrics(objective: Objective) -> tuple[str, ...]:
         return _trace(objective, 3)
 
 
-def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
-    """Run the objective on shapes alone, which raises what its checks raise, and return the names of its metrics."""
-    shape = (1, candidates, 1)
-    responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape[:2], jnp.int32))
-    batched = {
+def blank(objective: Objective, candidates: int, response: int = 1) -> dict[str, Any]:
+    """Return what an objective asks for, of one example of which only the shapes mean anything."""
+    shape = (candidates, response)
+    responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(candidates, jnp.int32))
+    everything = {
         **dict.fromkeys(("policy", "ref", "previous"), responses),
         **dict.fromkeys(TOKEN, jnp.zeros(shape)),
         "layer_activity": jnp.zeros((*shape, 1)),
-        **dict.fromkeys(("score", "probability"), jnp.zeros(shape[:2])),
-        "label": jnp.zeros(1),
-        "weight": jnp.ones(1),
-        "key": jax.random.split(jax.random.key(0), 1),
+        **dict.fromkeys(("score", "probability"), jnp.zeros(candidates)),
+        "label": jnp.zeros(()),
+        "weight": jnp.ones(()),
+        "key": jax.random.key(0),
+        "state": objective.state,
     }
-    arguments = {key: batched.get(key, objective.state) for key in objective.needs}
+    return {name: everything[name] for name in objective.needs}
+
+
+def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
+    """Run the objective on shapes alone, which raises what its checks raise, and return the names of its metrics."""
+    one = blank(objective, candidates)
+    arguments = {
+        name: value if name == "state" else jax.tree.map(lambda x: x[None], value) for name, value in one.items()
+    }
     axes = {key: None if key == "state" else 0 for key in arguments}
     result = jax.eval_shape(
         jax.vmap(lambda given: objective.function(**given), in_axes=(axes,), axis_name="batch"), arguments
