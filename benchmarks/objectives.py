@@ -26,7 +26,7 @@ import optax
 import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 
-from slpojax import data, logps, masks, models, objectives, sharding, step
+from slpojax import beside, data, logps, masks, models, objectives, sharding, step
 from slpojax.base import MASKS, Batch, Model, Params, Shapes, State
 
 BASE, AGAIN, BAR = "dpo.sigmoid", "dpo.sigmoid again", 1.02
@@ -92,8 +92,8 @@ def stepper(
     mine = sorted(objective.needs & set(MASKS))
     if mine:
         _, states = jax.eval_shape(partial(model.layers, read=lambda x: x), state.params, batch.rows)
-        drawn = masks.init(jax.random.key(2), mine, layers=states.shape[0], width=states.shape[-1])
-        params = state.params | {masks.KEY: drawn}
+        init = partial(masks.init, layers=states.shape[0], width=states.shape[-1])
+        params = state.params | beside.draw(jax.random.key(2), dict.fromkeys(mine, init))
         state = state._replace(params=params, optimizer=optimizer.init(params))
     # Placed as the step gives it back, or the second step would compile once more.
     state = jax.tree.map(jax.device_put, state, parts.where(mesh, model, state))

@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     # Weigh undesirable examples so that their prompts are distributed as the desirable ones' (BCO's UDM)
     c.data.match_prompts = False
     c.data.mismatched = False  # add another prompt's response as the last candidate (KTO's estimate of the divergence)
+    c.data.degrade = 0  # copies added of each response of a pair, with more and more of its key content removed (SPO)
     c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
     c.data.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file
     c.data.max_length = 512  # tokens of prompt plus one response

@@ -32,8 +32,11 @@ DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 MASKS = ("kl_mask", "reward_mask")
 LAYERS = (*MASKS, "layer_activity")
 
+# What networks beside the policy read off its own last hidden states at a token; see `slpojax.degrees`.
+FEATURES = ("degree",)
+
 # What of a token an objective may ask for beside its log-probs.
-TOKEN = (*DISTRIBUTION, *LAYERS)
+TOKEN = (*DISTRIBUTION, *LAYERS, *FEATURES)
 
 
 class Logps(NamedTuple):
@@ -177,6 +180,7 @@ class Model(NamedTuple):
 __all__ = [
     "ABSENT",
     "DISTRIBUTION",
+    "FEATURES",
     "LAYERS",
     "MASKS",
     "TOKEN",

@@ -29,6 +29,7 @@ _NEEDS = {
     **{name: f"whole distribution ({name})" for name in DISTRIBUTION},
     **{name: f"learned mask ({name})" for name in MASKS},
     "layer_activity": "the reference's layers",
+    "degree": "copies with content removed",
 }
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau upsilon phi"
@@ -149,7 +150,7 @@ def _objective(name: str) -> Callable[..., Any]:
 
 
 def _reads(built: objectives.Objective) -> str:
-    if built.name.startswith("listwise."):
+    if built.name.startswith("listwise.") or "degree" in built.needs:
         return "K candidates"
     two = "response and a mismatched one" if "label" in built.needs else "pair"
     return ("response", two, "triple")[objectives.fewest(built) - 1]
@@ -296,8 +297,9 @@ text, with a name all there is to say about one. `config.objective.name` chooses
 *Needs*: an objective reads the policy's log-probs of one **response**, of a **pair** (candidate 0 is preferred to
 candidate 1), of a **triple** (a gold response, then a pair) or of **K candidates**. The *reference* is the frozen model
 of `config.reference`. The *whole distribution* are numbers over the vocabulary at every token, at some cost. *Learned
-masks* are weights of the tokens, trained beside the policy from what the reference's layers say. *The batch's
-statistics* are those of the global batch, whatever the accumulation and the devices.
+masks* are weights of the tokens, trained beside the policy from what the reference's layers say. *Copies with content
+removed* are made by `config.data.degrade`. *The batch's statistics* are those of the global batch, whatever the
+accumulation and the devices.
 
 *Notation*: the chosen response $`y_w`$, the rejected $`y_l`$; the log-ratio
 $`\rho(y) = \log P(y) - \log P_{ref}(y)`$, summed over tokens; the margin $`h = \rho(y_w) - \rho(y_l)`$; the reward

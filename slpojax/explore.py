@@ -327,7 +327,7 @@ def make_diagnostics(
         diagnostic/grad_norm           of the mean loss of these examples
         diagnostic/effective_sample_size    of the selector's weights, where it has such; else of the weights
                                        exp(beta log P / P_ref) of the candidates behind the first, where there are more
-                                       than two and a reference; beta is the objective's, or 1
+                                       than two, none a copy of another, and a reference; beta is the objective's, or 1
 
     Raises:
         ValueError: the batch holds one candidate.
@@ -388,7 +388,7 @@ def make_diagnostics(
             found["safe_radius_pair"] = jnp.min(jnp.where(both, radius, jnp.inf))
         if "selector/effective" in metrics:
             found["effective_sample_size"] = mean(metrics["selector/effective"])
-        elif shapes.candidates > 2 and given.get("ref") is not None:
+        elif shapes.candidates > 2 and given.get("ref") is not None and "degree" not in wanted:
             weights = objective.hyperparameters.get("beta", 1.0) * log_ratio(policy, given["ref"])
             weights = jnp.where(jnp.asarray(batch.length) > 0, weights, ABSENT)[:, 1:]
             found["effective_sample_size"] = mean(effective_sample_size(weights))

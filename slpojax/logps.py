@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from slpojax import masks
+from slpojax import beside, degrees, masks
 from slpojax.base import ABSENT, DISTRIBUTION, LAYERS, Array, Batch, Int, Logps, Model, Params, Rows, Scored, Shapes
 
 Head: TypeAlias = dict[str, Array]  # "log_odds" and what else was asked for, [G, S] each
@@ -311,7 +311,8 @@ def place(head: Head, scored: Scored, length: Array, response: int) -> tuple[Log
         response: T.
 
     Returns:
-        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] or [B, K, T, N], 0 where there is no token.
+        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] or with an axis of its own behind these, 0 where
+        there is no token.
     """
     slots = math.prod(length.shape) * response
 
@@ -335,7 +336,7 @@ def chunk_size(shapes: Shapes, rows_per_device: int) -> int:
 def head_function(
     model: Model, shapes: Shapes, *, rows_per_device: int, wanted: Collection[str] = ()
 ) -> Callable[..., Head]:
-    """Return (params, rows, scored, ref_params) -> [G, S] numbers, see `head` and `masks.numbers`.
+    """Return (params, rows, scored, ref_params) -> [G, S] numbers, see `head`, `masks.numbers` and `degrees.logits`.
 
     Args:
         model: whose log-probs; `ref_params` are the reference's, for `NEEDS_REFERENCE`, else None.
@@ -357,9 +358,13 @@ def head_function(
         reference, states = None, None
         if NEEDS_REFERENCE & set(wanted):
             reference, states = of_reference(ref_params, rows, scored)
-        policy = model.apply(params, rows, None)[0], model.unembed(params)
-        found = head(*policy, scored, chunk=chunk, wanted=of_vocabulary, reference=reference)
-        return found if states is None else found | masks.numbers(params, states, of_layers)
+        hidden, own = model.apply(params, rows, None)[0], beside.of(params)
+        found = head(hidden, model.unembed(params), scored, chunk=chunk, wanted=of_vocabulary, reference=reference)
+        if states is not None:
+            found |= masks.numbers(own, states, of_layers)
+        if "degree" in wanted:
+            found["degree"] = degrees.logits(own["degree"], predictors(hidden, scored.source))
+        return found
 
     return numbers
 

@@ -2,15 +2,14 @@
 
 Knows the layers' outputs and the scored positions; knows no model family and no objective. A mask is a number from 0
 for every token, the mean over the layers of a rectified linear map of what the reference's layer puts out where the
-token is predicted. Its weights are parameters beside the policy's, under the key `KEY`; the reference itself gets no
-gradient.
+token is predicted. Its weights stand beside the policy's, see `slpojax.beside`; the reference itself gets no gradient.
 
 Reference:
     Fenia Christopoulou, Ronald Cardenas, Gerasimos Lampouras, Haitham Bou-Ammar, Jun Wang, SparsePO: Controlling
     Preference Alignment of LLMs via Sparse Token Masks, 2024, arXiv:2410.05102, section 3.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TypeAlias
 
 import jax
@@ -18,47 +17,34 @@ import jax.numpy as jnp
 
 from slpojax.base import MASKS, Array, Float, Key, Params
 
-# Where a policy's parameters hold those of the masks: no model has a module of this name.
-KEY = "masks"
-
 Numbers: TypeAlias = dict[str, Array]
 
 
-def init(key: Key, names: Sequence[str], *, layers: int, width: int) -> Params:
-    """Draw the weights of masks, uniform within 1 / sqrt(width) as a linear layer of PyTorch starts.
+def init(key: Key, *, layers: int, width: int) -> Params:
+    """Draw the weights of a mask, uniform within 1 / sqrt(width) as a linear layer of PyTorch starts.
 
     Args:
         key: random.
-        names: of the masks, each with weights of its own.
         layers: N of the reference.
         width: D of the reference.
 
     Returns:
-        By name, {"weight": [N, D], "bias": [N]}, float32.
+        {"weight": [N, D], "bias": [N]}, float32.
 
     Example:
-        >>> jax.tree.map(jnp.shape, init(jax.random.key(0), ["kl_mask"], layers=2, width=3))
-        {'kl_mask': {'bias': (2,), 'weight': (2, 3)}}
+        >>> jax.tree.map(jnp.shape, init(jax.random.key(0), layers=2, width=3))
+        {'bias': (2,), 'weight': (2, 3)}
     """
     bound = width**-0.5
-
-    def one(key: Key) -> Params:
-        weight, bias = jax.random.split(key)
-        draw = jax.random.uniform
-        return {
-            "weight": draw(weight, (layers, width), minval=-bound, maxval=bound),
-            "bias": draw(bias, (layers,), minval=-bound, maxval=bound),
-        }
-
-    return {name: one(key) for name, key in zip(names, jax.random.split(key, len(names)), strict=True)}
+    weight, bias = jax.random.split(key)
+    draw = jax.random.uniform
+    return {
+        "weight": draw(weight, (layers, width), minval=-bound, maxval=bound),
+        "bias": draw(bias, (layers,), minval=-bound, maxval=bound),
+    }
 
 
-def without(params: Params) -> Params:
-    """Return a policy's parameters as the model knows them."""
-    return {name: value for name, value in params.items() if name != KEY}
-
-
-def numbers(params: Params, states: Float[Array, "N G S D"], wanted: Collection[str]) -> Numbers:
+def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[str]) -> Numbers:
     r"""Return what is asked for of the layers' outputs.
 
     .. math:: m_t = \frac{1}{N} \sum_l \max(0, w_l \cdot \bar{h}_{l,t} + b_l)
@@ -68,7 +54,7 @@ def numbers(params: Params, states: Float[Array, "N G S D"], wanted: Collection[
     mean.
 
     Args:
-        params: those of the policy; the masks' are at `KEY`.
+        masks: weights by name, of the wanted masks at least.
         states: outputs of the reference's N layers where the scored tokens are predicted.
         wanted: among `slpojax.base.LAYERS`.
 
@@ -80,7 +66,7 @@ def numbers(params: Params, states: Float[Array, "N G S D"], wanted: Collection[
     found: Numbers = {"layer_activity": jnp.moveaxis(mean[..., 0], 0, -1)} if "layer_activity" in wanted else {}
     standard = (states - mean) * jax.lax.rsqrt(jnp.var(states, axis=-1, keepdims=True) + 1e-5)
     for name in sorted(set(wanted) & set(MASKS)):
-        own = params[KEY][name]
+        own = masks[name]
         heights = jnp.einsum("ngsd,nd->ngs", standard, own["weight"]) + own["bias"][:, None, None]
         found[name] = jnp.mean(jax.nn.relu(heights), axis=0)
     return found

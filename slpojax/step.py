@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import masks, selectors
+from slpojax import beside, selectors
 from slpojax.base import TOKEN, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.logps import Head, head_function, place
 from slpojax.objectives import Objective, blank
@@ -260,7 +260,7 @@ def _mean_loss(
 def _move(moving: Moving, reference: Params, params: Params, step: Array) -> Params:
     return jax.lax.cond(
         step % moving.every == 0,
-        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, masks.without(params)),
+        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, beside.without(params)),
         lambda: reference,
     )
 

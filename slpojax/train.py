@@ -20,8 +20,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from slpojax import (
+    beside,
     checkpoint,
     data,
+    degrees,
     flops,
     hf,
     logger,
@@ -39,7 +41,7 @@ from slpojax import (
     step,
     worlds,
 )
-from slpojax.base import MASKS, TOKEN, Key, Model, Params, Rows, Shapes, State
+from slpojax.base import FEATURES, MASKS, TOKEN, Key, Model, Params, Rows, Shapes, State
 from slpojax.run import Part, Run
 
 DEFAULT = "configs/quickstart.py"
@@ -48,7 +50,7 @@ HERE = pathlib.Path(__file__).parent
 # What `data.load` is told of the configuration's data, and the cache of a frozen model's log-probs depends on.
 _DATA = (
     *("format", "candidates", "max_length", "max_prompt_length", "too_long", "bos", "chat_template"),
-    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched"),
+    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched", "degrade"),
 )
 
 CHOICES: settings.Choices = {
@@ -157,9 +159,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         moments=config.moments,
     )
     shape = jax.eval_shape(model.init, jax.random.key(0))
-    make_state = functools.partial(
-        _make_state, optimizer, objective, _masks(model, shape, objective), jax.random.key(config.seed)
-    )
+    draw_beside = _beside(model, shape, objective, pairs.examples.candidates)
+    make_state = functools.partial(_make_state, optimizer, objective, draw_beside, jax.random.key(config.seed))
     like = jax.eval_shape(make_state, shape, shape if moving else None)
     state_sharding, notes = sharding.tree(mesh, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, state_sharding)
@@ -230,9 +231,9 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     )
     body, head = flops.weights(shape, jax.eval_shape(model.unembed, shape))
     cost = functools.partial(flops.of_step, body, head)
-    beside = functools.partial(_reference_cost, moving is not None or ref_params is not None)
-    training = flops.TRAIN + beside(objective.needs if plan.picked else needs)
-    scoring = flops.FORWARD + beside(selector.needs) if selector and plan.picked else 0
+    extra = functools.partial(_reference_cost, moving is not None or ref_params is not None)
+    training = flops.TRAIN + extra(objective.needs if plan.picked else needs)
+    scoring = flops.FORWARD + extra(selector.needs) if selector and plan.picked else 0
     picks: dict[str, jax.Array] = {}  # what a selector tells that has picked ahead of the step
     trace = run.tracer(output / "profile", config.profile)
     for note in notes:
@@ -271,7 +272,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         checkpoint.close(checkpoints)
 
     if config.export:
-        run.export(output / "hf", masks.without(state.params), work, hf_config, tokenizer_folder)
+        run.export(output / "hf", beside.without(state.params), work, hf_config, tokenizer_folder)
 
 
 def _selector(config: ConfigDict, objective: objectives.Objective) -> selectors.Selector | None:
@@ -326,6 +327,16 @@ def _check_needs(
             f"data.match_prompts=True weighs examples, which objective {name} does not read; set it to False, or take "
             "an objective that does, such as unpaired.bco_unpaired"
         )
+    if "degree" in needs and not config.data.degrade:
+        raise ValueError(
+            f"objective {name} tells how much of a response's key content was removed, but config.data.degrade is 0; "
+            "set --config.data.degrade=3 to add three copies of each response, with more and more removed"
+        )
+    if config.data.degrade and "degree" not in needs:
+        raise ValueError(
+            f"config.data.degrade={config.data.degrade} adds copies of the responses, which objective {name} does not "
+            "read; set it to 0, or take an objective that does, such as self_supervised.spo"
+        )
     for part in filter(None, (pairs, held_out)) if "probability" in needs else ():
         _check_probabilities(name, part)
     if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
@@ -352,7 +363,12 @@ def _check_probabilities(name: str, part: Part) -> None:
 def _check_candidates(
     objective: objectives.Objective, selector: selectors.Selector | None, config: ConfigDict, examples: data.Examples
 ) -> None:
-    """Refuse a run whose examples have fewer candidates than the objective, or the diagnostics, read."""
+    """Refuse a run whose examples, once picked from, lack candidates that the objective, or the diagnostics, read."""
+    if selector and config.data.degrade:
+        raise ValueError(
+            f"selector {selector.name} picks among the copies that config.data.degrade={config.data.degrade} makes, "
+            "which the objective knows by their place; set --config.selector.name=all"
+        )
     count, fewest = examples.candidates, objectives.fewest(objective)
     seen = selectors.count(selector, count) if selector else count
     if seen < fewest:
@@ -511,27 +527,31 @@ def _frozen(
     return parts[0], parts[1] if held_out else None, ref_params
 
 
-def _masks(model: Model, params: Params, objective: objectives.Objective) -> Callable[[Key], Params]:
-    """Return what draws the parameters of the masks that an objective learns, under their key; nothing where none."""
-    names = sorted(objective.needs & set(MASKS))
+def _beside(model: Model, params: Params, objective: objectives.Objective, candidates: int) -> Callable[[Key], Params]:
+    """Return what draws the parameters that an objective learns beside the policy's; nothing where there are none."""
+    names = objective.needs & {*MASKS, *FEATURES}
     if not names:
-        return lambda key: {}
+        return functools.partial(beside.draw, draws={})
     one = np.ones((1, 1), np.int32)
     rows = Rows(one, one, one, one)
     layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
-    return lambda key: {masks.KEY: masks.init(key, names, layers=layers, width=width)}
+    draws: dict[str, Callable[[Key], Params]] = {
+        **dict.fromkeys(MASKS, functools.partial(masks.init, layers=layers, width=width)),
+        "degree": functools.partial(degrees.init, width=width, classes=candidates // 2),
+    }
+    return functools.partial(beside.draw, draws={name: draws[name] for name in names})
 
 
 def _make_state(
     optimizer: optax.GradientTransformation,
     objective: objectives.Objective,
-    draw_masks: Callable[[Key], Params],
+    draw_beside: Callable[[Key], Params],
     key: Key,
     params: Params,
     ref_params: Params | None,
 ) -> State:
     """Make the state before the first step."""
-    params = params | draw_masks(key)
+    params = params | draw_beside(key)
     zero, statistics = jax.numpy.zeros((), jax.numpy.int32), jax.tree.map(jax.numpy.float32, objective.state)
     return State(zero, params, optimizer.init(params), statistics, key, ref_params)
 

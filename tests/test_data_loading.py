@@ -139,6 +139,9 @@ def test_candidates_are_kept_best_first(load):
         ({"accept": 5, "candidates": 4, "pairs": "all"}, "from 2 to data.candidates=4"),
         ({"unpair": True, "candidates": 1}, "data.unpair takes pairs apart; got data.candidates=1"),
         ({"mismatched": True}, "data.mismatched takes the response of another record, but there are 1"),
+        ({"degrade": 2, "unpair": True}, r"data.degrade=2 .* of a pair; expected .* without data.unpair"),
+        ({"degrade": 2, "candidates": 4}, r"data.degrade=2 .* with data.candidates=2 \(now 4\)"),
+        ({"degrade": -1}, "data.degrade=-1 .*expected a number from 0"),
     ],
 )
 def test_errors_say_what_to_do(load, options, message):

@@ -1,5 +1,7 @@
 """Masks of tokens, learned from the reference's layers: against NumPy, through models, and through a whole run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import logger, logps, masks, models, settings, train
+from slpojax import beside, logger, logps, masks, models, settings, train
 from slpojax.base import Rows, Scored, Shapes
 
 WIDTH, LAYERS = 16, 3
@@ -23,6 +25,12 @@ MODELS = {
     }
     for family in ("llama", "gpt_neox")
 }
+
+
+def draw(seed: int, *names: str):
+    """The weights of masks, as they stand beside a policy's parameters."""
+    init = functools.partial(masks.init, layers=LAYERS, width=WIDTH)
+    return beside.draw(jax.random.key(seed), dict.fromkeys(names, init))
 
 
 def alone(token: list[int]) -> Rows:
@@ -54,7 +62,7 @@ def test_numbers_and_their_gradients():
     rng = np.random.default_rng(0)
     states = rng.normal(1.0, 2.0, (LAYERS, 2, 4, WIDTH))
     with jax.enable_x64(True):
-        drawn = masks.init(jax.random.key(1), ["kl_mask", "reward_mask"], layers=LAYERS, width=WIDTH)
+        drawn = beside.of(draw(1, "kl_mask", "reward_mask"))
     drawn = jax.tree.map(lambda x: 3 * np.asarray(x, np.float64), drawn)
 
     def mask(own, g, s):
@@ -66,7 +74,7 @@ def test_numbers_and_their_gradients():
         return total / LAYERS
 
     def ours(own, states):
-        return masks.numbers({masks.KEY: own}, states, ["kl_mask", "layer_activity", "reward_mask"])
+        return masks.numbers(own, states, ["kl_mask", "layer_activity", "reward_mask"])
 
     small, held = jax.tree.map(jnp.float32, drawn), jnp.float32(states)
     found = jax.jit(ours)(small, held)
@@ -92,7 +100,7 @@ def test_they_come_to_their_places():
     """Masks of packed responses are those of the same responses alone, read where their tokens are predicted."""
     model = models.build(MODELS["gpt_neox"])
     ref, policy = jax.jit(model.init)(jax.random.key(0)), jax.jit(model.init)(jax.random.key(1))
-    own = masks.init(jax.random.key(2), ["reward_mask"], layers=LAYERS, width=WIDTH)
+    own = draw(2, "reward_mask")
     prompt, answers = [7, 8, 9], ([3, 4, 5], [6])
     token = np.array([[*prompt, *answers[0], *answers[1], 0]], np.int32)
     rows = Rows(
@@ -106,14 +114,14 @@ def test_they_come_to_their_places():
     )
     shapes = Shapes(1, 2, 3, 1, 8, 4)
     numbers = logps.head_function(model, shapes, rows_per_device=1, wanted=["reward_mask", "layer_activity"])
-    head = jax.jit(numbers)(policy | {masks.KEY: own}, rows, scored, ref)
+    head = jax.jit(numbers)(policy | own, rows, scored, ref)
     _, placed = logps.place(head, scored, jnp.array([[3, 1]]), shapes.response)
     assert placed["reward_mask"].shape == (1, 2, 3) and placed["layer_activity"].shape == (1, 2, 3, LAYERS)
 
     @jax.jit
     def separately(rows):
         states = model.layers(ref, rows, lambda x: x)[1][:, :, len(prompt) - 1 : -1]
-        return masks.numbers({masks.KEY: own}, states, ["reward_mask", "layer_activity"])
+        return masks.numbers(beside.of(own), states, ["reward_mask", "layer_activity"])
 
     for k, answer in enumerate(answers):
         for name, value in separately(alone([*prompt, *answer])).items():

@@ -62,6 +62,7 @@ def test_the_table_names_all_and_fits_a_terminal(table):
         ("slpo.shift", ("pair", "reference")),
         ("token_level.wpo", ("pair", "reference", "whole distribution (collision)")),
         ("listwise.nca", ("K candidates", "reference", "scores")),
+        ("self_supervised.spo", ("K candidates", "reference", "copies with content removed")),
     ],
 )
 def test_what_an_objective_needs(name, needs):

@@ -169,6 +169,12 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
             r"anchored.sppo reads .* as probabilities to win, .*train data go from 0 to 5 \(20 of 20 .* that of row 0",
         ),
         ({"objective.name": "sft.token_mean", "data.unpair": True, "diagnostics": 4}, r"config.diagnostics=4 compares"),
+        ({"objective.name": "self_supervised.spo"}, r"spo tells .*data.degrade is 0; set --config.data.degrade=3"),
+        ({"data.degrade": 1}, r"data.degrade=1 adds copies .*, which objective dpo.sigmoid does not read; set it to 0"),
+        (
+            {"objective.name": "self_supervised.spo", "data.degrade": 1, "selector.name": "random"},
+            r"selector random picks among the copies .* set --config.selector.name=all",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -11,6 +11,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from slpojax.data import degrade as degrading
 from slpojax.data import examples as storage
 from slpojax.data import formats, pairing, report, sources, tokenise, unpaired
 from slpojax.data import too_long as policies
@@ -36,6 +37,7 @@ _PAIRED = "taken apart into pairs"
 _NO_PAIR = "pair of equally good responses left out"
 _UNPAIRED = "taken apart into labelled responses"
 _MISMATCHED_CUT = "mismatched response cut (no EOS)"
+_TOO_SHORT = "response too short for copies with content removed"
 _APART = f"tokens of the response depend on its prompt (looked at in the first {_CHUNK:,} rows)"
 
 
@@ -81,6 +83,7 @@ def load(
     accept_beta: float = 0.5,
     unpair: bool = False,
     mismatched: bool = False,
+    degrade: int = 0,
     max_length: int = 512,
     max_prompt_length: int = 256,
     too_long: str = "cut_prompt",
@@ -106,6 +109,7 @@ def load(
         accept_beta: its temperature, in the unit of the scores.
         unpair: make a labelled example of every candidate: the best is desirable, the others are not.
         mismatched: add to every example, as its last candidate, a response of the next; see `unpaired.mismatch`.
+        degrade: copies with content removed that are added of each response of a pair, see `degrade.add_copies`.
         max_length: tokens of prompt plus one response.
         max_prompt_length: see `slpojax.data.too_long`.
         too_long: a policy of `slpojax.data.too_long`.
@@ -128,6 +132,11 @@ def load(
     if unpair and candidates < 2:
         raise ValueError(f"data.unpair takes pairs apart; got data.candidates={candidates}, expected 2 or more")
     _check_pairs(pairs, candidates, accept, accept_beta, unpair)
+    if degrade and (degrade < 0 or candidates != 2 or unpair or pairs or mismatched):
+        raise ValueError(
+            f"data.degrade={degrade} adds copies of the two responses of a pair; expected a number from 0, with "
+            f"data.candidates=2 (now {candidates}) and without data.unpair, data.pairs, data.accept and data.mismatched"
+        )
     rules = _Rules(
         parse=formats.find(format),
         format=format,
@@ -157,14 +166,18 @@ def load(
     if mismatched and groups:
         groups, cut = unpaired.mismatch(groups, max_length)
         counts.noted[_MISMATCHED_CUT] += cut
+    made = list(itertools.chain(*groups))
+    if degrade:
+        made, short = degrading.add_copies(made, degrade)
+        counts.noted[_TOO_SHORT] += short
     kept = 1 if unpair else 2 if pairs else candidates
-    stored = storage.build(itertools.chain(*groups), candidates=kept + mismatched, labelled=labelled)
+    stored = storage.build(made, candidates=kept + mismatched + 2 * degrade, labelled=labelled)
     special = f"EOS {tokenizer.eos_token} ({tokenizer.eos_token_id}), "
     special += (
         f"BOS {tokenizer.bos_token} ({tokenizer.bos_token_id}) before plain prompts" if rules.before else "no BOS"
     )
     name = f"{path}{f', rows {rows}' if rows else ''}, as {format}, too_long {too_long}"
-    told = report.make(name, len(source.records), counts, stored, special, mismatched=mismatched)
+    told = report.make(name, len(source.records), counts, stored, special, mismatched=mismatched, degrade=degrade)
     if not len(stored):
         raise ValueError(
             f"no usable record\n{report.render(told)}\nTry another data.format ({', '.join(formats.FORMATS)}), "

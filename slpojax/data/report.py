@@ -106,7 +106,14 @@ def tally() -> Tally:
 
 
 def make(
-    source: str, read: int, counts: Tally, examples: Examples, special: str, *, mismatched: bool = False
+    source: str,
+    read: int,
+    counts: Tally,
+    examples: Examples,
+    special: str,
+    *,
+    mismatched: bool = False,
+    degrade: int = 0,
 ) -> Report:
     """Make the report of what was read.
 
@@ -117,14 +124,16 @@ def make(
         examples: what is kept.
         special: tells the special tokens in a line.
         mismatched: whether the last candidate answers another prompt; it does not count as a candidate here.
+        degrade: copies of each of two responses; they do not either.
     """
     prompt, response = examples.lengths
-    own = examples.candidates - mismatched
+    own = examples.candidates - mismatched - 2 * degrade
     names = {1: ["response"], 2: ["chosen", "rejected"]}.get(own) or [
         "chosen",
         *(f"candidate {k + 2}" for k in range(own - 1)),
     ]
     names = [*names, *["mismatched"] * mismatched]
+    names += [f"{name}, copy {d + 1}" for d in range(degrade) for name in names[:2]]
     desirable = int(examples.label.sum())
     return Report(
         source=source,

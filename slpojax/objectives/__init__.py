@@ -32,6 +32,8 @@ What it gets. Its positional parameters name what it needs, among
     layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out there;
     reward_mask, kl_mask  [K, T] learned masks, numbers from 0 on whose weights are trained beside the policy
             (`slpojax.masks`); the gradient flows through these too. All four need the reference's weights as `kl` does.
+    degree  [K, T, C] logits of how much of a response was taken away, read off the policy's last states by a network
+            beside it (`slpojax.degrees`), for data that has such copies (`data.degrade`); the gradient flows to both.
     key     a random key of its own.
     state   running statistics; the parameter's default is their initial value, any tree of numbers.
 Its keyword-only parameters are its hyperparameters, Python numbers and strings with the paper's values as defaults.
@@ -200,6 +202,7 @@ def blank(objective: Objective, candidates: int, response: int = 1) -> dict[str,
         **dict.fromkeys(("policy", "ref", "previous"), responses),
         **dict.fromkeys(TOKEN, jnp.zeros(shape)),
         "layer_activity": jnp.zeros((*shape, 1)),
+        "degree": jnp.zeros((*shape, -(-candidates // 2))),
         **dict.fromkeys(("score", "probability"), jnp.zeros(candidates)),
         "label": jnp.zeros(()),
         "weight": jnp.ones(()),

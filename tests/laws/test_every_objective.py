@@ -44,6 +44,7 @@ def distribution(policy: Logps, ref: Logps) -> dict[str, jax.Array]:
         "kl_mask": jax.nn.relu(0.5 + 0.1 * q[1]),
     }
     values = {name: jnp.where(here, x, 0.0) for name, x in values.items()}
+    values["degree"] = jnp.where(here[..., None], jnp.moveaxis(p, 0, -1), 0.0)
     return values | {"layer_activity": jnp.stack([values["activity"], values["activity"] ** 2], axis=-1)}
 
 
@@ -130,7 +131,7 @@ def test_order_padding_and_further_candidates_change_nothing(objective):
     same(take((losses, metrics), order), short(objective.name)(*take((*sides, index), order)))
 
     # An objective over all candidates reads a further one, unless it is absent.
-    fourth = 0 if objective.name.startswith("listwise.") else 3
+    fourth = 0 if objective.name.startswith("listwise.") or "degree" in objective.needs else 3
     same((losses, metrics), long(objective.name)(*widened(policy, ref, lengths, fourth=fourth), index)[:2])
 
 
