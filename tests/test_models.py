@@ -11,7 +11,7 @@ from jax import lax
 from model_tools import cross_entropy, logits_of, named, plain
 from safetensors.numpy import save_file
 
-from slpojax import hf, models
+from slpojax import hf, models, sharding
 from slpojax.base import Rows
 
 _SMALL = {
@@ -130,6 +130,7 @@ def test_packed_equals_separate(small):
     _near(ours_gradient, theirs_gradient)
 
 
+@pytest.mark.check
 def test_padding_has_no_influence(small):
     model, params = small
     rows, source, _ = _packed([_example(0, 4, [3, 2])], 14)
@@ -153,7 +154,7 @@ def test_padding_has_no_influence(small):
     _near(near_gradient, gradient)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.check)])
 def test_cached_steps_equal_a_full_pass(small, side):
     model, params = small
     prompts, new = [3, 6, 1], 5
@@ -193,7 +194,8 @@ def test_a_prompt_too_long_for_the_cache_is_an_error(small):
         model.apply(params, plain(np.zeros((1, 9))), model.empty_cache(1, 8))
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gpt_neox", marks=pytest.mark.check)])
+@pytest.mark.check
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_bfloat16_computes_near_float32_and_keeps_float32_gradients(name):
     rows = plain(np.random.default_rng(0).integers(0, 61, (2, 24)))
     config = CONFIGS[name] | {"initializer_range": 0.1}
@@ -269,3 +271,10 @@ def test_what_a_shorter_run_allows():
         models.build(CONFIGS["llama"], dtype="float64")
     with pytest.raises(ValueError, match="model.remat='full'.*none, dots, layer, offload"):
         models.build(CONFIGS["llama"], remat="full")
+
+
+def test_an_old_jax_does_not_offload_on_several_devices(monkeypatch):
+    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
+    with pytest.raises(ValueError, match="offload' on 2 devices takes JAX 0.11.*Set model.remat='layer'"):
+        models.build(CONFIGS["llama"], remat="offload", mesh=mesh)

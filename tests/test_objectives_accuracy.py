@@ -82,8 +82,8 @@ def exact_gradient(loss, pair: papers.Pair, side: str) -> np.ndarray:
     return np.array([float(first * g / gone[0]) for g in gone])
 
 
-# Four of them, from one token to thousands, in every run of the tests; all of them in `make check`.
-FEW = ("T=1, 1 - p = 1e-17", "T=64, each 1 - 1e-6", "T=512, policy == reference", "T=2048")
+# Two of them, of one token and of thousands, in every run of the tests; all of them in `make check`.
+FEW = ("T=1, 1 - p = 1e-17", "T=2048")
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def distance(a, b):
     return sum(abs(a[k] - b[k]) for k in a) / 2
 
 
-@pytest.mark.parametrize("include_state", [False, True])
+@pytest.mark.parametrize("include_state", [False, pytest.param(True, marks=pytest.mark.check)])
 def test_a_chain_on_fresh_pools(include_state):
     settings = {"include_state": True} if include_state else {"picks": 2}  # those of the other tests
     picks = draws("mc_kernel", beta=0.3, steps=3, pool=2, **settings)
@@ -366,6 +366,7 @@ def test_it_is_documented(name):
         assert f"{parameter}: " in text, f"{name} does not describe {parameter}"
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", NAMES)
 def test_under_vmap_with_a_key_each(name):
     selector = selectors.build(name, {"beta": 0.1})

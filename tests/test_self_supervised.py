@@ -181,6 +181,7 @@ def run(folder, output, **changes):
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 
+@pytest.mark.check
 def test_a_run_learns_to_tell_and_exports_the_model_alone(folder):
     rows = run(folder, "long", **{"steps": 120, "eval_every": 0, "checkpoint_every": -1, "learning_rate": 3e-2})
     assert rows[0]["degree/loss"] > 0.5 * np.log(2)

@@ -23,7 +23,8 @@ from slpojax.base import ABSENT, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
-QUICK, LONG = 6, 26  # draws in `make test`, and in `make check` beside them
+QUICK, LONG = 2, 30  # draws in `make test`, and in `make check` beside them
+TURN = 6  # draws in which every choice is met
 RESPONSE, ROOM = 12, 192  # tokens of a response, and of a prompt with one response, at most
 NOWHERE = (np.zeros(RESPONSE, np.float32),) * 2
 
@@ -68,7 +69,8 @@ CHOICES = {
     "mesh": [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1), (1, 1, 4)],
     "accumulate": [1, 2, 4],
     "attention": ["blocks", "gpu", "tpu", "whole"],
-    "remat": ["none", "dots", "layer", "offload"],
+    # JAX 0.10.1 cannot offload on several devices.
+    "remat": ["none", "dots", "layer", "offload" if jax.__version_info__ >= (0, 11) else "layer"],
     "cached": [True, False],
     "positions": [256, 5],
 }
@@ -274,9 +276,9 @@ def test_the_same_loss_and_gradients_as_one_response_per_row(draw, monkeypatch):
 
 def test_the_draws_hold_what_is_promised():
     for name, choices in CHOICES.items():
-        assert {getattr(draw, name) for draw in DRAWS[:QUICK]} == set(choices), name
+        assert {getattr(draw, name) for draw in DRAWS[:TURN]} == set(choices), name
     full = single = lone = chunked = 0
-    for draw in DRAWS[:QUICK]:
+    for draw in DRAWS[:TURN]:
         listed, row_length = batch_of(draw)
         shapes, batch = packed(draw, listed, row_length)
         full += bool((batch.rows.example > 0).all(axis=1).any())

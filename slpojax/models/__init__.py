@@ -50,7 +50,7 @@ def build(
         max_length: longest sequence of the run. Only two options of a config look at it: dynamic rope scaling (see
             `rotary.frequencies`) and sliding windows, which are refused where they would matter. None means
             `max_position_embeddings`.
-        mesh: over which the rows will be split; only attention="tpu" has to know.
+        mesh: over which the rows will be split, for attention="tpu" and remat="offload", which have to know.
 
     Returns:
         The model.
@@ -83,6 +83,11 @@ def build(
         raise ValueError(
             f"model.attention='gpu' is cuDNN's, which has no {dtype}; set model.dtype='bfloat16', or "
             "model.attention='blocks'."
+        )
+    if remat == "offload" and mesh is not None and mesh.size > 1 and jax.__version_info__ < (0, 11):
+        raise ValueError(
+            f"model.remat='offload' on {mesh.size} devices takes JAX 0.11, which takes Python 3.12; this is JAX "
+            f"{jax.__version__}. Set model.remat='layer'."
         )
     attend = ATTENTIONS[attention] if isinstance(attention, str) else attention
     if attention == "tpu":
