@@ -21,14 +21,16 @@
 # $$\Delta \log P(y_w) \propto |g_w|^2 - g_w \cdot g_l, \qquad \Delta \log P(y_l) \propto g_w \cdot g_l - |g_l|^2,$$
 #
 # so both move the *same* way once the inner product exceeds one of the squared norms (Yuan et al., 2024,
-# arXiv:2410.13828). Here on a real, tiny Llama.
+# arXiv:2410.13828). Here on a real, tiny Llama: stories260K, 260,032 parameters trained on TinyStories.
 #
-# 1. A model that knows a small language, and pairs that share more or less of their words.
+# 1. The model, and pairs of its own stories that share more or less of their tokens.
 # 2. Inner products, norms, angles.
 # 3. Which objectives drive both log-probabilities down together, and whether the first order tells what training does.
 # 4. Safe step sizes from one forward derivative, against where the loss really turns.
 
 # %%
+import os
+import pathlib
 import warnings
 
 import jax
@@ -38,37 +40,25 @@ import numpy as np
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
 
-from slpojax import data, explore, models, objectives, optim, sharding, step
-from slpojax.base import State
-from slpojax.worlds.reviews import language
+from slpojax import data, explore, hf, models, objectives, optim, sampling, sharding, step
+from slpojax.base import Rows, State
 
 GRID = {"alpha": 0.25}
 
 # %% [markdown]
 # ## 1. A model and pairs
 #
-# The language is that of the quickstart: reviews from a small grammar, 50 words. A Llama of some 50,000 parameters
-# learns it in 150 steps of supervised training (`sft.token_mean`).
+# The checkpoint is read from `$SLPOJAX_SHARED/llama-stories260k`, or from `shared/data` beside the repository.
+# Where there is none, a Llama of 50,000 parameters learns the quickstart's small language in its place; all that follows
+# runs on it too, but the words below are about the stories.
 
 # %%
-model = models.build(
-    {
-        "model_type": "llama",
-        "vocab_size": len(language.words()),
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-)
-EOS = language.words().index(language.EOS)
-rng = np.random.default_rng(0)
+here = pathlib.Path.cwd()
+roots = [os.environ.get("SLPOJAX_SHARED", ""), *(folder / "shared" / "data" for folder in (here, *here.parents))]
+places = [pathlib.Path(root) / "llama-stories260k" for root in roots if root]
+folder = next((path for path in places if path.is_dir()), None)
 mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 everywhere = sharding.replicated(mesh)
-
-
-def ids(words):
-    return np.append(language.encode(" ".join(words)), EOS).astype(np.int32)
 
 
 def make_step(name, shapes, params, learning_rate, steps, **hyperparameters):
@@ -83,67 +73,100 @@ def make_step(name, shapes, params, learning_rate, steps, **hyperparameters):
     return start, train
 
 
-SIZE, STEPS = 32, 150
-texts = data.build(
-    [
-        data.Example(language.encode(prompt), (ids(language.write(topic, rng)),), (0.0,), i)
-        for i, (topic, prompt) in enumerate(language.prompts(SIZE * 40))
-    ],
-    candidates=1,
-)
-order = [rng.permutation(len(texts))[:SIZE] for _ in range(STEPS)]
-shapes = data.plan(texts, order, row_length=128)
-state, train = make_step("sft.token_mean", shapes, model.init(jax.random.key(0)), 5e-3, STEPS)
-for index in order:
-    state, metrics = train(state, None, sharding.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
-params = state.params
-print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters; loss {metrics['loss']:.3f} nats per token (the grammar's own entropy: 1.127)")
+PAIRS, LONGEST = 12, 32
+if folder:
+    model = models.build(hf.read_config(folder))
+    params, tokenizer = hf.load(folder, model), data.load_tokenizer(str(folder))
+    names, friends = ("Lily", "Tim", "Sue", "Ben"), ("dog", "cat", "friend")
+    openings = [f"Once upon a time, {name} and a little {friend}" for name in names for friend in friends]
+    prompts = [np.array(tokenizer.encode(text), np.int32) for text in openings]
+    eos = (tokenizer.eos_token_id,)
+    decode = tokenizer.decode
+    print(f"stories260K: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
+else:
+    from slpojax.worlds.reviews import language
+
+    rng = np.random.default_rng(0)
+    eos = (language.words().index(language.EOS),)
+    model = models.build(
+        {
+            "model_type": "llama",
+            "vocab_size": len(language.words()),
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+    )
+    texts = [(language.encode(p), np.int32([*language.encode(" ".join(language.write(t, rng))), *eos])) for t, p in language.prompts(1280)]
+    texts = data.build([data.Example(p, (y,), (0.0,), i) for i, (p, y) in enumerate(texts)], candidates=1)
+    order = [rng.permutation(len(texts))[:32] for _ in range(150)]
+    shapes = data.plan(texts, order, row_length=128)
+    state, train = make_step("sft.token_mean", shapes, model.init(jax.random.key(0)), 5e-3, len(order))
+    for index in order:
+        state, metrics = train(state, None, sharding.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
+    params, decode = state.params, lambda ids: " ".join(language.decode(ids))
+    prompts = [language.encode(prompt) for _, prompt in language.prompts(PAIRS)]
+    print(f"NO stories260K here, a toy instead; loss {metrics['loss']:.3f} nats per token")
 
 # %% [markdown]
-# Three kinds of pairs, from most to least alike: one *word* differs (its sentiment); the *clauses* change places around
-# their link; two *independent* reviews of the same topic.
+# The model goes on with each opening twice. Three kinds of pairs are made of that, from most to least alike: one *token*
+# of the response differs (the second choice of the model at the place where it hesitated most); its *halves* change
+# places; two *independent* responses to the same opening.
 
 # %%
-GOOD, BAD = "superb great good nice fine".split(), "awful bad poor weak plain".split()
+samples = sampling.generate(
+    model, params, [p for p in prompts for _ in range(2)], key=jax.random.key(3), max_new_tokens=LONGEST, eos=eos, batch=2 * PAIRS
+)
+first, second = ([np.asarray(y.token, np.int32) for y in samples[k::2]] for k in (0, 1))
 
 
-def one_word(topic):
-    while True:
-        review = language.write(topic, rng)
-        places = [i for i, word in enumerate(review) if word in GOOD]
-        if places:
-            other = list(review)
-            other[places[0]] = BAD[GOOD.index(review[places[0]])]
-            return review, other
+@jax.jit
+def second_choices(params, rows):
+    """The model's second choice at every position, and by how little it is one [R, L]."""
+    hidden, _ = model.apply(params, rows, None)
+    best, index = jax.lax.top_k(jnp.einsum("rld,dv->rlv", hidden, model.unembed(params)), 2)
+    return index, best[..., 0] - best[..., 1]
 
 
-def swapped(topic):
-    while True:
-        review = language.write(topic, rng)
-        links = [i for i, word in enumerate(review) if word in language.LINK]
-        if len(links) == 1 and review[: links[0]] != review[links[0] + 1 : -1]:
-            return review, [*review[links[0] + 1 : -1], review[links[0]], *review[: links[0]], "."]
+def one_token(prompt, y, index, gap):
+    """The response with another token where the model's choice was the closest, but for the last one."""
+    start = len(prompt) - 1
+    place = int(np.argmin(gap[start : start + len(y) - 1]))
+    one, two = index[start + place]
+    other = y.copy()
+    other[place] = two if y[place] == one else one
+    return other
 
 
-def independent(topic):
-    a, b = language.write(topic, rng), language.write(topic, rng)
-    return (a, b) if language.reward(a) > language.reward(b) else (b, a) if language.reward(a) < language.reward(b) else independent(topic)
+def halves(y):
+    """The response with its halves exchanged, EOS or the last token staying where it is."""
+    middle = (len(y) - 1) // 2
+    return np.concatenate([y[middle:-1], y[:middle], y[-1:]])
 
 
-PAIRS = 24
-KINDS = {"one word differs": one_word, "clauses change places": swapped, "independent": independent}
+ids = np.zeros((PAIRS, max(map(len, prompts)) + LONGEST), np.int32)
+for row, p, y in zip(ids, prompts, first):
+    row[: len(p) + len(y)] = [*p, *y]
+one = np.ones_like(ids)
+seconds = jax.device_get(second_choices(params, Rows(ids, np.cumsum(one, axis=1, dtype=np.int32) - 1, one, 0 * one)))
+rejected = {
+    "one token differs": [one_token(*x) for x in zip(prompts, first, *seconds)],
+    "halves change places": [halves(y) for y in first],
+    "independent": second,
+}
 examples = {}
-for kind, make in KINDS.items():
-    drawn = [(prompt, *make(topic)) for topic, prompt in language.prompts(PAIRS)]
-    examples[kind] = data.build(
-        [data.Example(language.encode(p), (ids(w), ids(l)), (1.0, 0.0), i) for i, (p, w, l) in enumerate(drawn)], candidates=2
-    )
-    print(f"{kind}\n   chosen   {' '.join(drawn[1][1])}\n   rejected {' '.join(drawn[1][2])}")
+for kind, others in rejected.items():
+    rows = enumerate(zip(prompts, first, others))
+    examples[kind] = data.build([data.Example(p, (w, l), (1.0, 0.0), i) for i, (p, w, l) in rows], candidates=2)
+    print(f"{kind}\n   chosen   {decode(first[1])}\n   rejected {decode(others[1])}")
+
+KINDS = tuple(examples)
 
 # The same shapes for every kind, so that a program compiles once: all pairs packed in one batch, and a batch for each.
 fits = [data.plan(e, [np.arange(PAIRS)], row_length=128) for e in examples.values()]
 shapes = type(fits[0])(*map(max, zip(*fits)))
-single = shapes._replace(examples=1, rows=1, length=64, scored=2 * shapes.response)
+single = shapes._replace(examples=1, rows=1, length=96, scored=2 * shapes.response)
 batches = {kind: data.pack(list(e), shapes) for kind, e in examples.items()}
 alone = {
     kind: jax.tree.map(lambda *x: jnp.stack(x), *(data.pack([pair], single) for pair in e)) for kind, e in examples.items()
@@ -152,11 +175,12 @@ alone = {
 # %% [markdown]
 # ## 2. Inner products, norms, angles
 #
-# `explore.entanglement` gives them, here for one pair after the other. **See** that the more two responses share, the
-# more their gradients do: independent reviews are at right angles, those with one word changed at some 25 degrees, and
-# where the clauses change places, the two gradients are all but one. Above the diagonal on the right the inner product
-# exceeds the smaller squared norm: there a step on the pair's margin moves both responses the same way, to the will of
-# the one with the larger gradient.
+# `explore.entanglement` gives them, here for all pairs at once by `jax.vmap`. **See** that the more two responses share,
+# the more their gradients do: independent stories are at right angles, those whose halves change places at some 60
+# degrees, and with one token changed it is 45. Above the diagonal on the right the inner product would exceed the smaller
+# squared norm, and a step on the pair's margin move both responses the same way, to the will of the one with the larger
+# gradient: no pair is there yet, though several with one token changed come near. (The rejected's gradient is the larger
+# one where the model did not write it itself: what is unlikely has a large gradient.)
 
 # %%
 DESK = {
@@ -180,7 +204,7 @@ def look(policy_params, ref_params, pairs):
         odds = [explore.gradient(o, policy, ref if "ref" in o.needs else None).odds for o in built.values()]
         return explore.entanglement(score, policy_params, odds)
 
-    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(one, pairs))
+    return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(pairs))
 
 
 found = {kind: look(params, params, pairs) for kind, pairs in alone.items()}
@@ -191,12 +215,13 @@ for i, (kind, e) in enumerate(found.items()):
     larger, smaller = np.maximum(e.chosen, e.rejected), np.minimum(e.chosen, e.rejected)
     axes[1].plot(smaller / larger, e.cosine, f"C{i}o", ms=4, label=kind)
 axes[1].plot([0, 1], [0, 1], "k:")
-axes[1].text(0.42, 0.68, "dotted: inner product = smaller squared norm", fontsize=8)
+axes[1].text(0.42, 0.94, "dotted: inner product = smaller squared norm", fontsize=8)
 axes[0].set(xlabel="cosine of the gradients of log P(chosen) and log P(rejected)", ylabel="pairs")
 axes[1].set(xlabel="smaller norm / larger norm", ylabel="cosine", xlim=(0.4, 1.02))
 for ax in axes:
     ax.grid(**GRID)
-axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.9))
+axes[0].set_ylim(0, 5.6)
+axes[0].legend(fontsize=8)
 plt.show()
 print("norms of the gradients, nats per unit of the parameters' norm: " + ", ".join(f"{kind} {float(e.chosen.mean()):.0f}" for kind, e in found.items()))
 print("pairs above the diagonal: " + ", ".join(f"{kind} {float((e.inner > np.minimum(e.chosen, e.rejected) ** 2).mean()):.0%}" for kind, e in found.items()))
@@ -208,13 +233,12 @@ print("pairs above the diagonal: " + ", ".join(f"{kind} {float((e.inner > np.min
 # policy = reference, each scaled so that the larger of the two is 1. **See** the quadrants: lower right is what one
 # wants, lower left (red) is "both fall", upper right "both rise".
 #
-# - The margin losses (DPO, IPO, SimPO) weigh both responses alike, and here the two norms are so close that they part
-#   even where the angle is small: both fall, or both rise, only on pairs whose clauses change places, and then in
-#   equal numbers.
-# - SLPO drives both down on every pair that shares its words. It treats the responses one by one, and next to a
-#   reference that finds both equally likely it has little to say to the chosen, so the step is the rejected's alone,
-#   and takes the chosen along. On independent pairs it does so only now and then.
-# - CPO's NLL raises the chosen, and the rejected with it.
+# - The margin losses (DPO, IPO, SimPO) weigh both responses alike and part every pair. But where the two share their
+#   tokens most of it is the rejected's fall: the chosen rises by a tenth to a half of what the rejected loses.
+# - SLPO drives both down on every pair that shares its tokens. It treats the responses one by one, and next to a
+#   reference that finds both about equally likely it has little to say to the chosen, so the step is the rejected's
+#   alone, and takes the chosen along. On independent pairs it does so only now and then.
+# - CPO's NLL raises the chosen, and the rejected with it; independent pairs it parts as the others do.
 
 # %%
 fig, axes = plt.subplots(len(KINDS), len(DESK), figsize=(12.5, 6.6), sharex=True, sharey=True, layout="constrained")
@@ -238,12 +262,13 @@ fig.supylabel("change of log P(rejected), relative", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# Does the first order tell what training does? 40 AdamW steps on all 24 pairs together, with three of the objectives.
-# **See** on the pairs that share their words (left, middle) that each begins as predicted: DPO parts the two, CPO lifts
-# both, SLPO lowers both. Then SLPO holds both near their targets, while DPO, sooner or later, takes *both* down.
+# Does the first order tell what training does? 24 AdamW steps on all 12 pairs together, with three of the objectives.
+# **See** on the pairs that share their tokens (left, middle) that each begins as predicted: DPO parts the two, CPO lifts
+# both, SLPO lowers both. Then SLPO comes back and holds both near their targets, while DPO, which has no target, lets the
+# rejected fall without end and after some ten steps takes the chosen down with it, below where it began.
 
 # %%
-TRAINED, STEPS = ("DPO", "CPO (with NLL)", "SLPO shift"), 40
+TRAINED, STEPS = ("DPO", "CPO (with NLL)", "SLPO shift"), 24
 score = jax.jit(lambda params, batch: explore.scorer(model, shapes, batch)(params)[0])
 ref = {kind: score(params, batch) for kind, batch in batches.items()}
 trained = {}
@@ -270,15 +295,14 @@ axes[0].legend(fontsize=7, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# What has changed for DPO? The desk, asked again at the end of those 40 steps. **Read** that the gradients have grown
-# severalfold, and that of the pairs with one word changed about half are entangled now, where none was at the start: a
-# step on the pair alone would move both its responses the same way, down rather than up. (Details of what is trained here
-# differ between machines, as training magnifies rounding.)
+# What has changed for DPO? The desk, asked again at the end of those steps. **Read** that the gradients have about doubled,
+# and that the first pairs with one token changed are entangled now: a step on such a pair alone moves both its responses
+# down. (Details of what is trained here differ between machines, as training magnifies rounding.)
 
 # %%
 print(f"{'DPO':24}{'|g_w|':>10}{'|g_l|':>10}{'cosine':>10}{'both fall':>12}{'both rise':>12}")
 for kind in KINDS:
-    for when, at in (("start", params), ("after 40 steps", trained["DPO", kind])):
+    for when, at in (("start", params), (f"after {STEPS} steps", trained["DPO", kind])):
         e = look(at, params, alone[kind])
         change = np.array(e.change[:, 0])
         shares = [f"{x.all(-1).mean():12.0%}" for x in (change < 0, change > 0)]
@@ -294,10 +318,10 @@ for kind in KINDS:
 # $\sqrt{\delta^2 + \pi^2} / |\dot\delta|$, exactly.
 #
 # Here the loss along its own steepest descent from the reference. **See** the radius of the tokens' softmax (dotted),
-# that of the pairs' logistic loss (dashed, the least of the 24 pairs), and where the loss really turns (dot).
+# that of the pairs' logistic loss (dashed, the least of the 12 pairs), and where the loss really turns (dot).
 
 # %%
-LINES = {"DPO": 16, "SimPO": 20, "SLPO shift": 1}  # how many radii to look ahead
+LINES = {"DPO": 1.2, "SimPO": 1.2, "SLPO shift": 0.15}  # how far to look, in the parameters' norm
 
 
 def along(name):
@@ -314,7 +338,7 @@ def along(name):
         norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
         direction = jax.tree.map(lambda g: -g / norm, grads)
         radius = explore.safe_radius(explore.logit_spread(model, params, direction, shapes, batch).max())
-        at = radius * jnp.linspace(0, LINES[name], 121)
+        at = jnp.concatenate([jnp.array([0.0, 1e-3]), jnp.linspace(0, LINES[name], 61)[1:]])
         losses, margins = jax.lax.map(lambda t: evaluate(jax.tree.map(lambda p, d: p + t * d, params, direction)), at)
         return at, losses, margins, radius
 
@@ -324,7 +348,7 @@ def along(name):
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
 for ax, name in zip(axes, LINES):
     run = along(name)
-    for i, kind in enumerate(("one word differs", "independent")):
+    for i, kind in enumerate(("one token differs", "independent")):
         at, losses, margins, radius = run(batches[kind], ref[kind])
         turn = int(np.argmin(losses))
         text = f"{name:12}{kind:18} softmax {radius:.3f}"
@@ -347,9 +371,10 @@ plt.show()
 
 # %% [markdown]
 # The exact radius of the logistic loss, the least of all pairs, is the right scale and on the safe side: the loss turns at
-# one to a few times that distance. The softmax's bound, which must hold for the worst of all tokens and any phase, is
-# smaller by another factor. For SLPO neither is the point: it is a bowl, whose floor is passed long before the Taylor
-# series ends. A radius of convergence limits how far a step can be *foreseen*; it is no step size.
+# three to five times that distance. The softmax's bound, which must hold for the worst of all tokens and any phase, is
+# smaller by another factor, three to fourteen here. SLPO is a bowl: with one token changed its floor lies about one
+# softmax radius away, and a step of a length that suits DPO ends far up on the other side. A radius of convergence
+# limits how far a step can be *foreseen*; it is no step size.
 #
 # All of this is computed during training, on a few held-out pairs at every evaluation, with `--config.diagnostics=4`
 # (`explore.make_diagnostics`): `diagnostic/entanglement`, `diagnostic/both_fall`, `diagnostic/safe_radius` and others.

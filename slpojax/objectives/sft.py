@@ -98,7 +98,8 @@ def dco(policy: Logps, *, samples: float = 16.0) -> tuple[Array, dict[str, Array
 
     F goes from 1 (P(y) far below 1 / N, where this is `sequence_sum` less log N) to 0 (far above), so what is likely
     enough is left alone. Whole answers have P(y) = exp(-100) and less and so F = 1, whatever N: the loss bites where
-    responses are short, or single steps of a search.
+    responses are short. The paper's step-wise form is this one on data whose examples are single steps of a proof or a
+    search, each behind a prompt that holds the steps before it.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is trained.
