@@ -44,13 +44,18 @@ def main() -> None:
     mesh, model, optimizer = parts.one_device(), models.build(MODELS[args.model]), optax.adamw(0.0)
     held, ref_params = [parts.first_state(mesh, model, optimizer)], jax.jit(model.init)(jax.random.key(1))
     pool = parts.examples(*parts.lengths(args.batch), MODELS[args.model]["vocab_size"])
-    shapes = data.plan(pool, [np.arange(args.batch)], row_length=0)
+    shapes, with_prompts = (
+        data.plan(pool, [np.arange(args.batch)], row_length=0, prompts=scored) for scored in (False, True)
+    )
     batch = parts.batch_of(pool, shapes)
     placed = sharding.put_batch(mesh, batch)
     ref = parts.scorer(mesh, model, shapes)(ref_params, placed)
     label = jnp.arange(args.batch) % 2  # as many desirable as undesirable
     placed = placed._replace(ref=ref, previous=ref, label=label.astype(jnp.float32))
-    setting = (mesh, model, optimizer, shapes, placed, held, ref_params)
+    longer = sharding.put_batch(mesh, parts.batch_of(pool, with_prompts))
+    longer = longer._replace(ref=placed.ref, previous=placed.previous, label=placed.label)
+    batches = {False: (shapes, placed), True: (with_prompts, longer)}
+    setting = (mesh, model, optimizer, batches, held, ref_params)
 
     names = [BASE, *(name for name in objectives.names() if name != BASE and re.search(args.only, name))]
     runs, refused = {}, []
@@ -80,13 +85,16 @@ def stepper(
     mesh: jax.sharding.Mesh,
     model: Model,
     optimizer: optax.GradientTransformation,
-    shapes: Shapes,
-    batch: Batch,
+    batches: dict[bool, tuple[Shapes, Batch]],
     held: list[State],
     ref_params: Params,
 ) -> Callable[[], None]:
-    """Return what takes one step of an objective; all take theirs on one state, but for what is an objective's own."""
+    """Return what takes one step of an objective; all take theirs on one state, but for what is an objective's own.
+
+    `batches` holds the batch without and with the prompts' tokens scored.
+    """
     objective = objectives.build(name)
+    shapes, batch = batches["prompt" in objective.needs]
     step.couples_examples(objective, shapes)  # traces it
     state = held[0]._replace(objective=jax.tree.map(jnp.float32, objective.state))
     mine = sorted(objective.needs & set(MASKS))

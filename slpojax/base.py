@@ -7,7 +7,7 @@ Axes
     K  candidates of an example             L  length of a row, in tokens
     T  positions of a response              G  groups of rows that are scored together
     D  width of the model                   S  scored tokens of a group
-    V  vocabulary
+    V  vocabulary                           P  scored positions of a prompt: all but the first
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ TOKEN = (*DISTRIBUTION, *LAYERS, *FEATURES)
 
 
 class Logps(NamedTuple):
-    """Log-probabilities of one or more responses; leading axes are free.
+    """Log-probabilities of one or more responses, or of prompts; leading axes are free.
 
     Where there is no token, `token` is 0 (probability one) and `other` is `ABSENT` (probability zero), the identity
     elements of the reductions in `slpojax.sequence`, so nothing downstream needs a mask.
@@ -48,7 +48,8 @@ class Logps(NamedTuple):
     Attributes:
         token: log p(y_t | x, y_<t), in nats, float32.
         other: log(1 - p(y_t | x, y_<t)), in nats, float32, exact also where p rounds to one.
-        length: the number of response tokens (EOS included); 0 where a candidate is absent.
+        length: the number of response tokens (EOS included); 0 where a candidate is absent. Of a prompt it is one less
+            than the prompt's tokens, as nothing predicts the first one.
     """
 
     token: Float[Array, "*lead T"]
@@ -76,7 +77,9 @@ class Rows(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The response tokens of packed rows: where each is predicted, what it is, and where its log-prob goes.
+    """The scored tokens of packed rows: where each is predicted, what it is, and where its log-prob goes.
+
+    They are those of the responses, and the prompts' too where an objective asks for these.
 
     A group is R / G neighbouring rows, those of one micro-batch that one device holds. Only the sum over a group sets
     how many positions the vocabulary meets, not the row that has the most.
@@ -85,7 +88,8 @@ class Scored(NamedTuple):
         source: index among the group's cells (0..R/G*L-1) of the hidden state that predicts the token; the last prompt
             position serves the first token of every branch. 0 where unused.
         target: the token id. 0 where unused.
-        slot: (b * K + k) * T + t in the flattened [B, K, T] of the *global* batch; B * K * T where unused.
+        slot: (b * K + k) * T + t in the flattened [B, K, T] of the *global* batch; behind these, for token t + 1 of a
+            prompt, B * K * T + b * P + t; B * (K * T + P) where unused.
     """
 
     source: Int[Array, "G S"]
@@ -131,6 +135,7 @@ class Shapes(NamedTuple):
     groups: int = 1  # G
     # Where every example has a row of its own: (L, S) of the sizes that batches come in, rising in L; else none.
     lengths: tuple[tuple[int, int], ...] = ()
+    prompt: int = 0  # P; 0 where prompts are not scored
 
 
 class State(NamedTuple):

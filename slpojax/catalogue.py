@@ -20,6 +20,7 @@ from slpojax.step import couples_examples
 _NEEDS = {
     "ref": "reference",
     "previous": "second frozen model",
+    "prompt": "prompt",
     "score": "scores",
     "probability": "scores that are probabilities",
     "label": "label",
@@ -296,10 +297,11 @@ text, with a name all there is to say about one. `config.objective.name` chooses
 
 *Needs*: an objective reads the policy's log-probs of one **response**, of a **pair** (candidate 0 is preferred to
 candidate 1), of a **triple** (a gold response, then a pair) or of **K candidates**. The *reference* is the frozen model
-of `config.reference`. The *whole distribution* are numbers over the vocabulary at every token, at some cost. *Learned
-masks* are weights of the tokens, trained beside the policy from what the reference's layers say. *Copies with content
-removed* are made by `config.data.degrade`. *The batch's statistics* are those of the global batch, whatever the
-accumulation and the devices.
+of `config.reference`. The *prompt* is that of the responses, whose own tokens then meet the vocabulary as well. The
+*whole distribution* are numbers over the vocabulary at every token, at some cost. *Learned masks* are weights of the
+tokens, trained beside the policy from what the reference's layers say. *Copies with content removed* are made by
+`config.data.degrade`. *The batch's statistics* are those of the global batch, whatever the accumulation and the
+devices.
 
 *Notation*: the chosen response $`y_w`$, the rejected $`y_l`$; the log-ratio
 $`\rho(y) = \log P(y) - \log P_{ref}(y)`$, summed over tokens; the margin $`h = \rho(y_w) - \rho(y_l)`$; the reward

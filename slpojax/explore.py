@@ -37,10 +37,11 @@ from slpojax.selectors import Selector
 from slpojax.sequence import log_ratio, size
 from slpojax.step import Given, Metrics, on_examples
 
-# params -> the log-probs of a batch, and what else of `TOKEN` is asked for, [B, K, T] each.
-Scorer: TypeAlias = Callable[[Params], tuple[Logps, dict[str, Array]]]
-# (token, other, what else): the real numbers of what a scorer returns.
-_Numbers: TypeAlias = tuple[Array, Array, dict[str, Array]]
+# params -> the log-probs of a batch, and what else of `TOKEN` is asked for, [B, K, T] each, and the prompts' `Logps`
+# [B, P] where the batch scores them.
+Scorer: TypeAlias = Callable[[Params], tuple[Logps, dict[str, Any]]]
+# (token, other, what else): the real numbers of what a scorer returns; (token, other) of a prompt's.
+_Numbers: TypeAlias = tuple[Array, Array, dict[str, Any]]
 
 
 class Gradient(NamedTuple):
@@ -125,9 +126,9 @@ def gradient(
         policy: [B, K, T]; candidate 0 is the preferred one.
         ref: the same responses under the reference.
         key: for an objective that samples.
-        **other: what else the objective asks for: `previous`, `score` [B, K], `label` [B], `weight` [B] (1 where it
-            is not given), `state`, and those of `slpojax.base.TOKEN` [B, K, T], which stay as they are while the
-            token's log-prob moves.
+        **other: what else the objective asks for: `previous`, `prompt` [B, P], `score` [B, K], `label` [B], `weight`
+            [B] (1 where it is not given), `state`, and those of `slpojax.base.TOKEN` [B, K, T], which stay as they are
+            while the token's log-prob moves.
 
     Raises:
         ValueError: the objective asks for something that is not there.
@@ -259,7 +260,7 @@ def entanglement(score: Scorer, params: Params, gradients: Sequence[Float[Array,
     # A gradient by the logit, which is token - other, counts for one and against the other.
     sides = [(c, nothing) for c in one] + [(jnp.asarray(c), -jnp.asarray(c)) for c in gradients]
     token, other = (jnp.stack(side, axis=1) for side in zip(*sides, strict=True))
-    nothing_else = {name: jnp.zeros((*token.shape[:2], *x.shape[1:])) for name, x in distribution.items()}
+    nothing_else = jax.tree.map(lambda x: jnp.zeros((*token.shape[:2], *x.shape[1:])), _real(distribution))
     return _entanglement(_gram(pull, (token, other, nothing_else))[0])
 
 
@@ -352,7 +353,7 @@ def make_diagnostics(
         norm = optax.tree.norm(grads)
         direction = jax.tree.map(lambda x: -x / jnp.where(norm > 0, norm, 1.0), grads)
         spread, rate = _rates(forward_model or model, params, direction, shapes, batch, rows_per_device)
-        _, placed = place({"log_odds": rate, "rate": rate}, batch.scored, batch.length, shapes.response)
+        _, placed = place({"log_odds": rate, "rate": rate}, batch.scored, batch.length, shapes)
         token = placed["rate"] * jnp.exp(policy.other)  # d log p = (1 - p) d logit, d log(1 - p) = -p d logit
         other = -placed["rate"] * jnp.exp(policy.token)
         change = jnp.sum(token, axis=-1)[:, :2]
@@ -414,17 +415,24 @@ def _by_numbers(
     objective: Objective, given: Given, key: Key, selector: Selector | None = None
 ) -> tuple[Metrics, Float[Array, " B"], _Numbers]:
     """Return the metrics and losses of the examples, and the gradient of their sum by the policy's numbers."""
-    policy = given["policy"]
-    distribution = {name: given[name] for name in TOKEN if given.get(name) is not None}
+    policy, prompt = given["policy"], given.get("prompt")
+    found = {name: given[name] for name in (*TOKEN, "prompt") if given.get(name) is not None}
 
     def loss(numbers: _Numbers) -> tuple[Array, tuple[Array, Metrics]]:
-        token, other, distribution = numbers
-        moved = given | {"policy": Logps(token, other, policy.length), **distribution}
+        token, other, found = numbers
+        moved = given | {"policy": Logps(token, other, policy.length), **found}
+        if prompt is not None:
+            moved["prompt"] = Logps(found["prompt"][0], found["prompt"][1], prompt.length)
         losses, metrics, _ = on_examples(objective, moved, key, selector=selector)
         return jnp.sum(losses), (losses, metrics)
 
-    by_numbers, (losses, metrics) = jax.grad(loss, has_aux=True)((policy.token, policy.other, distribution))
+    by_numbers, (losses, metrics) = jax.grad(loss, has_aux=True)((policy.token, policy.other, _real(found)))
     return metrics, losses, by_numbers
+
+
+def _real(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a scorer returns beside the responses' log-probs without the lengths of prompts."""
+    return {name: (x.token, x.other) if isinstance(x, Logps) else x for name, x in found.items()}
 
 
 def _by_tokens(policy: Logps, by_token: Array, by_other: Array) -> tuple[Array, Array]:
@@ -445,9 +453,9 @@ def _forward(
 ) -> Scorer:
     numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
 
-    def forward(params: Params) -> tuple[Logps, dict[str, Array]]:
+    def forward(params: Params) -> tuple[Logps, dict[str, Any]]:
         found = numbers(params, batch.rows, batch.scored, ref_params)
-        return place(found, batch.scored, batch.length, shapes.response)
+        return place(found, batch.scored, batch.length, shapes)
 
     return forward
 
@@ -485,16 +493,16 @@ def _rates(
         return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, : shapes.scored]
 
     spread, rate = map(join, jax.lax.map(one, (split(batch.scored.source), split(batch.scored.target))))
-    used = batch.scored.slot < shapes.examples * shapes.candidates * shapes.response
+    used = batch.scored.slot < shapes.examples * (shapes.candidates * shapes.response + shapes.prompt)
     return jnp.where(used, spread, 0.0), jnp.where(used, rate, 0.0)
 
 
-def _pull(score: Scorer, params: Params) -> tuple[tuple[Logps, dict[str, Array]], Callable[[_Numbers], Params]]:
+def _pull(score: Scorer, params: Params) -> tuple[tuple[Logps, dict[str, Any]], Callable[[_Numbers], Params]]:
     """Return what a scorer returns, and the way back from the gradient of its numbers to that of the parameters."""
 
-    def numbers(params: Params) -> tuple[_Numbers, tuple[Logps, dict[str, Array]]]:
+    def numbers(params: Params) -> tuple[_Numbers, tuple[Logps, dict[str, Any]]]:
         logps, distribution = score(params)
-        return (logps.token, logps.other, distribution), (logps, distribution)
+        return (logps.token, logps.other, _real(distribution)), (logps, distribution)
 
     _, pull, out = jax.vjp(numbers, params, has_aux=True)
     return out, lambda cotangent: pull(cotangent)[0]
@@ -505,7 +513,7 @@ def _gram(pull: Callable[[_Numbers], Params], cotangents: Any) -> tuple[Float[Ar
 
     Args:
         pull: see `_pull`.
-        cotangents: of the N gradients, leaves [B, N, K, T].
+        cotangents: of the N gradients, leaves [B, N, K, T] or, of prompts, [B, N, P].
     """
     examples = jax.tree.leaves(cotangents)[0].shape[0]
 

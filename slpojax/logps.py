@@ -301,30 +301,41 @@ def _slope(
 _numbers.defvjp(_forward_pass, _backward)
 
 
-def place(head: Head, scored: Scored, length: Array, response: int) -> tuple[Logps, dict[str, Array]]:
+def place(head: Head, scored: Scored, length: Array, shapes: Shapes) -> tuple[Logps, dict[str, Any]]:
     """Bring the numbers of scored tokens to their places.
 
     Args:
-        head: [G, S] of any groups of the batch; responses of the others come out as absent tokens.
+        head: [G, S] of any groups of the batch; responses and prompts of the others come out as absent tokens.
         scored: the same groups' slots.
         length: [B, K] response lengths.
-        response: T.
+        shapes: the batch's sizes.
 
     Returns:
-        The [B, K, T] log-probs, and what else `head` holds, [B, K, T] or with an axis of its own behind these, 0 where
-        there is no token.
+        The [B, K, T] log-probs, and by name what else `head` holds, [B, K, T] or with an axis of its own behind these,
+        0 where there is no token; where prompts are scored, their `Logps` [B, P] are among it as "prompt".
     """
-    slots = math.prod(length.shape) * response
+    odds, responses = head["log_odds"], (*length.shape, shapes.response)
 
-    def scatter(values: Array, absent: float) -> Array:
+    def scatter(values: Array, absent: float, slot: Array, shape: tuple[int, ...]) -> Array:
         of_token = values.shape[2:]
-        flat = jnp.full((slots, *of_token), absent, values.dtype)
-        flat = flat.at[scored.slot.reshape(-1)].set(values.reshape(-1, *of_token), mode="drop")
-        return flat.reshape(*length.shape, response, *of_token)
+        flat = jnp.full((math.prod(shape), *of_token), absent, values.dtype)
+        flat = flat.at[slot.reshape(-1)].set(values.reshape(-1, *of_token), mode="drop")
+        return flat.reshape(*shape, *of_token)
 
-    odds = head["log_odds"]
-    logps = Logps(scatter(-jax.nn.softplus(-odds), 0.0), scatter(-jax.nn.softplus(odds), ABSENT), length)
-    return logps, {name: scatter(values, 0.0) for name, values in head.items() if name != "log_odds"}
+    def log_probs(*where: Any) -> tuple[Array, Array]:
+        return scatter(-jax.nn.softplus(-odds), 0.0, *where), scatter(-jax.nn.softplus(odds), ABSENT, *where)
+
+    logps = Logps(*log_probs(scored.slot, responses), length)
+    found: dict[str, Any] = {
+        name: scatter(values, 0.0, scored.slot, responses) for name, values in head.items() if name != "log_odds"
+    }
+    if shapes.prompt:
+        before, prompts = math.prod(responses), (length.shape[0], shapes.prompt)
+        # Out of bounds on the far side where it is a response's: a negative index would count from the end.
+        slot = jnp.where(scored.slot < before, math.prod(prompts), scored.slot - before)
+        here = scatter(jnp.ones(slot.shape), 0.0, slot, prompts)
+        found["prompt"] = Logps(*log_probs(slot, prompts), jnp.sum(here, axis=-1).astype(jnp.int32))
+    return logps, found
 
 
 def chunk_size(shapes: Shapes, rows_per_device: int) -> int:
@@ -384,8 +395,8 @@ def distribution_function(
     rows_per_device: int,
     everywhere: jax.sharding.Sharding,
     wanted: Collection[str] = (),
-) -> Callable[[Params, Batch, Params | None], tuple[Logps, dict[str, Array]]]:
-    """Return the jitted (params, batch, ref_params) -> (Logps, what else is wanted), [B, K, T], as `logps_function`.
+) -> Callable[[Params, Batch, Params | None], tuple[Logps, dict[str, Any]]]:
+    """Return the jitted (params, batch, ref_params) -> (Logps, what else is wanted), as `logps_function`; see `place`.
 
     One compiled program serves every batch of these sizes, whether it carries the log-probs of frozen models (an
     evaluation) or not yet (the pass that makes the reference's).
@@ -393,8 +404,8 @@ def distribution_function(
     numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
-    def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Array]]:
+    def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Any]]:
         out = jax.lax.with_sharding_constraint(numbers(params, batch.rows, batch.scored, ref_params), everywhere)
-        return place(out, batch.scored, batch.length, shapes.response)
+        return place(out, batch.scored, batch.length, shapes)
 
     return lambda params, batch, ref_params: log_probs(params, batch._replace(ref=None, previous=None), ref_params)

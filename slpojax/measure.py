@@ -72,7 +72,7 @@ def diagnosed(
     """
     everywhere, devices = sharding.replicated(work.mesh), sharding.batch_devices(work.mesh)
     index = data.evaluation_order(held_out.examples.lengths, count)[0]
-    shapes = data.plan(held_out.examples, [index], multiple_of=devices, **packing)
+    shapes = data.plan(held_out.examples, [index], multiple_of=devices, prompts="prompt" in objective.needs, **packing)
     shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come
     batch = next(run.batches(work._replace(scan=shapes), held_out, [index]))
     rows = shapes.rows // devices

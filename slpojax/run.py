@@ -190,13 +190,15 @@ def narrower(
 def counts(batch: Batch, shapes: Shapes) -> dict[str, int]:
     """Count what a batch holds, over all hosts: this one's part as an estimate for the others."""
     many, rows = jax.process_count(), batch.rows
-    tokens, prompts = np.count_nonzero(rows.example), np.count_nonzero((rows.example > 0) & (rows.branch == 0))
+    tokens, of_prompt = np.count_nonzero(rows.example), (rows.example > 0) & (rows.branch == 0)
+    prompts = np.count_nonzero(of_prompt)
+    targets = np.count_nonzero(of_prompt & (rows.position > 0)) if shapes.prompt else 0
     responses = np.count_nonzero(np.asarray(batch.length)) / shapes.examples  # of an example
     return {
         "examples": shapes.examples,
         "tokens": int(tokens) * many,
         "effective_tokens": int(tokens + (responses - 1) * prompts) * many,
-        "scored": int(batch.length.sum()),
+        "scored": int(batch.length.sum()) + int(targets) * many,
         "slots": rows.token.size * many,
     }
 

@@ -58,8 +58,9 @@ def on_examples(
 
     Args:
         objective: see `slpojax.objectives`.
-        given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "score" [B, K],
-            "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be missing or None.
+        given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
+            "score" [B, K], "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be
+            missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
 
@@ -119,7 +120,7 @@ def make_train_step(
         model: the policy's, and the reference's where `ref_params` is given.
         objective: see `slpojax.objectives`.
         optimizer: see `slpojax.optim`.
-        shapes: the batch's sizes.
+        shapes: the batch's sizes; with P where the objective asks for the prompts' log-probs.
         accumulate: micro-batches; divides the rows.
         batch_devices: devices over which the rows are split.
         everywhere: the sharding of what every device holds.
@@ -197,7 +198,7 @@ def make_picks(
 
     def picks(state: State, ref_params: Params | None, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
         head = jax.lax.with_sharding_constraint(numbers(state.params, batch.rows, batch.scored), everywhere)
-        policy, _ = place(head, batch.scored, batch.length, shapes.response)
+        policy, _ = place(head, batch.scored, batch.length, shapes)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), shapes.examples)
         given = {"policy": policy, "ref": reference(state.reference or ref_params, batch), "score": batch.score}
         given["key"] = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
@@ -229,7 +230,7 @@ def _reference(
             return batch.ref
         head = _over_micro_batches(lambda x: numbers(ref_params, *x), (batch.rows, batch.scored), accumulate)
         head = jax.lax.with_sharding_constraint(head, everywhere)
-        return place(head, batch.scored, batch.length, shapes.response)[0]
+        return place(head, batch.scored, batch.length, shapes)[0]
 
     return reference
 
@@ -244,10 +245,11 @@ def _mean_loss(
     state: Any,
     key: Key,
 ) -> tuple[Array, tuple[Metrics, Any]]:
-    # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero.
+    # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero. The
+    # slots of prompts lie behind the last example's.
     examples = scored.slot // (shapes.candidates * shapes.response)
     here = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
-    policy, distribution = place(head, scored, jnp.where(here[:, None], batch.length, 0), shapes.response)
+    policy, distribution = place(head, scored, jnp.where(here[:, None], batch.length, 0), shapes)
     given = {"policy": policy, **distribution, **columns(batch), "state": state}
     losses, metrics, state = on_examples(objective, given, key, selector=selector)
 

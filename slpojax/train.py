@@ -135,7 +135,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     pairs, held_out = _load(config, tokenizer)
     _check_needs(objective, needs, config, pairs, held_out)
     _check_candidates(objective, selector, config, pairs.examples)
-    plan = _plan(config, selector, pairs, held_out, devices)
+    plan = _plan(config, selector, pairs, held_out, devices, "prompt" in needs)
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
     )
@@ -409,9 +409,17 @@ def _load(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Part, Part | N
 
 
 def _plan(
-    config: ConfigDict, selector: selectors.Selector | None, pairs: Part, held_out: Part | None, devices: int
+    config: ConfigDict,
+    selector: selectors.Selector | None,
+    pairs: Part,
+    held_out: Part | None,
+    devices: int,
+    prompts: bool = False,
 ) -> Plan:
-    """Find the length of the run and the sizes of its batches; show what the data is and how it fills them."""
+    """Find the length of the run and the sizes of its batches; show what the data is and how it fills them.
+
+    With `prompts` their tokens are scored wherever an objective reads the batch; a selector reads responses alone.
+    """
     count, size = len(pairs.examples), config.batch_size
     steps, unused = data.passes(count, size, epochs=config.epochs, steps=config.steps)
     order = data.order(pairs.examples.lengths, size, seed=config.seed, steps=steps, kind=config.data.order)
@@ -420,11 +428,12 @@ def _plan(
         raise ValueError(f"config.accumulate={config.accumulate}: expected a number of micro-batches from 1")
     each = -(-config.accumulate // devices)  # micro-batches of a device: those of one device, shared out
     multiple_of = devices * each
-    train = data.plan(pairs.examples, order, multiple_of=multiple_of, **rows)
+    score_first = selector is not None and _score_first(config.selection, selector, pairs.examples)
+    train = data.plan(pairs.examples, order, multiple_of=multiple_of, prompts=prompts and not score_first, **rows)
     parts = [part.examples for part in (pairs, held_out) if part]
     at_once, kind = _at_once(config, parts), "balanced" if config.data.pack else "by_length"
     scans = [(examples, data.evaluation_order(examples.lengths, at_once, kind=kind)) for examples in parts]
-    scan = data.plan_together(scans, multiple_of=devices, **rows)
+    scan = data.plan_together(scans, multiple_of=devices, prompts=prompts, **rows)
     logger.tell(data.render(data.with_packing(pairs.report, pairs.examples, order, train, unused=unused)))
     logger.tell(
         f"step      accumulate={config.accumulate} on {devices} device(s): {each} micro-batch(es) "
@@ -432,9 +441,9 @@ def _plan(
     )
     logger.tell(data.render(held_out.report) if held_out else "no evaluation: no data.eval_path, eval_split, eval_rows")
     picked = None
-    if selector and _score_first(config.selection, selector, pairs.examples):
+    if selector and score_first:
         picks = selectors.count(selector, train.candidates) - 1
-        picked = data.plan(pairs.examples, order, multiple_of=multiple_of, picks=picks, **rows)
+        picked = data.plan(pairs.examples, order, multiple_of=multiple_of, picks=picks, prompts=prompts, **rows)
     return Plan(steps, train, scan, picked)
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import sharding
-from slpojax.base import ABSENT, Scored
+from slpojax.base import ABSENT, Scored, Shapes
 from slpojax.logps import POSITIONS_AT_ONCE, head, place, token_log_odds
 
 R, L, S, D, V = 3, 40, 21, 16, 97
@@ -293,7 +293,8 @@ def test_devices_share_each_part_of_the_vocabulary_once():
 def test_place_puts_every_token_at_its_slot_and_drops_the_unused():
     odds = np.array([[0.5, -1.0, 9.0], [2.0, 9.0, 9.0]], np.float32)
     scored = Scored(*(np.zeros((2, 3), np.int32),) * 2, slot=np.array([[0, 1, 8], [6, 8, 8]], np.int32))
-    got, rest = place({"log_odds": odds, "entropy": 2 * odds}, scored, np.array([[2, 0], [0, 1]], np.int32), 2)
+    length, shapes = np.array([[2, 0], [0, 1]], np.int32), Shapes(2, 2, 2, 2, 4, 3)
+    got, rest = place({"log_odds": odds, "entropy": 2 * odds}, scored, length, shapes)
     np.testing.assert_array_equal(rest["entropy"], [[[1.0, -2.0], [0, 0]], [[0, 0], [4.0, 0]]])
     expected = np.log(1 / (1 + np.exp(-np.array([0.5, -1.0, 2.0]))))
     np.testing.assert_allclose(got.token, [[[expected[0], expected[1]], [0, 0]], [[0, 0], [expected[2], 0]]], rtol=1e-6)

@@ -115,7 +115,7 @@ def test_they_come_to_their_places():
     shapes = Shapes(1, 2, 3, 1, 8, 4)
     numbers = logps.head_function(model, shapes, rows_per_device=1, wanted=["reward_mask", "layer_activity"])
     head = jax.jit(numbers)(policy | own, rows, scored, ref)
-    _, placed = logps.place(head, scored, jnp.array([[3, 1]]), shapes.response)
+    _, placed = logps.place(head, scored, jnp.array([[3, 1]]), shapes)
     assert placed["reward_mask"].shape == (1, 2, 3) and placed["layer_activity"].shape == (1, 2, 3, LAYERS)
 
     @jax.jit

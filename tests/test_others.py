@@ -422,6 +422,7 @@ def test_nash_mds_expectation_is_the_gradient_of_the_regularised_game():
         (f"{FREE}slic_hf", "delta", -1.0),
         (f"{FREE}slic_hf", "nll_weight", -1.0),
         (f"{FREE}orpo", "beta", 0.0),
+        (f"{FREE}orpo_with_prompt", "nll", "tokens"),
         (f"{FREE}tpo", "tpo_alpha", -1.0),
         ("unpaired.kto", "beta", 0.0),
         ("unpaired.kto", "desirable_weight", -1.0),
@@ -448,7 +449,7 @@ def test_tpo_needs_three_candidates():
 
 def test_none_of_those_without_a_reference_asks_for_one():
     names = [name for name in objectives.names() if name.startswith(FREE)]
-    assert len(names) == 11 and all(objectives.build(name).needs == {"policy"} for name in names)
+    assert len(names) == 12 and all(objectives.build(name).needs <= {"policy", "prompt"} for name in names)
 
 
 def test_alphapo_of_an_impossible_response_stays_finite():

@@ -144,7 +144,7 @@ def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     numbers = logps.head_function(model, shapes, rows_per_device=1, wanted=["degree"])
 
     def placed(params):
-        _, found = logps.place(numbers(params, rows, scored), scored, jnp.array([[3, 1]]), shapes.response)
+        _, found = logps.place(numbers(params, rows, scored), scored, jnp.array([[3, 1]]), shapes)
         return found["degree"][0, 0, 2, 1], found["degree"][0]
 
     whole = params | {beside.KEY: {"degree": own}}

@@ -86,7 +86,8 @@ def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=Tr
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
     groups = sharding.batch_devices(mesh) * accumulate
-    shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups)
+    prompts = "prompt" in objective.needs
+    shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups, prompts=prompts)
     shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
     params, ref_params = (drawn(seed) for seed in (0, 1))
     ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, mesh=mesh, accumulate=accumulate)
@@ -122,8 +123,10 @@ def agree(got, expected, tolerance=1e-5):
 
 
 HERE = __name__
+WITH_PROMPT = "reference_free.orpo_with_prompt"
 OBJECTIVES = ["slpo.shift"]
 MORE = [
+    WITH_PROMPT,
     f"{HERE}.kto_like",
     f"{HERE}.running",
     "dpo.sigmoid",
@@ -161,7 +164,7 @@ COUPLED = [*RUNNING, "unpaired.kto", "batchwise.aot", "batchwise.aot_unpaired"]
         f"{HERE}.kto_like",
         # One compilation for all: every term is a metric, and has its part of the state.
         pytest.param(" + ".join(COUPLED), id="together", marks=pytest.mark.check),
-        *(pytest.param(name, marks=pytest.mark.check) for name in COUPLED),
+        *(pytest.param(name, marks=pytest.mark.check) for name in (*COUPLED, WITH_PROMPT)),
     ],
 )
 def test_a_coupled_objective_means_the_global_batch_on_a_mesh_with_accumulation(objective):

@@ -35,6 +35,8 @@ NAMES = (
     "logps/chosen",
     "logps/rejected",
 )
+# What ORPO's trainer calls logps are means over tokens.
+NAMES_OF_ORPO = (*NAMES[:-2], "nll_loss", "log_odds_ratio", "log_odds_chosen")
 
 SIZES = {
     "vocab_size": 50,
@@ -56,7 +58,9 @@ LOSSES = {
     "ipo": {"beta": 0.1},
     "hinge": {"beta": 0.5},
     "robust": {"beta": 0.3, "label_smoothing": 0.2},
+    "orpo": {"beta": 0.5},
 }
+OBJECTIVES = {"orpo": "reference_free.orpo_with_prompt"}  # the others are `dpo.` and the loss
 
 
 class Run(NamedTuple):
@@ -120,7 +124,7 @@ def ours(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> tu
         "data.max_length": 32,
         "data.max_prompt_length": 16,
         "data.row_length": 64,
-        "objective.name": f"dpo.{loss}",
+        "objective.name": OBJECTIVES.get(loss, f"dpo.{loss}"),
         **{f"objective.{name}": value for name, value in LOSSES[loss].items()},
         "optimizer.name": "adamw",
         "optimizer.eps": EPS,
@@ -155,6 +159,7 @@ def theirs(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> 
     """Run TRL's trainer: CPU, float32, examples in order, no dropout."""
     import torch
     import trl
+    import trl.experimental.orpo
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -164,9 +169,12 @@ def theirs(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> 
     )
     rows = pairs(workplace)
     output = workplace / f"theirs_{family}_{loss}_{accumulate}"
-    arguments = trl.DPOConfig(
+    configuration, trainer_of = trl.DPOConfig, functools.partial(trl.DPOTrainer, ref_model=reference)
+    if loss == "orpo":
+        configuration, trainer_of = trl.experimental.orpo.ORPOConfig, trl.experimental.orpo.ORPOTrainer
+    arguments = configuration(
         str(output),
-        loss_type=[loss],
+        **({} if loss == "orpo" else {"loss_type": [loss]}),
         **LOSSES[loss],
         max_length=None,
         per_device_train_batch_size=BATCH // accumulate,
@@ -188,9 +196,8 @@ def theirs(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> 
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = trl.DPOTrainer(
+    trainer = trainer_of(
         model=policy,
-        ref_model=reference,
         args=arguments,
         train_dataset=Dataset.from_list(rows[: STEPS * BATCH]),
         eval_dataset=Dataset.from_list(rows[STEPS * BATCH :]),
@@ -217,6 +224,7 @@ CASES = [
     ("llama", "ipo", 1),
     ("llama", "hinge", 1),
     ("llama", "robust", 1),
+    ("llama", "orpo", 1),
     ("gpt_neox", "sigmoid", 1),
 ]
 
@@ -231,10 +239,10 @@ def test_a_run_equals_trl(workplace, family, loss, accumulate):
         clipped = [row["grad_norm"] > CLIP for row in expected.steps]
         assert any(clipped) and not all(clipped)
 
-    errors = {}
+    errors, names = {}, NAMES_OF_ORPO if loss == "orpo" else NAMES
     for step, (mine, yours) in enumerate(zip(got.steps, expected.steps, strict=True), 1):
-        errors |= {f"{name}, step {step}": relative(mine[name], yours[name]) for name in (*NAMES, "grad_norm")}
-    errors |= {f"{name}, held out": relative(got.held_out[name], expected.held_out[name]) for name in NAMES}
+        errors |= {f"{name}, step {step}": relative(mine[name], yours[name]) for name in (*names, "grad_norm")}
+    errors |= {f"{name}, held out": relative(got.held_out[name], expected.held_out[name]) for name in names}
     worst = max(errors, key=errors.get)
 
     begun = load_file(workplace / family / "policy" / WEIGHTS)

@@ -166,7 +166,7 @@ def with_packing(
     if shapes.candidates < examples.candidates:
         placed = rows.reserve(examples.lengths.response, shapes.candidates - 1)
     batches = fullest = cells = positions = 0
-    prompts = scored = alone = 0.0
+    prompts = targets = scored = alone = 0.0
     for batch in order:
         real = batch[batch >= 0]
         batches += 1
@@ -176,6 +176,7 @@ def with_packing(
         fullest = max(fullest, int(size.sum()))
         prompts += float(prompt[real].sum())
         scored += float(response[real].sum())
+        targets += float(response[real].sum() + ((prompt[real] - 1).sum() if shapes.prompt else 0))
         alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
     packing = Packing(
         batches=batches,
@@ -185,7 +186,7 @@ def with_packing(
         groups=shapes.groups,
         scored=shapes.scored,
         padding=1 - (prompts + scored) / max(1, cells),
-        unscored=1 - scored / max(1, positions),
+        unscored=1 - targets / max(1, positions),
         saved=1 - (prompts + scored) / max(1, alone + scored),
         unused=unused,
     )

@@ -7,7 +7,7 @@ Knows lengths and token ids; knows no order of examples and no device. A row hol
     position  0 1 2 3 4 5 6 4 5   0 1 2 3 4 2   0 0
 
 Rows and examples are matched by best fit, the longest first, in several orders where the first one leaves a row too
-many. The rows are dealt to groups, one for each device and micro-batch, such that the groups hold equally many response
+many. The rows are dealt to groups, one for each device and micro-batch, such that the groups hold equally many scored
 tokens. Rows whose length is chosen with their number, for batches that are balanced (see `slpojax.data.orders`), fill
 over 95% of the cells; rows of one example each, of a few lengths, for batches of similar examples, some 75%.
 """
@@ -52,6 +52,7 @@ def plan(
     pack: bool = True,
     multiple_of: int = 1,
     picks: int = 0,
+    prompts: bool = False,
 ) -> Shapes:
     """Find the smallest shapes that hold every batch of a run.
 
@@ -67,11 +68,14 @@ def plan(
             of which a batch takes the first that holds it.
         multiple_of: G, devices that split the rows times micro-batches; R is a multiple of it.
         picks: M, where examples hold the first candidate and M picked ones, see `reserve`; 0 where they hold all.
+        prompts: whether the prompts' tokens are scored, too.
 
     Raises:
         ValueError: there is no batch, or an example is longer than a row.
     """
-    return plan_together([(examples, order)], row_length=row_length, pack=pack, multiple_of=multiple_of, picks=picks)
+    return plan_together(
+        [(examples, order)], row_length=row_length, pack=pack, multiple_of=multiple_of, picks=picks, prompts=prompts
+    )
 
 
 def plan_together(
@@ -81,9 +85,10 @@ def plan_together(
     pack: bool = True,
     multiple_of: int = 1,
     picks: int = 0,
+    prompts: bool = False,
 ) -> Shapes:
     """Find the smallest shapes that hold every batch of several data sets, (examples, order) each; see `plan`."""
-    sizes = [_sizes(examples, list(order), row_length, picks) for examples, order in parts]
+    sizes = [_sizes(examples, list(order), row_length, picks, prompts) for examples, order in parts]
     size, scored = (np.concatenate(of_parts) for of_parts in zip(*sizes, strict=True))
     if pack:
         length, rows = _shortest(size, scored, row_length, multiple_of)
@@ -105,6 +110,8 @@ def plan_together(
         scored=max(most for _, most in lengths),
         groups=multiple_of,
         lengths=() if pack else tuple(lengths),
+        # One position at least, also where no prompt has a second token: zero says that none is scored.
+        prompt=max(1, *(int(examples.lengths.prompt.max()) - 1 for examples, _ in parts)) if prompts else 0,
     )
 
 
@@ -160,7 +167,7 @@ def pack(
 
     Args:
         listed: at most B examples; fillers without a token stand for those that are missing.
-        shapes: as planned.
+        shapes: as planned; with P the prompts' tokens are scored, too.
         index: the number of each example in its data set; by default 0, 1, ...
         ref: the reference's log-probs of each of `listed`, or None.
         previous: the same of a second frozen model.
@@ -179,12 +186,15 @@ def pack(
         raise ValueError(
             f"{count} examples with responses of up to {response.max()} tokens do not fit {shapes}; plan again"
         )
+    if shapes.prompt and prompt.max(initial=0) > shapes.prompt + 1:
+        raise ValueError(f"prompts of up to {prompt.max()} tokens do not fit {shapes}; plan again")
     size, scored = prompt + response.sum(axis=1), response.sum(axis=1)
     reserved = scored if reserved is None else reserved
     shapes = of_batch(shapes, int((prompt + reserved).max(initial=0)))
     if (scored > reserved).any():
         raise ValueError(f"examples of {scored.tolist()} response tokens do not fit the {reserved.tolist()} reserved")
-    row = assign(_fill((b,), prompt + reserved, 0, np.int64), _fill((b,), reserved, 0, np.int64), shapes)[:count]
+    targets = reserved + (prompt - 1 if shapes.prompt else 0)
+    row = assign(_fill((b,), prompt + reserved, 0, np.int64), _fill((b,), targets, 0, np.int64), shapes)[:count]
 
     # From here on in the order of the rows: `o` is an example's place in the batch, a piece is a prompt or a response.
     o = np.argsort(row, kind="stable")
@@ -201,10 +211,12 @@ def pack(
     def rows(values: np.ndarray) -> np.ndarray:
         return _scatter(shapes.rows, shapes.length, cell, values, 0)
 
-    s = branch > 0
+    of_response = branch > 0
+    s = of_response | (within > 0) if shapes.prompt else of_response
     rows_of_group = shapes.rows // shapes.groups
     predictor = np.where(within > 0, cell - 1, corner[example] + prompt[o][example] - 1)[s]
-    slot = (o[example] * k + branch - 1)[s] * t + within[s]
+    of_prompt = b * k * t + o[example] * shapes.prompt + within - 1
+    slot = np.where(of_response, (o[example] * k + branch - 1) * t + within, of_prompt)[s]
     group = row[o][example][s] // rows_of_group
     rank = np.arange(group.size) - np.searchsorted(group, group)
 
@@ -214,14 +226,14 @@ def pack(
     return Batch(
         rows=Rows(
             token=rows(token),
-            position=rows(within + np.where(s, prompt[o][example], 0)),
+            position=rows(within + np.where(of_response, prompt[o][example], 0)),
             example=rows(example - first[example] + 1),
             branch=rows(branch),
         ),
         scored=Scored(
             source=scores(predictor % (rows_of_group * shapes.length)),
             target=scores(token[s]),
-            slot=scores(slot, b * k * t),
+            slot=scores(slot, b * (k * t + shapes.prompt)),
         ),
         length=_fill((b, k), response, 0, np.int32),
         score=_fill((b, k), np.array([e.score for e in listed], np.float32).reshape(-1, k), 0, np.float32),
@@ -244,7 +256,7 @@ def _logps(columns: LogProbs, response: Int[np.ndarray, "n K"], shapes: Shapes) 
 
 
 def _sizes(
-    examples: Examples, order: Sequence[Int[np.ndarray, " B"]], row_length: int, picks: int
+    examples: Examples, order: Sequence[Int[np.ndarray, " B"]], row_length: int, picks: int, prompts: bool
 ) -> tuple[Int[np.ndarray, "n B"], Int[np.ndarray, "n B"]]:
     """Return the tokens, and the scored ones, of every example of every batch; 0 for a filler."""
     if not order:
@@ -258,8 +270,8 @@ def _sizes(
             f"row {examples.row[worst]}: prompt and responses are {size[worst]} tokens together, more than "
             f"data.row_length={row_length}; raise data.row_length to {size[worst]} or lower data.max_length"
         )
-    batches = np.stack(order)
-    return np.append(size, 0)[batches], np.append(scored, 0)[batches]
+    batches, targets = np.stack(order), scored + (examples.lengths.prompt - 1 if prompts else 0)
+    return np.append(size, 0)[batches], np.append(targets, 0)[batches]
 
 
 def _most_scored(size: Int[np.ndarray, "n B"], scored: Int[np.ndarray, "n B"], room: _Room) -> int:

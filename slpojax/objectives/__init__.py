@@ -20,6 +20,8 @@ What it gets. Its positional parameters name what it needs, among
     policy  `Logps` of the K candidates, [K, T]; the gradient flows to these. Candidate 0 is the preferred one.
     ref     the same responses under the reference; without it the run has no reference at all.
     previous  the same responses under a second frozen model: the iterate that an iterative method starts from.
+    prompt  `Logps` of the prompt's own tokens, [P], each given those before it, so that the first one has none; the
+            gradient flows to these. Without it only responses meet the vocabulary.
     score   [K] scores of the candidates, higher is better.
     probability  the same, where they are probabilities: data whose scores leave 0 to 1 is refused.
     label   1 where candidate 0 is desirable, 0 where it is not, for data that is not paired.
@@ -63,7 +65,7 @@ from slpojax import named
 from slpojax.base import TOKEN, Logps
 from slpojax.objectives import mixture
 
-NEEDS = ("policy", "ref", "previous", "score", "probability", "label", "weight", "key", "state", *TOKEN)
+NEEDS = ("policy", "ref", "previous", "prompt", "score", "probability", "label", "weight", "key", "state", *TOKEN)
 
 
 class Objective(NamedTuple):
@@ -200,6 +202,7 @@ def blank(objective: Objective, candidates: int, response: int = 1) -> dict[str,
     responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(candidates, jnp.int32))
     everything = {
         **dict.fromkeys(("policy", "ref", "previous"), responses),
+        "prompt": Logps(*(x[0] for x in responses)),
         **dict.fromkeys(TOKEN, jnp.zeros(shape)),
         "layer_activity": jnp.zeros((*shape, 1)),
         "degree": jnp.zeros((*shape, -(-candidates // 2))),

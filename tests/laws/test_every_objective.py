@@ -48,6 +48,13 @@ def distribution(policy: Logps, ref: Logps) -> dict[str, jax.Array]:
     return values | {"layer_activity": jnp.stack([values["activity"], values["activity"] ** 2], axis=-1)}
 
 
+def prompts(index) -> Logps:
+    """Logps [B, P] of eight prompts in turn, some of a single token, which has none."""
+    rng = np.random.default_rng(4)
+    odds, lengths = rng.normal(-1.0, 1.5, (EXAMPLES, 1, 5)), rng.integers(0, 6, (EXAMPLES, 1))
+    return jax.tree.map(lambda x: x[index % EXAMPLES, 0], logps(jnp.asarray(odds), lengths))
+
+
 def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None):
     """(losses [B], metrics [B] each) as the step computes them; `index` [B] decides the labels."""
     count, candidates = policy.token.shape[:2]
@@ -58,6 +65,7 @@ def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None):
         "ref": ref,
         "previous": Logps(-jax.nn.softplus(-odds), -jax.nn.softplus(odds), ref.length),
         **distribution(policy, ref),
+        "prompt": prompts(index),
         "score": jnp.broadcast_to(3.0 - jnp.arange(candidates)[None], (count, candidates)),
         "label": index % 2.0,
         "weight": 1.0 + index % 3,
