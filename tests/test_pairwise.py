@@ -318,6 +318,7 @@ def test_which_objectives_couple_the_examples():
 # ---- extremes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("loss", MARGIN_LOSSES)
 def test_a_response_that_is_lost_leaves_f_dpo_finite(loss):
     with jax.enable_x64(False):

@@ -105,6 +105,7 @@ def test_a_response_does_not_depend_on_its_batch(policy):
     assert [r.token.tolist() for r in other] != [r.token.tolist() for r in together]
 
 
+@pytest.mark.check
 def test_only_the_last_token_is_an_eos_and_finished_says_so(llama):
     sampled = generate(*llama, PROMPTS * 20, key=jax.random.key(4), max_new_tokens=12, eos=(EOS, 2), batch=50)
     for response in sampled:

@@ -127,6 +127,7 @@ def network(own, states):
     return outer["weight"] @ np.tanh(inner["weight"] @ states + inner["bias"]) + outer["bias"]
 
 
+@pytest.mark.check
 def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     """Of packed responses as of the same responses alone, in the places of their tokens."""
     model = models.build(tiny.MODEL)

@@ -43,6 +43,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.check
 def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, capsys, compiled):
     train.train(configuration(folder, "whole", steps=6))
     # One program for the reference's log-probs and every evaluation's; none behind the first step, which comes behind

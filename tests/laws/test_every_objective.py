@@ -185,6 +185,7 @@ def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective):
             assert not np.any(metrics["rewards/margins"]) and np.all(metrics["rewards/accuracies"] == 0.5)
 
 
+@pytest.mark.check
 def test_the_gradient_is_that_of_the_loss(objective, monkeypatch):
     # With what an objective holds still let go: differences of the loss would see it move.
     monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: x)
