@@ -62,7 +62,7 @@ check: $(VENV)/.parity
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: env
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/pytest --nbmake -o addopts= notebooks; fi
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/pytest --nbmake --numprocesses $(JOBS) -o addopts= notebooks; fi
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache output
