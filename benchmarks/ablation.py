@@ -69,9 +69,9 @@ def main() -> None:
         losses[name] = np.array([float(run()["loss"]) for _ in placed])
         pairs = np.mean([seen(batch) for batch in batches])
         attention = (12 + 4 * online) * MODELS[args.model]["hidden_size"] * MODELS[args.model]["num_hidden_layers"]
-        operations[name] = attention * pairs + flops.of_step(
-            body, head, tokens=cells, scored=shapes.groups * shapes.scored, online=online
-        )
+        computed = {"tokens": cells, "scored": shapes.groups * shapes.scored}
+        each = flops.TRAIN + online * flops.FORWARD
+        operations[name] = attention * pairs + flops.of_step(body, head, (each, computed))
         filled = np.mean([np.count_nonzero(batch.rows.example) for batch in batches]) / cells
         lines[name] = f"{shapes.rows} x {shapes.length}, {filled:.0%} | {shapes.groups * shapes.scored}"
     times = in_turn(runs, args.rounds)

@@ -157,7 +157,7 @@ def row(
     """Return a line of the table."""
     seconds, (body, head) = statistics.median(times), weights
     tokens, scored = int(np.count_nonzero(batch.rows.example)), int(batch.length.sum())
-    useful = flops.of_step(body, head, tokens=tokens, scored=scored, online=False)
+    useful = flops.of_step(body, head, (flops.TRAIN, {"tokens": tokens, "scored": scored}))
     again = {"layer": 8, "offload": 8}.get(args.remat, 6) / 6  # a body's weights once more in the backward pass
     done = useful + (again - 1) * 6 * body * tokens + 2 * head * scored
     of_rate = useful / seconds / rate

@@ -198,8 +198,9 @@ def batch_shapes(mesh: Mesh, shapes: Shapes, *, cached: bool) -> Batch:
     length, score = array(pair, jnp.int32), array(pair, jnp.float32)
     token = array((*pair, shapes.response), jnp.float32)
     ref = Logps(token, token, length) if cached else None
-    one = array(pair[:1], jnp.float32), array(pair[:1], jnp.int32)
-    return Batch(Rows(rows, rows, rows, rows), Scored(scored, scored, scored), length, score, *one, ref, None)
+    one, index = array(pair[:1], jnp.float32), array(pair[:1], jnp.int32)
+    placed = Rows(rows, rows, rows, rows), Scored(scored, scored, scored)
+    return Batch(*placed, length, score, one, one, index, ref, None)
 
 
 def split(tree: Any, where: Any) -> Any:

@@ -23,7 +23,7 @@ from slpojax.base import ABSENT, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
-QUICK, LONG = 1, 17  # draws in `make test`, and in `make check` beside them
+QUICK, LONG = 1, 11  # draws in `make test`, and in `make check` beside them
 TURN = 6  # draws in which every choice is met
 RESPONSE, ROOM = 12, 192  # tokens of a response, and of a prompt with one response, at most
 NOWHERE = (np.zeros(RESPONSE, np.float32),) * 2

@@ -1,0 +1,43 @@
+"""Every benchmark runs to its end at a size that says nothing of speed: its command is ready when a machine is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.check
+
+COMMANDS = {
+    "objectives": "--model tiny --batch 2 --rounds 1 --only orpo_with_prompt",
+    "candidates": "--model tiny --batch 2 --rounds 1 --candidates 2",
+    "head": "--width 16 --tokens 256 --vocabulary 97 --rounds 1",
+    "attention": "--help",
+    "gpu": "--model tiny --check tiny --attention blocks --dtype float32 --remat none --lengths 1024 --tokens 4096 "
+    "--product 64 --rounds 1",
+    "memory": "--remat none layer --width 32 --layers 2 --heads 2 --rows 1 --rounds 1",
+    "ablation": "PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
+    "packing": "PAIRS TOKENIZER --rows 0:200 --batch 8",
+    "vs_trl": "--help",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_runs(name, request, tmp_path):
+    command = COMMANDS[name].split()
+    if "PAIRS" in command:
+        shared = request.getfixturevalue("shared_data")
+        places = {
+            "PAIRS": shared / "hh" / "helpful-base.test.jsonl.gz",
+            "TOKENIZER": shared / "tokenizers" / "neox-20b",
+        }
+        command = [str(places.get(word, word)) for word in command]
+    if name == "gpu":
+        command += ["--out", str(tmp_path)]
+    script = [sys.executable, str(REPOSITORY / "benchmarks" / f"{name}.py"), *command]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "allow"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    if command != ["--help"]:
+        assert "|" in done.stdout or "TFLOP" in done.stdout
