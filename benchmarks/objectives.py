@@ -17,7 +17,6 @@ import argparse
 import re
 import statistics
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,9 @@ import optax
 import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 
-from slpojax import beside, data, logps, masks, models, objectives, sharding, step
-from slpojax.base import MASKS, Batch, Model, Params, Shapes, State
+from slpojax import beside, data, logps, models, objectives, sharding, step
+from slpojax.base import Batch, Model, Params, Shapes, State
+from slpojax.run import learned_beside
 
 BASE, AGAIN, BAR = "dpo.sigmoid", "dpo.sigmoid again", 1.02
 
@@ -97,18 +97,16 @@ def stepper(
     shapes, batch = batches["prompt" in objective.needs]
     step.couples_examples(objective, shapes)  # traces it
     state = held[0]._replace(objective=jax.tree.map(jnp.float32, objective.state))
-    mine = sorted(objective.needs & set(MASKS))
-    if mine:
-        _, states = jax.eval_shape(partial(model.layers, read=lambda x: x), state.params, batch.rows)
-        init = partial(masks.init, layers=states.shape[0], width=states.shape[-1])
-        params = state.params | beside.draw(jax.random.key(2), dict.fromkeys(mine, init))
+    learned = learned_beside(model, state.params, objective.needs, shapes.candidates)
+    if learned:
+        params = state.params | beside.draw(jax.random.key(2), learned)
         state = state._replace(params=params, optimizer=optimizer.init(params))
     # Placed as the step gives it back, or the second step would compile once more.
     state = jax.tree.map(jax.device_put, state, parts.where(mesh, model, state))
     own = [state.objective]
     one = parts.train_step(mesh, model, name, optimizer, shapes, state)
     reference = ref_params if objective.needs & logps.NEEDS_REFERENCE else None
-    if mine:
+    if learned:
         state = jax.tree.map(jnp.copy, state)  # what is held stays whole when this one is donated
         return parts.repeated(one, [state], [batch], reference)
 

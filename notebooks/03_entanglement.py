@@ -49,8 +49,8 @@ GRID = {"alpha": 0.25}
 # ## 1. A model and pairs
 #
 # The checkpoint is read from `$SLPOJAX_SHARED/llama-stories260k`, or from `shared/data` beside the repository.
-# Where there is none, a Llama of 50,000 parameters learns the quickstart's small language in its place; all that follows
-# runs on it too, but the words below are about the stories.
+# Where there is none, the quickstart's Llama learns its small language in its place; all that follows runs on it too, but
+# the words below are about the stories.
 
 # %%
 here = pathlib.Path.cwd()
@@ -84,20 +84,11 @@ if folder:
     decode = tokenizer.decode
     print(f"stories260K: {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
 else:
-    from slpojax.worlds.reviews import language
+    from slpojax.worlds.reviews import LLAMA, language
 
     rng = np.random.default_rng(0)
     eos = (language.words().index(language.EOS),)
-    model = models.build(
-        {
-            "model_type": "llama",
-            "vocab_size": len(language.words()),
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-        }
-    )
+    model = models.build(LLAMA | {"vocab_size": len(language.words())})
     texts = [(language.encode(p), np.int32([*language.encode(" ".join(language.write(t, rng))), *eos])) for t, p in language.prompts(1280)]
     texts = data.build([data.Example(p, (y,), (0.0,), i) for i, (p, y) in enumerate(texts)], candidates=1)
     order = [rng.permutation(len(texts))[:32] for _ in range(150)]

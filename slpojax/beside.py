@@ -1,10 +1,11 @@
 """Parameters that are learned beside the policy's: how they are drawn, where they stand, and the policy without them.
 
-Knows names alone; `slpojax.masks` and `slpojax.degrees` know the rest. They are trained, saved and resumed with the
-policy's; the exported model and a reference that follows the policy have none of them.
+Knows names and sizes alone; `slpojax.masks` and `slpojax.degrees` know the rest. They are trained, saved and resumed
+with the policy's; the exported model and a reference that follows the policy have none of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -14,24 +15,41 @@ from slpojax.base import Key, Params
 KEY = "beside"
 
 
-def draw(key: Key, draws: Mapping[str, Callable[[Key], Params]]) -> Params:
+def draw(key: Key, sizes: Mapping[str, Any]) -> Params:
     """Draw parameters, each from a key of its own, to be joined to the policy's.
 
     Args:
         key: random.
-        draws: name -> what draws the parameters of this name.
+        sizes: by name, see `linear`; where there are none, nothing is drawn.
 
     Example:
-        >>> drawn = draw(jax.random.key(0), {"mine": lambda key: jax.random.uniform(key, (2, 3))})
-        >>> jax.tree.map(jax.numpy.shape, drawn)
-        {'beside': {'mine': (2, 3)}}
+        >>> jax.tree.map(jax.numpy.shape, draw(jax.random.key(0), {"mine": (2, 3)}))
+        {'beside': {'mine': {'bias': (2,), 'weight': (2, 3)}}}
         >>> draw(jax.random.key(0), {})
         {}
     """
-    if not draws:
-        return {}
-    keys = jax.random.split(key, len(draws))
-    return {KEY: {name: draws[name](own) for name, own in zip(sorted(draws), keys, strict=True)}}
+    return {KEY: linear(key, sizes)} if sizes else {}
+
+
+def linear(key: Key, sizes: Any) -> Params:
+    """Draw linear layers, uniform within 1 / sqrt(width) as PyTorch's start.
+
+    Args:
+        key: random.
+        sizes: (N, D) of one layer of N outputs, or a dict of such by name, nested at will.
+
+    Returns:
+        {"weight": [N, D], "bias": [N]}, float32, in the place of each (N, D).
+    """
+    if not isinstance(sizes, tuple):
+        keys = jax.random.split(key, len(sizes))
+        return {name: linear(own, sizes[name]) for name, own in zip(sorted(sizes), keys, strict=True)}
+    size, width = sizes
+    bound, (weight, bias) = width**-0.5, jax.random.split(key)
+    return {
+        "weight": jax.random.uniform(weight, (size, width), minval=-bound, maxval=bound),
+        "bias": jax.random.uniform(bias, (size,), minval=-bound, maxval=bound),
+    }
 
 
 def of(params: Params) -> Params:

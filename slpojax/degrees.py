@@ -4,39 +4,23 @@ Knows the policy's hidden states; knows no model family, no vocabulary and no ob
 policy's, see `slpojax.beside`; the gradient of what it says reaches the policy, too.
 """
 
-import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Float, Key, Params
+from slpojax.base import Array, Float, Params
 
 
-def init(key: Key, *, width: int, classes: int) -> Params:
-    """Draw both layers, uniform within 1 / sqrt(width) as a linear layer of PyTorch starts.
+def sizes(*, width: int, classes: int) -> dict[str, tuple[int, int]]:
+    """Return the sizes of both layers, see `slpojax.beside.linear`.
 
     Args:
-        key: random.
         width: D of the policy.
         classes: C, the degrees that are told apart.
 
-    Returns:
-        {"inner": {"weight": [D, D], "bias": [D]}, "outer": {"weight": [C, D], "bias": [C]}}, float32.
-
     Example:
-        >>> jax.tree.map(jnp.shape, init(jax.random.key(0), width=3, classes=2))
-        {'inner': {'bias': (3,), 'weight': (3, 3)}, 'outer': {'bias': (2,), 'weight': (2, 3)}}
+        >>> sizes(width=3, classes=2)
+        {'inner': (3, 3), 'outer': (2, 3)}
     """
-    bound = width**-0.5
-
-    def layer(key: Key, size: int) -> Params:
-        weight, bias = jax.random.split(key)
-        draw = jax.random.uniform
-        return {
-            "weight": draw(weight, (size, width), minval=-bound, maxval=bound),
-            "bias": draw(bias, (size,), minval=-bound, maxval=bound),
-        }
-
-    inner, outer = jax.random.split(key)
-    return {"inner": layer(inner, width), "outer": layer(outer, classes)}
+    return {"inner": (width, width), "outer": (classes, width)}
 
 
 def logits(own: Params, states: Float[Array, "G S D"]) -> Float[Array, "G S C"]:
@@ -45,7 +29,7 @@ def logits(own: Params, states: Float[Array, "G S D"]) -> Float[Array, "G S C"]:
     .. math:: z_t = W_2 \tanh(W_1 h_t + b_1) + b_2
 
     Args:
-        own: the network's parameters, as `init` draws them.
+        own: the network's parameters, of `sizes`.
         states: the policy's final hidden states where the scored tokens are predicted.
     """
 

@@ -15,33 +15,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import MASKS, Array, Float, Key, Params
+from slpojax.base import MASKS, Array, Float, Params
 
 Numbers: TypeAlias = dict[str, Array]
-
-
-def init(key: Key, *, layers: int, width: int) -> Params:
-    """Draw the weights of a mask, uniform within 1 / sqrt(width) as a linear layer of PyTorch starts.
-
-    Args:
-        key: random.
-        layers: N of the reference.
-        width: D of the reference.
-
-    Returns:
-        {"weight": [N, D], "bias": [N]}, float32.
-
-    Example:
-        >>> jax.tree.map(jnp.shape, init(jax.random.key(0), layers=2, width=3))
-        {'bias': (2,), 'weight': (2, 3)}
-    """
-    bound = width**-0.5
-    weight, bias = jax.random.split(key)
-    draw = jax.random.uniform
-    return {
-        "weight": draw(weight, (layers, width), minval=-bound, maxval=bound),
-        "bias": draw(bias, (layers,), minval=-bound, maxval=bound),
-    }
 
 
 def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[str]) -> Numbers:
@@ -54,7 +30,7 @@ def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[s
     mean.
 
     Args:
-        masks: weights by name, of the wanted masks at least.
+        masks: by name {"weight": [N, D], "bias": [N]}, of the wanted masks at least.
         states: outputs of the reference's N layers where the scored tokens are predicted.
         wanted: among `slpojax.base.LAYERS`.
 

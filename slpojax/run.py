@@ -6,15 +6,15 @@ knows no configuration and no objective.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import data, hf, logger, prompts, reference, sharding, step
-from slpojax.base import Batch, Logps, Model, Params, Shapes, State
+from slpojax import data, degrees, hf, logger, prompts, reference, sharding, step
+from slpojax.base import FEATURES, MASKS, Batch, Logps, Model, Params, Rows, Shapes, State
 from slpojax.selectors import Selector
 
 
@@ -52,6 +52,28 @@ class Run(NamedTuple):
 def hosts() -> dict[str, Any]:
     """Return this process and their number, as the streams of batches take them."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def learned_beside(model: Model, params: Params, needs: Collection[str], candidates: int) -> dict[str, Any]:
+    """Return the sizes of what an objective learns beside the policy, by name; see `slpojax.beside.draw`.
+
+    Args:
+        model: the policy's, and the reference's.
+        params: like its parameters; shapes do.
+        needs: of the objective.
+        candidates: K of the data.
+    """
+    names = {*MASKS, *FEATURES} & {*needs}
+    if not names:
+        return {}
+    one = np.ones((1, 1), np.int32)
+    rows = Rows(one, one, one, one)
+    layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
+    sizes = {
+        **dict.fromkeys(MASKS, (layers, width)),
+        "degree": degrees.sizes(width=width, classes=candidates // 2),
+    }
+    return {name: sizes[name] for name in names}
 
 
 def batches(run: Run, part: Part, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:

@@ -10,8 +10,8 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,12 +23,10 @@ from slpojax import (
     beside,
     checkpoint,
     data,
-    degrees,
     flops,
     hf,
     logger,
     logps,
-    masks,
     measure,
     models,
     objectives,
@@ -41,7 +39,7 @@ from slpojax import (
     step,
     worlds,
 )
-from slpojax.base import FEATURES, MASKS, TOKEN, Key, Model, Params, Rows, Shapes, State
+from slpojax.base import TOKEN, Key, Params, Shapes, State
 from slpojax.run import Part, Run
 
 DEFAULT = "configs/quickstart.py"
@@ -159,8 +157,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         moments=config.moments,
     )
     shape = jax.eval_shape(model.init, jax.random.key(0))
-    draw_beside = _beside(model, shape, objective, pairs.examples.candidates)
-    make_state = functools.partial(_make_state, optimizer, objective, draw_beside, jax.random.key(config.seed))
+    learned = run.learned_beside(model, shape, objective.needs, pairs.examples.candidates)
+    make_state = functools.partial(_make_state, optimizer, objective, learned, jax.random.key(config.seed))
     like = jax.eval_shape(make_state, shape, shape if moving else None)
     state_sharding, notes = sharding.tree(mesh, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, state_sharding)
@@ -536,31 +534,16 @@ def _frozen(
     return parts[0], parts[1] if held_out else None, ref_params
 
 
-def _beside(model: Model, params: Params, objective: objectives.Objective, candidates: int) -> Callable[[Key], Params]:
-    """Return what draws the parameters that an objective learns beside the policy's; nothing where there are none."""
-    names = objective.needs & {*MASKS, *FEATURES}
-    if not names:
-        return functools.partial(beside.draw, draws={})
-    one = np.ones((1, 1), np.int32)
-    rows = Rows(one, one, one, one)
-    layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
-    draws: dict[str, Callable[[Key], Params]] = {
-        **dict.fromkeys(MASKS, functools.partial(masks.init, layers=layers, width=width)),
-        "degree": functools.partial(degrees.init, width=width, classes=candidates // 2),
-    }
-    return functools.partial(beside.draw, draws={name: draws[name] for name in names})
-
-
 def _make_state(
     optimizer: optax.GradientTransformation,
     objective: objectives.Objective,
-    draw_beside: Callable[[Key], Params],
+    learned: Mapping[str, Any],
     key: Key,
     params: Params,
     ref_params: Params | None,
 ) -> State:
     """Make the state before the first step."""
-    params = params | draw_beside(key)
+    params = params | beside.draw(key, learned)
     zero, statistics = jax.numpy.zeros((), jax.numpy.int32), jax.tree.map(jax.numpy.float32, objective.state)
     return State(zero, params, optimizer.init(params), statistics, key, ref_params)
 

@@ -1,7 +1,5 @@
 """Masks of tokens, learned from the reference's layers: against NumPy, through models, and through a whole run."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +27,7 @@ MODELS = {
 
 def draw(seed: int, *names: str):
     """The weights of masks, as they stand beside a policy's parameters."""
-    init = functools.partial(masks.init, layers=LAYERS, width=WIDTH)
-    return beside.draw(jax.random.key(seed), dict.fromkeys(names, init))
+    return beside.draw(jax.random.key(seed), dict.fromkeys(names, (LAYERS, WIDTH)))
 
 
 def alone(token: list[int]) -> Rows:

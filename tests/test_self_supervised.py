@@ -132,7 +132,7 @@ def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     """Of packed responses as of the same responses alone, in the places of their tokens."""
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))
-    own = degrees.init(jax.random.key(1), width=WIDTH, classes=2)
+    own = beside.linear(jax.random.key(1), degrees.sizes(width=WIDTH, classes=2))
     token = np.array([[7, 8, 9, 3, 4, 5, 6, 0]], np.int32)
     rows = Rows(
         token,

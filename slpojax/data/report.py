@@ -175,8 +175,9 @@ def with_packing(
         cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
         fullest = max(fullest, int(size.sum()))
         prompts += float(prompt[real].sum())
-        scored += float(response[real].sum())
-        targets += float(response[real].sum() + ((prompt[real] - 1).sum() if shapes.prompt else 0))
+        own = response[real].sum(axis=1)
+        scored += float(own.sum())
+        targets += float(rows.count_scored(prompt[real], own, prompts=shapes.prompt > 0).sum())
         alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
     packing = Packing(
         batches=batches,

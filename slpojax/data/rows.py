@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Shaped
 
 from slpojax.base import ABSENT, Batch, Int, Logps, Rows, Scored, Shapes
 from slpojax.data.examples import Example, Examples
@@ -134,6 +135,19 @@ def reserve(response: Int[np.ndarray, "n K"], picks: int) -> Int[np.ndarray, " n
     return response[:, 0] + picks * response[:, 1:].max(axis=1, initial=0)
 
 
+def count_scored(
+    prompt: Int[np.ndarray, " n"], response: Shaped[np.ndarray, " n"], *, prompts: bool
+) -> Shaped[np.ndarray, " n"]:
+    """Return the scored tokens of examples: those of the responses, and of prompts, if they are, all but the first.
+
+    Args:
+        prompt: tokens of each.
+        response: tokens of its responses together, or how many are expected.
+        prompts: whether prompts are scored, too.
+    """
+    return response + (prompt - 1 if prompts else 0)
+
+
 def assign(size: Int[np.ndarray, " B"], scored: Int[np.ndarray, " B"], shapes: Shapes) -> Int[np.ndarray, " B"]:
     """Give every example a row, such that no row holds more than L tokens and no group more than S scored ones.
 
@@ -193,7 +207,7 @@ def pack(
     shapes = of_batch(shapes, int((prompt + reserved).max(initial=0)))
     if (scored > reserved).any():
         raise ValueError(f"examples of {scored.tolist()} response tokens do not fit the {reserved.tolist()} reserved")
-    targets = reserved + (prompt - 1 if shapes.prompt else 0)
+    targets = count_scored(prompt, reserved, prompts=shapes.prompt > 0)
     row = assign(_fill((b,), prompt + reserved, 0, np.int64), _fill((b,), targets, 0, np.int64), shapes)[:count]
 
     # From here on in the order of the rows: `o` is an example's place in the batch, a piece is a prompt or a response.
@@ -270,7 +284,7 @@ def _sizes(
             f"row {examples.row[worst]}: prompt and responses are {size[worst]} tokens together, more than "
             f"data.row_length={row_length}; raise data.row_length to {size[worst]} or lower data.max_length"
         )
-    batches, targets = np.stack(order), scored + (examples.lengths.prompt - 1 if prompts else 0)
+    batches, targets = np.stack(order), count_scored(examples.lengths.prompt, scored, prompts=prompts)
     return np.append(size, 0)[batches], np.append(targets, 0)[batches]
 
 
