@@ -147,22 +147,20 @@ def make_train_step(
             head = jax.lax.with_sharding_constraint(head, everywhere)
             return _mean_loss(objective, selector, shapes, head, scored, batch._replace(ref=ref), state, key)
 
-        def pull_back(x: tuple[Rows, Scored, Head]) -> Params:
-            return jax.vjp(lambda params: numbers(params, x[0], x[1], ref_params), params)[1](x[2])[0]
+        def loss_of(params: Params, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
+            return mean_loss(numbers(params, *x, ref_params), x[1])
 
-        def loss_and_gradient(x: tuple[Rows, Scored]) -> Any:
-            return jax.value_and_grad(lambda params: mean_loss(numbers(params, *x, ref_params), x[1]), has_aux=True)(
-                params
-            )
+        def pulled(params: Params, x: tuple[Rows, Scored, Head]) -> tuple[Array, None]:
+            return optax.tree.vdot(x[2], numbers(params, *x[:2], ref_params)), None  # its gradient is the pull-back
 
         if accumulate == 1:
-            (loss, (metrics, state)), grads = loss_and_gradient(micro)
+            (loss, (metrics, state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
             return loss, metrics, state, grads
         if coupled:
             head = _over_micro_batches(lambda x: numbers(params, *x, ref_params), micro, accumulate)
             (loss, (metrics, state)), pull = jax.value_and_grad(mean_loss, has_aux=True)(head, batch.scored)
-            return loss, metrics, state, _sum_micro_batches(pull_back, (*micro, pull), accumulate)
-        (loss, (metrics, _)), grads = _sum_micro_batches(loss_and_gradient, micro, accumulate)
+            return loss, metrics, state, _sum_gradients(pulled, params, (*micro, pull), accumulate)[1]
+        (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, micro, accumulate)
         return loss, metrics, state, grads
 
     def step(state: State, ref_params: Params | None, batch: Batch) -> tuple[State, Metrics]:
@@ -285,11 +283,24 @@ def _over_micro_batches(function: Callable[[Any], Head], x: tuple[Rows, Scored],
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1] * count, *a.shape[2:]), out)
 
 
-def _sum_micro_batches(function: Callable[[Any], Any], x: tuple[Rows, Scored, *tuple[Head, ...]], count: int) -> Any:
-    """Sum what a function returns for each micro-batch, one at a time."""
-    micro = _micro_batches(x, count, x[1].slot.shape[0])
-    zero = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, jax.tree.map(lambda a: a[0], micro))
-    )
-    total, _ = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, function(x)), None), zero, micro)
-    return total
+def _sum_gradients(
+    function: Callable[[Params, Any], tuple[Array, Any]],
+    params: Params,
+    x: tuple[Rows, Scored, *tuple[Head, ...]],
+    count: int,
+) -> tuple[tuple[Array, Any], Params]:
+    """Sum a function's value, what it returns beside it, and its gradient over the micro-batches, one at a time.
+
+    A backward pass adds what it finds to the sum in place, layer by layer: no micro-batch has a gradient of its own,
+    which would be as large as the parameters once more.
+    """
+    total = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
+
+    def one(_: None, x: Any) -> tuple[None, tuple[Array, Any]]:
+        pull: Any  # of a type that JAX does not tell
+        value, pull, beside_it = jax.vjp(lambda params: function(params, x), params, has_aux=True)
+        pull.with_refs(total)(jnp.ones_like(value))
+        return None, (value, beside_it)
+
+    _, values = jax.lax.scan(one, None, _micro_batches(x, count, x[1].slot.shape[0]))
+    return jax.tree.map(lambda a: jnp.sum(a, axis=0), values), jax.tree.map(lambda ref: ref[...], total)
