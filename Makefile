@@ -2,7 +2,8 @@
 #   make quickstart   the environment, then the embedded run: a tiny model learns from preferences in minutes
 #   make test         the environment, then lint, types, doctests and tests; no torch
 # and a third, for those who change numbers:
-#   make check        torch (CPU), TRL and transformers' models as live witnesses, the long tests, the notebooks
+#   make check        torch (CPU), TRL and transformers' models as live witnesses, the long tests, programs compiled for
+#                     TPUs that are not there, the notebooks
 # Another interpreter has an environment of its own: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -37,6 +38,13 @@ $(VENV)/.parity: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	@touch $@
 
+# The compiler for TPUs that JAX asks for, in a folder of its own: in the environment JAX would look for a TPU at every
+# start. Where there is none for this machine, its tests are skipped.
+LIBTPU = import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if "libtpu" in r))
+$(VENV)/tpu: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "$$($(BIN)/python -c '$(LIBTPU)')" || mkdir -p $@
+	@touch $@
+
 quickstart: env
 	$(BIN)/python -m slpojax.train --config=configs/quickstart.py
 
@@ -57,8 +65,8 @@ format: env
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet slpojax configs tests
 
-check: $(VENV)/.parity
-	$(BIN)/pytest -m check --numprocesses $(JOBS) --dist worksteal
+check: $(VENV)/.parity $(VENV)/tpu
+	TPU_LIBRARY_PATH=$(abspath $(VENV)/tpu)/libtpu/libtpu.so $(BIN)/pytest -m check --numprocesses $(JOBS) --dist worksteal
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: env

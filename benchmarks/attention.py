@@ -2,14 +2,15 @@
 
     python benchmarks/attention.py [--names whole causal blocks] [--dtype float32] [--rounds 5]
     python benchmarks/attention.py --topology v5e:2x2 [--names tpu blocks] [--dtype bfloat16]
+    python benchmarks/attention.py --topology h200:2 [--names gpu blocks] [--dtype bfloat16]
     python benchmarks/attention.py --names gpu blocks --dtype bfloat16        # on an NVIDIA GPU
 
 Packed rows of made-up dialogues: prompts of 138 tokens in the mean, two responses of 60 (log-normal, as HH's are).
 `causal` is what a blockwise implementation does that knows only that nobody looks ahead: 128 queries against all keys
 before them, recomputed in the backward pass. In every round every implementation runs once, in turn, after a round
 that is not timed: medians with the smallest and the largest; `cpu` is processor time, of all threads. With --topology
-(it needs `libtpu` from `pip install "jax[tpu]"`, and no TPU) nothing runs: the compiler says how much memory a device
-needs.
+nothing runs: the compiler says how much memory a device needs. It wants `pip install "jax[tpu]"` and no TPU or, for
+h200:2 and the like, `pip install "jax[cuda13]"` and no GPU.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from slpojax.models.attention import Cells, whole
 
 # rows, length, query heads, key heads, head_dim
 SHAPES = ((5, 1024, 8, 8, 32), (2, 2048, 8, 8, 32))
-TPU_SHAPES = ((8, 1024, 32, 32, 80), (8, 2048, 32, 8, 128))  # Pythia-2.8B, Llama-3-8B
+LARGE = ((8, 1024, 32, 32, 80), (8, 2048, 32, 8, 128))  # Pythia-2.8B, Llama-3-8B
 
 
 def dialogues(rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -97,14 +98,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--topology", default="")
     args = parser.parse_args()
-    names = args.names or (["whole", "blocks", "tpu"] if args.topology else ["whole", "causal", "blocks"])
+    last = ["blocks", parts.kernel(args.topology)] if args.topology else ["causal", "blocks"]
+    names = args.names or ["whole", *last]
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
+    compilers = parts.compile_for(args.topology)
     mesh = parts.topology(args.topology, data=-1, fsdp=1, tensor=2) if args.topology else None
     split = f"{args.topology}, data x tensor = {mesh.shape['data']} x 2" if mesh else jax.devices()[0].device_kind
-    print(header(args, "libtpu", device=f"{split}, {dtype}"), flush=True)
+    print(header(args, *compilers, device=f"{split}, {dtype}"), flush=True)
     print("| rows, length, heads, key heads, head_dim | name | compile s | temporary MB | ms | cpu ms |")
     print("|---|---|---|---|---|---|")
-    for shape in TPU_SHAPES if args.topology else SHAPES:
+    for shape in LARGE if args.topology else SHAPES:
         compiled, seconds = {}, {}
         for name in names:
             start = time.perf_counter()

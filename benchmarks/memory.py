@@ -6,11 +6,12 @@ r"""How much memory a step needs: what the compiler says, of the shipped configs
         --rows 8 --length 2048
 
 By default the whole training step of every config, at its own size, for a TPU that is not there, where libtpu is
-installed (`pip install "jax[tpu]"`); elsewhere for this machine's processor with a smaller model (--width, --layers,
---heads). Nothing runs and nothing of that size is allocated. The rows are those that the program would plan for
-dialogues of HH's lengths. Then with each feature off in turn, where the config has it on: recomputed activations, the
-head in parts, attention in tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state;
-and with moments in bfloat16, where the optimiser has them. "Peak" is a device's: arguments, temporaries, and what of
+installed (`pip install "jax[tpu]"`), or with --topology h200:8 for GPUs that are not there (`pip install
+"jax[cuda13]"`); elsewhere for this machine's processor with a smaller model (--width, --layers, --heads). Nothing runs
+and nothing of that size is allocated. The rows are those that the program would plan for dialogues of HH's lengths.
+Then with each feature off in turn, where the config has it on: recomputed activations, the head in parts, attention in
+tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state; and with moments in bfloat16,
+where the optimiser has them. "Peak" is a device's: arguments, temporaries, and what of
 the results is not written over the arguments. A config that scores all candidates first has a line for that, too.
 
 With --remat, the policies on packed rows: the gradient, by the parameters, of a sum over the hidden states, which are
@@ -51,16 +52,20 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
     parser.add_argument("--off", nargs="+", help="these features alone beside \"nothing\", as the table names them")
     parser.add_argument("--remat", nargs="+", choices=tuple(REMATS), help="compare these policies instead")
-    for name, value in (("width", 256), ("layers", 4), ("heads", 8), ("rows", 5), ("length", 1024), ("rounds", 5)):
+    parser.add_argument("--width", type=int, default=0, help="0: of the config on a topology, 256 elsewhere")
+    for name, value in (("layers", 4), ("heads", 8), ("rows", 5), ("length", 1024), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--attention", default="")
-    parser.add_argument("--dtype", default="", help="of the policies' model: float32, or bfloat16 on a TPU")
-    parser.add_argument("--topology", help='as "v5e:2x4"; "" for this machine')
+    parser.add_argument("--dtype", default="", help="of the policies' model: float32, or bfloat16 on a topology")
+    parser.add_argument("--topology", help='as "v5e:2x4" or "h200:8"; "" for this machine')
     args = parser.parse_args()
     if args.topology is None:
         args.topology = "v5e:2x4" if importlib.util.find_spec("libtpu") and not args.remat else ""
-    args.attention = args.attention or ("tpu" if args.topology else "blocks")
-    print(header(args, "libtpu", device=args.topology or jax.devices()[0].device_kind), flush=True)
+    args.attention = args.attention or parts.kernel(args.topology)
+    args.own_size = bool(args.topology) and not args.width
+    args.width = args.width or 256
+    compilers = parts.compile_for(args.topology)
+    print(header(args, *compilers, device=args.topology or jax.devices()[0].device_kind), flush=True)
     if args.remat:
         policies(args)
     else:
@@ -143,7 +148,7 @@ def compiled(
     """Compile a config's step, or its scoring of all candidates; return the memory, and the rows of a device."""
     axes = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
     mesh = parts.topology(args.topology, **axes) if args.topology else parts.one_device()
-    size = MODELS[SIZES.get(name, "pythia-2.8b")] if args.topology else neox(args.width, args.layers, args.heads)
+    size = MODELS[SIZES.get(name, "pythia-2.8b")] if args.own_size else neox(args.width, args.layers, args.heads)
     model = models.build(
         size, dtype=config.model.dtype, remat=features.remat, attention=features.attention, mesh=mesh
     )
@@ -178,9 +183,11 @@ def compiled(
 
 
 def plan(config: ConfigDict, multiple_of: int, picks: int) -> Shapes:
-    """Plan a run over dialogues of HH's lengths, those cut that would not fit a row."""
+    """Plan a run over dialogues of HH's lengths, those cut that would not fit a row of a given length."""
     candidates, row_length, size = config.data.candidates, config.data.row_length, config.batch_size
-    longest = min(config.data.max_length, 2 * row_length // (1 + candidates))
+    longest = config.data.max_length
+    if row_length:  # a prompt and all its responses have to fit
+        longest = min(longest, 2 * row_length // (1 + candidates))
     pool = parts.examples(*parts.lengths(8 * size, candidates, longest=longest), vocabulary=2)
     order = data.order(pool.lengths, size, seed=0, steps=8, kind=config.data.order)
     return data.plan(pool, order, row_length=row_length, multiple_of=multiple_of, picks=picks)

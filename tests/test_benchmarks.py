@@ -1,31 +1,47 @@
 """Every benchmark runs to its end at a size that says nothing of speed: its command is ready when a machine is."""
 
+import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
 
 pytestmark = pytest.mark.check
 
-COMMANDS = {
-    "objectives": "--model tiny --batch 2 --rounds 1 --only orpo_with_prompt",
-    "candidates": "--model tiny --batch 2 --rounds 1 --candidates 2",
-    "head": "--width 16 --tokens 256 --vocabulary 97 --rounds 1",
-    "attention": "--help",
-    "gpu": "--model tiny --check tiny --attention blocks --dtype float32 --remat none --lengths 1024 --tokens 4096 "
+COMMANDS = (
+    "objectives --model tiny --batch 2 --rounds 1 --only orpo_with_prompt",
+    "candidates --model tiny --batch 2 --rounds 1 --candidates 2",
+    "head --width 16 --tokens 256 --vocabulary 97 --rounds 1",
+    "attention --names blocks --rounds 1",
+    "attention --names tpu --topology v5e:2x2",
+    "attention --names gpu --topology h200:2",
+    "gpu --model tiny --check tiny --attention blocks --dtype float32 --remat none --lengths 1024 --tokens 4096 "
     "--product 64 --rounds 1",
-    "memory": "--remat none layer --width 32 --layers 2 --heads 2 --rows 1 --rounds 1",
-    "ablation": "PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
-    "packing": "PAIRS TOKENIZER --rows 0:200 --batch 8",
-    "vs_trl": "--help",
+    "memory --remat none layer --width 32 --layers 2 --heads 2 --rows 1 --rounds 1",
+    "memory --configs slpo_hh --off donation --width 32 --layers 2 --heads 2",
+    "memory --configs slpo_hh --off donation --width 256 --layers 2 --heads 2 --topology v5e:2x4",
+    "memory --configs slpo_hh --off donation --width 256 --layers 2 --heads 2 --topology h200:8",
+    "ablation PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
+    "packing PAIRS TOKENIZER --rows 0:200 --batch 8",
+    "vs_trl --help",
+)
+# Who compiles for devices that are not there, and how a machine comes by it.
+COMPILERS = {
+    "v5e": (pathlib.Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file, "`make check` installs libtpu"),
+    "h200": (partial(importlib.util.find_spec, "jax_cuda13_plugin"), "pip install 'jax[cuda13]'"),
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_runs(name, request, tmp_path):
-    command = COMMANDS[name].split()
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_benchmark_runs(line, request, tmp_path):
+    name, *command = line.split()
+    for kind, (there, how) in COMPILERS.items():
+        if kind in line and not there():
+            pytest.skip(f"nothing here compiles for {kind}: {how}")
     if "PAIRS" in command:
         shared = request.getfixturevalue("shared_data")
         places = {
