@@ -19,6 +19,7 @@ from step_tools import compiled, mesh_of, prepare
 from slpojax import data, hf, logps, models, objectives, optim, sharding, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes
 from slpojax.data.examples import Example
+from slpojax.models import attention
 
 CONFIG = {
     "model_type": "llama",
@@ -82,7 +83,7 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
     objective, steps, mesh = objectives.build(name), 2, mesh_of(*mesh_sizes)
-    model = models.build(CONFIG, dtype=dtype)
+    model = models.build(CONFIG, dtype=dtype, mesh=mesh)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
     groups = sharding.batch_devices(mesh) * accumulate
@@ -152,6 +153,26 @@ MORE_MESHES = [(8, 1, 1), (1, 1, 4), (4, 1, 2), (2, 4, 1), (4, 2, 1), (1, 4, 2),
 )
 def test_eight_devices_equal_one(sizes):
     agree(two_steps("dpo.sigmoid", mesh_sizes=sizes), two_steps("dpo.sigmoid"))
+
+
+def test_weights_travel_between_devices_and_activations_stay():
+    config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
+    mesh, length = mesh_of(1, 8, 1), attention.SHORT + 32
+    model, objective = models.build(config, mesh=mesh), objectives.build("sft.token_mean")
+    pairs = examples(8)
+    shapes = data.plan(pairs, [np.arange(8)], row_length=length, pack=False, multiple_of=8)._replace(length=length)
+    batch = sharding.put_batch(mesh, data.pack([pairs[i] for i in range(8)], shapes))
+    params = jax.jit(model.init)(jax.random.key(0))
+    ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh)
+    inputs = (ready.state, None, batch)
+    # Some kernels say nothing of how their results are split, and then the weights' split by width would win.
+    asked = re.findall(r"sharding_constraint .*tensor<8x160x384xf32>", ready.train_step.lower(*inputs).as_text())
+    assert len(asked) >= 4 and all('[{"data", "fsdp"}, {}, {}]' in line for line in asked), asked
+    text = compiled(ready.train_step, *inputs).as_text()
+    sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    of_cells = [shape for shape in sizes if length in shape]
+    assert max(map(math.prod, of_cells)) >= length * config["hidden_size"]  # of one row, the device's own
+    assert max(map(math.prod, of_cells)) <= config["num_hidden_layers"] * length * config["intermediate_size"], of_cells
 
 
 RUNNING = ["anchored.bco_pair", "unpaired.bco_unpaired", "unpaired.bco_unpaired_pooled", "batchwise.beta_dpo"]

@@ -232,7 +232,7 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     """The loss, and the gradient by the parameters, of one step."""
     mesh, name = mesh_of(*draw.mesh), draw.attention
     attend = partial(IMPLEMENTATIONS[name], mesh=mesh) if name == "tpu" else IMPLEMENTATIONS[name]
-    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat)
+    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat, mesh=mesh)
     shapes, batch = packed(draw, listed, row_length)
     params, ref_params = (parameters(draw.config, seed) for seed in (1, 2))
     # Its state is the gradient: nothing is rounded against the parameters.

@@ -1,6 +1,6 @@
 """Models by the `model_type` of their config.json.
 
-Knows how a family module becomes a `base.Model`; knows no objective and no mesh. A family module has `ARCHITECTURES`
+Knows how a family module becomes a `base.Model`; knows no objective. A family module has `ARCHITECTURES`
 (model type -> the class that an export names), `Config` (with `from_hf`), `Block`, `NORM` and `TENSORS`, the table that
 ties each parameter to its sharding and to the tensor of a checkpoint; everything else is shared.
 """
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slpojax import base
+from slpojax import base, sharding
 from slpojax.models import gpt_neox, llama
 from slpojax.models.attention import Attend, Cache, empty_cache, whole
 from slpojax.models.kernels import gpu, tpu
@@ -50,7 +50,7 @@ def build(
         max_length: longest sequence of the run. Only two options of a config look at it: dynamic rope scaling (see
             `rotary.frequencies`) and sliding windows, which are refused where they would matter. None means
             `max_position_embeddings`.
-        mesh: over which the rows will be split, for attention="tpu" and remat="offload", which have to know.
+        mesh: over which the rows will be split; None for one device.
 
     Returns:
         The model.
@@ -94,7 +94,7 @@ def build(
         attend = partial(attend, mesh=mesh)
     family: Any = _FAMILIES[model_type]
     config = family.Config.from_hf(hf_config, max_length)
-    module = Decoder(family.Block, family.NORM, config, _DTYPES[dtype], attend, remat)
+    module = Decoder(family.Block, family.NORM, config, _DTYPES[dtype], attend, remat, _pin(mesh))
 
     def init(key: base.Key) -> base.Params:
         one = jnp.ones((1, 1), jnp.int32)
@@ -114,8 +114,16 @@ def build(
         return empty_cache(config.layers, rows, length, config.kv_heads, config.head_dim, _DTYPES[dtype])
 
     tensors = _tensors(family.TENSORS, init, config.tied)
-    sharding = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
-    return base.Model(init, apply, layers, unembed, cache_of, sharding, tensors)
+    rules = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
+    return base.Model(init, apply, layers, unembed, cache_of, rules, tensors)
+
+
+def _pin(mesh: Mesh | None) -> Callable[[base.Array], base.Array]:
+    """Return what keeps arrays split by rows, where the devices divide them."""
+    if mesh is None or mesh.size == 1:
+        return lambda x: x
+    where, devices = sharding.split_rows(mesh), sharding.batch_devices(mesh)
+    return lambda x: x if x.shape[0] % devices else jax.lax.with_sharding_constraint(x, where)
 
 
 def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:

@@ -160,6 +160,8 @@ class Decoder(nn.Module):
         dtype: the compute dtype.
         attend: see `attention.whole`.
         remat: one of `REMATS`.
+        pin: keeps hidden states [R, L, D] split by rows over the devices. Left to itself a compiler may split them by
+            width, as the weights are, and send activations around instead of weights.
     """
 
     block: type[nn.Module]
@@ -168,6 +170,7 @@ class Decoder(nn.Module):
     dtype: Any
     attend: Attend
     remat: str
+    pin: Callable[[Array], Array]
 
     @nn.compact
     def __call__(
@@ -184,7 +187,7 @@ class Decoder(nn.Module):
         sight, turn = look(rows, cache), angles(rows.position, c.frequencies)
 
         def one(block: nn.Module, x: Array, past: Any, view: Any) -> tuple[Array, Any]:
-            x, new = block(x, past, view)
+            x, new = block(self.pin(x), past, view)
             return x, (new, read and read(x))
 
         stack = nn.scan(
@@ -197,5 +200,5 @@ class Decoder(nn.Module):
         block = REMATS[self.remat](self.block)(c, self.dtype, self.attend, name="layers")
         x, (new, found) = stack(block, x, None if cache is None else (cache.key, cache.value), (turn, sight))
         with jax.named_scope("final_norm"):
-            x = self.norm(c.eps, name="final_norm")(x)
+            x = self.norm(c.eps, name="final_norm")(self.pin(x))
         return x, None if cache is None else remember(cache, sight, *new), found
