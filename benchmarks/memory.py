@@ -10,9 +10,9 @@ installed (`pip install "jax[tpu]"`), or with --topology h200:8 for GPUs that ar
 "jax[cuda13]"`); elsewhere for this machine's processor with a smaller model (--width, --layers, --heads). Nothing runs
 and nothing of that size is allocated. The rows are those that the program would plan for dialogues of HH's lengths.
 Then with each feature off in turn, where the config has it on: recomputed activations, the head in parts, attention in
-tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state; and with moments in bfloat16,
-where the optimiser has them. "Peak" is a device's: arguments, temporaries, and what of
-the results is not written over the arguments. A config that scores all candidates first has a line for that, too.
+tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state; and with the optimiser's
+moments in bfloat16. "Peak" is a device's: arguments, temporaries, and what of the results is not written over the
+arguments. A config that scores all candidates first has a line for that, too.
 
 With --remat, the policies on packed rows: the gradient, by the parameters, of a sum over the hidden states, which are
 the layers without the head, so that what the policies differ in is not hidden by the vocabulary. Times are of rounds in
@@ -85,7 +85,7 @@ class Features:
     cached: bool
     chunked: bool = True
     donated: bool = True
-    moments: tuple[tuple[str, str], ...] = ()
+    moments: str = "float32"
 
 
 def steps(args: argparse.Namespace) -> None:
@@ -116,15 +116,14 @@ def steps(args: argparse.Namespace) -> None:
 def variants(config: ConfigDict, args: argparse.Namespace) -> Iterator[tuple[str, Features]]:
     """Yield what is off, and the features that are left."""
     reference = "ref" in objectives.build(**config.objective).needs
-    on = Features(config.model.remat, args.attention, config.accumulate, cached=reference)
+    on = Features(config.model.remat, args.attention, config.accumulate, reference, moments=config.moments)
     off: dict[str, dict[str, Any]] = {"nothing": {}}
     off |= {"recomputed activations": {"remat": "none"}} if on.remat != "none" else {}
     off |= {"head in parts": {"chunked": False}, "attention in tiles": {"attention": "whole"}}
     off |= {"cached reference": {"cached": False}} if reference else {}
     off |= {"micro-batches": {"accumulate": 1}} if on.accumulate > 1 else {}
     off |= {"donation": {"donated": False}}
-    moments = [key for key in optim.defaults(config.optimizer.name) if "moment" in key or "dtype" in key]
-    off |= {"float32 moments": {"moments": tuple((key, "bfloat16") for key in moments)}} if moments else {}
+    off |= {"float32 moments": {"moments": "bfloat16"}} if config.moments == "float32" else {}
     off |= {"(scoring first)": {"accumulate": 1}} if picks_of(config) else {}
     for name, changed in off.items():
         if args.off and name not in ("nothing", *args.off):
@@ -137,9 +136,14 @@ def picks_of(config: ConfigDict) -> int:
     if config.selector.name == "all":
         return 0
     candidates = config.data.candidates
-    picks = selectors.count(selectors.build(**config.selector), candidates) - 1
+    picks = selectors.count(selector_of(config), candidates) - 1
     tokens = (float(np.mean(x)) for x in parts.lengths(1024))
     return picks if selectors.cheaper(*tokens, candidates, picks) == "score_first" else 0
+
+
+def selector_of(config: ConfigDict) -> selectors.Selector:
+    """Return a config's selector, as a run builds it."""
+    return selectors.build(objective=objectives.build(**config.objective).hyperparameters, **config.selector)
 
 
 def compiled(
@@ -154,9 +158,9 @@ def compiled(
     )
     objective = objectives.build(**config.objective)
     keys = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
-    changed = dict(config.optimizer) | dict(features.moments)
-    optimizer = optim.build(**changed, **{key: config[key] for key in keys}, total_steps=1000)
-    devices, selector = sharding.batch_devices(mesh), selectors.build(**config.selector)
+    given = {key: config[key] for key in keys}
+    optimizer = optim.build(**config.optimizer, **given, moments=features.moments, total_steps=1000)
+    devices, selector = sharding.batch_devices(mesh), selector_of(config)
     picks = 0 if scoring else picks_of(config)
     shapes = plan(config, features.accumulate * devices, picks)
 
