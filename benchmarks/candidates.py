@@ -2,10 +2,11 @@
 
     python benchmarks/candidates.py [--rounds 5] [--batch 16] [--candidates 2,3,4,5,6,7,8] [--model small]
 
-A GPT-NeoX (50,304 words) drawn at random, prompts of 138 tokens and responses of 50, the means of HH; the reference's
-log-probs are columns of the batch. Every round times each way once, in turn, in one process; the ratios are to the DPO
-step of the same round on the same prompts, medians with the smallest and the largest. The rule that chooses between the
-ways is `slpojax.selectors.cheaper`; the bar is 2x at K = 8 for the way that it takes.
+A GPT-NeoX (50,304 words) drawn at random, prompts of 138 tokens and responses of 50, the means of HH, in rows of the
+length that the program chooses; the reference's log-probs are columns of the batch. Every round times each way once, in
+turn, in one process; the ratios are to the DPO step of the same round on the same prompts, medians with the smallest
+and the largest. The rule that chooses between the ways is `slpojax.selectors.cheaper`; the bar is 2x at K = 8 for the
+way that it takes.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def pool(args: argparse.Namespace, candidates: int) -> Pool:
     mesh, model, optimizer = parts.one_device(), models.build(MODELS[args.model]), optax.adamw(1e-5)
     response = np.full((args.batch, candidates), RESPONSE)
     made = parts.examples([PROMPT] * args.batch, response, MODELS[args.model]["vocab_size"])
-    shapes = data.plan(made, [np.arange(args.batch)], row_length=1024)
+    shapes = data.plan(made, [np.arange(args.batch)], row_length=0)
     state = parts.first_state(mesh, model, optimizer)
     batch = next(data.evaluation_batches(made, shapes))
     got = sharding.gather(parts.scorer(mesh, model, shapes)(state.params, sharding.put_batch(mesh, batch)))
@@ -97,7 +98,7 @@ def together(
 def score_first(args: argparse.Namespace, k: int) -> Callable:
     """All scored, the picked packed anew on the host and trained on."""
     p = pool(args, k)
-    picked = data.plan(p.examples, [np.arange(args.batch)], row_length=1024, picks=1)
+    picked = data.plan(p.examples, [np.arange(args.batch)], row_length=0, picks=1)
     whole, everywhere = sharding.put_batch(p.mesh, p.batch), sharding.replicated(p.mesh)
     selector = selectors.build("mc_kernel", beta=0.1)
     picks = step.make_picks(p.model, selector, p.shapes, batch_devices=1, everywhere=everywhere)
