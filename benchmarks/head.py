@@ -6,8 +6,8 @@
 
 The value is a weighted sum of the tokens' log-probs, the gradient that by the hidden states and by the unembedding. The
 hidden states have --dtype and so have the operands of the products, which accumulate in float32. The paths: all logits
-at once, with log_softmax (naive) and with optax's cross-entropy; the logits of chunks of positions under
-`jax.checkpoint`, as many at once as `head` has; and `slpojax.logps.head`. The memory is what the compiler reports, so
+at once, with log_softmax (naive) and with optax's cross-entropy; the logits of chunks of 256 positions under
+`jax.checkpoint`, which is slower with fewer; and `slpojax.logps.head`. The memory is what the compiler reports, so
 it is exact and independent of the machine's load; what needs more than --limit is not run. In every round every path
 runs once, in turn, after a round that is not timed; the ratios are to the naive path of the same round, medians with
 the smallest and the largest, of the clock and of the processor time of all threads. The bars: at 8,192 tokens at most
@@ -30,6 +30,7 @@ from slpojax.base import ABSENT, Scored
 from slpojax.logps import POSITIONS_AT_ONCE, head
 
 ROWS = 4
+CHECKPOINTED = 256  # positions
 Path = Callable[[jax.Array, jax.Array, Scored], jax.Array]
 
 
@@ -46,7 +47,7 @@ def checkpoint(hidden: jax.Array, unembed: jax.Array, scored: Scored) -> jax.Arr
         return own - jax.nn.logsumexp(jnp.where(here, ABSENT, logits), axis=-1)
 
     def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(ROWS, -1, POSITIONS_AT_ONCE // ROWS, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(ROWS, -1, CHECKPOINTED // ROWS, *x.shape[2:]), 1, 0)
 
     states = jnp.take_along_axis(hidden, scored.source[..., None], axis=1)
     _, odds = jax.lax.scan(lambda _, x: (None, one(*x)), None, (split(states), split(scored.target)))
