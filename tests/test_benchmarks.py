@@ -23,7 +23,7 @@ COMMANDS = (
     "--product 64 --rounds 1",
     "memory --remat none layer --width 32 --layers 2 --heads 2 --rows 1 --rounds 1",
     "memory --configs sft_hh mcpo_nectar mcpo_ranked --off (none) --width 32 --layers 2 --heads 2",
-    "memory --configs slpo_hh --off donation --width 256 --layers 2 --heads 2 --topology v5e:2x4",
+    "memory --configs slpo_hh --off (none) --width 256 --layers 2 --heads 2 --topology v5e:2x4",
     "memory --configs slpo_hh --off donation --width 256 --layers 2 --heads 2 --topology h200:8",
     "ablation PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
     "packing PAIRS TOKENIZER --rows 0:200 --batch 8",
