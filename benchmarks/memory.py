@@ -12,7 +12,8 @@ and nothing of that size is allocated. The rows are those that the program would
 Then with each feature off in turn, where the config has it on: recomputed activations, the head in parts, attention in
 tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state; and with the optimiser's
 moments in bfloat16. "Peak" is a device's: arguments, temporaries, and what of the results is not written over the
-arguments. A config that scores all candidates first has a line for that, too.
+arguments. A config that scores all candidates first has a line for that, too; one in float32 attends by `blocks` on
+GPUs, as cuDNN has no float32.
 
 With --remat, the policies on packed rows: the gradient, by the parameters, of a sum over the hidden states, which are
 the layers without the head, so that what the policies differ in is not hidden by the vocabulary. Times are of rounds in
@@ -34,7 +35,7 @@ import numpy as np
 import parts
 from attention import dialogues
 from common import MODELS, ROOT, header, in_turn, neox, spread
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from slpojax import data, logps, models, objectives, optim, selectors, settings, sharding, step, train
@@ -43,7 +44,6 @@ from slpojax.models.layers import REMATS
 
 CONFIGS = ("sft_hh", "dpo_hh", "slpo_hh", "mcpo_nectar", "mcpo_ranked")
 SIZES = {"mcpo_ranked": "pythia-160m"}  # the others are of Pythia-2.8B
-ROWS, EVERYWHERE = PartitionSpec(("data", "fsdp")), PartitionSpec()
 
 
 def main() -> None:
@@ -202,11 +202,13 @@ def plan(config: ConfigDict, multiple_of: int, picks: int) -> Shapes:
 def batch_shapes(mesh: Mesh, shapes: Shapes, *, cached: bool) -> Batch:
     """Return what `sharding.put_batch` gives, without the numbers."""
 
-    def array(shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = EVERYWHERE) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    everywhere, by_rows = sharding.replicated(mesh), sharding.split_rows(mesh)
 
-    rows = array((shapes.rows, shapes.length), jnp.int32, ROWS)
-    scored = array((shapes.groups, shapes.scored), jnp.int32, ROWS)
+    def array(shape: tuple[int, ...], dtype: Any, where: NamedSharding = everywhere) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    rows = array((shapes.rows, shapes.length), jnp.int32, by_rows)
+    scored = array((shapes.groups, shapes.scored), jnp.int32, by_rows)
     pair = (shapes.examples, shapes.candidates)
     length, score = array(pair, jnp.int32), array(pair, jnp.float32)
     token = array((*pair, shapes.response), jnp.float32)
@@ -258,7 +260,7 @@ def program(args: argparse.Namespace, remat: str, mesh: Mesh | None) -> tuple[An
     params: Any = jax.eval_shape(model.init, jax.random.key(0))
     if mesh:
         params = split(params, parts.where(mesh, model, params))
-        rows = split(rows, jax.tree.map(lambda _: NamedSharding(mesh, ROWS), rows))
+        rows = split(rows, jax.tree.map(lambda _: sharding.split_rows(mesh), rows))
     else:
         params = jax.jit(model.init)(jax.random.key(0))
     gradient = jax.grad(lambda p, r: jnp.sum(jnp.square(model.apply(p, r)[0].astype(jnp.float32))) / args.width)

@@ -123,6 +123,11 @@ def agree(got, expected, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=tolerance), got[1], expected[1])
 
 
+def sizes_in(text: str) -> set[tuple[int, ...]]:
+    """Of all arrays of a compiled program."""
+    return {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+
+
 HERE = __name__
 WITH_PROMPT = "reference_free.orpo_with_prompt"
 OBJECTIVES = ["slpo.shift"]
@@ -166,10 +171,10 @@ def test_weights_travel_between_devices_and_activations_stay():
     ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh)
     inputs = (ready.state, None, batch)
     # Some kernels say nothing of how their results are split, and then the weights' split by width would win.
-    asked = re.findall(r"sharding_constraint .*tensor<8x160x384xf32>", ready.train_step.lower(*inputs).as_text())
+    states = f"tensor<{shapes.rows}x{length}x{config['hidden_size']}xf32>"
+    asked = re.findall(f"sharding_constraint .*{states}", ready.train_step.lower(*inputs).as_text())
     assert len(asked) >= 4 and all('[{"data", "fsdp"}, {}, {}]' in line for line in asked), asked
-    text = compiled(ready.train_step, *inputs).as_text()
-    sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    sizes = sizes_in(compiled(ready.train_step, *inputs).as_text())
     of_cells = [shape for shape in sizes if length in shape]
     assert max(map(math.prod, of_cells)) >= length * config["hidden_size"]  # of one row, the device's own
     assert max(map(math.prod, of_cells)) <= config["num_hidden_layers"] * length * config["intermediate_size"], of_cells
@@ -221,8 +226,7 @@ def test_no_array_of_the_step_holds_both_the_scored_tokens_and_the_vocabulary(mo
     batch = data.pack([pairs[i] for i in range(8)], shapes)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
     ready = prepare(model, objectives.build("dpo.sigmoid"), optax.sgd(1.0), shapes, zeros, mesh=mesh_of(1, 1, 1))
-    text = compiled(ready.train_step, ready.state, zeros, batch).as_text()
-    sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", text)}
+    sizes = sizes_in(compiled(ready.train_step, ready.state, zeros, batch).as_text())
     assert (words, CONFIG["hidden_size"]) in sizes and any(shapes.scored in shape for shape in sizes)
     largest = max(map(math.prod, sizes))
     assert largest < 0.5 * shapes.scored * words, [shape for shape in sizes if math.prod(shape) == largest]
@@ -292,10 +296,11 @@ def test_the_step_is_as_long_a_program_for_eight_layers_as_for_two_and_writes_ov
 def test_micro_batches_add_up_their_gradients_in_place(name):
     config = CONFIG | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
     model = models.build(config, remat="layer")
-    shapes = data.plan(examples(4), [np.arange(4)], row_length=64, multiple_of=2)
+    pairs = examples(4)
+    shapes = data.plan(pairs, [np.arange(4)], row_length=64, multiple_of=2)
     params, objective = jax.jit(model.init)(jax.random.key(0)), objectives.build(name)
     ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh_of(1, 1, 1), accumulate=2)
-    batch = data.pack([examples(4)[i] for i in range(4)], shapes)
+    batch = data.pack([pairs[i] for i in range(4)], shapes)
     temporary = ready.train_step.lower(ready.state, None, batch).compile().memory_analysis().temp_size_in_bytes
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert temporary < 1.9 * held  # 1.6: the sum and activations; with a gradient of every micro-batch it was 2.4
