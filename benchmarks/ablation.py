@@ -26,7 +26,7 @@ import optax
 import parts
 from common import MODELS, header, in_turn, over, spread
 
-from slpojax import data, flops, models, sharding
+from slpojax import data, flops, grid, models
 from slpojax.base import Batch, Scored, Shapes
 from slpojax.data.pipeline import make_batch
 from slpojax.models.attention import Cells, sees
@@ -55,7 +55,7 @@ def main() -> None:
 
     shapes, batches = layout(examples, order, frozenset())
     score = parts.scorer(mesh, model, shapes)
-    refs = [sharding.gather(score(ref_params, sharding.put_batch(mesh, batch))) for batch in batches]
+    refs = [grid.gather(score(ref_params, grid.put_batch(mesh, batch))) for batch in batches]
     variants = {"nothing": frozenset(), **{name: frozenset({name}) for name in FEATURES}, "all": frozenset(FEATURES)}
     runs, losses, lines, operations = {}, {}, {}, {}
     for name, off in variants.items():
@@ -64,7 +64,7 @@ def main() -> None:
         if not online:
             batches = [batch._replace(ref=ref) for batch, ref in zip(batches, refs, strict=True)]
         one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0])
-        placed = [sharding.put_batch(mesh, batch) for batch in batches]
+        placed = [grid.put_batch(mesh, batch) for batch in batches]
         runs[name] = run = parts.repeated(one, held, placed, ref_params if online else None)
         losses[name] = np.array([float(run()["loss"]) for _ in placed])
         pairs = np.mean([seen(batch) for batch in batches])

@@ -21,7 +21,7 @@ import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 from jax.sharding import Mesh
 
-from slpojax import data, models, selectors, sharding, step
+from slpojax import data, grid, models, selectors, step
 from slpojax.base import Batch, Model, Shapes, State
 
 PROMPT, RESPONSE = 138, 50
@@ -79,7 +79,7 @@ def pool(args: argparse.Namespace, candidates: int) -> Pool:
     shapes = data.plan(made, [np.arange(args.batch)], row_length=0)
     state = parts.first_state(mesh, model, optimizer)
     batch = next(data.evaluation_batches(made, shapes))
-    got = sharding.gather(parts.scorer(mesh, model, shapes)(state.params, sharding.put_batch(mesh, batch)))
+    got = grid.gather(parts.scorer(mesh, model, shapes)(state.params, grid.put_batch(mesh, batch)))
     own = [[list(x[batch.index == b][0, :, :RESPONSE]) for x in (got.token, got.other)] for b in range(args.batch)]
     batch = next(data.evaluation_batches(made, shapes, columns=own))
     return Pool(mesh, model, made, shapes, optimizer, state, own, batch)
@@ -92,23 +92,23 @@ def together(
     p = pool(args, k)
     chosen = selectors.build(selector, beta=0.1) if selector else None
     one = parts.train_step(p.mesh, p.model, objective, p.optimizer, p.shapes, p.state, selector=chosen)
-    return parts.repeated(one, [p.state], [sharding.put_batch(p.mesh, p.batch)])
+    return parts.repeated(one, [p.state], [grid.put_batch(p.mesh, p.batch)])
 
 
 def score_first(args: argparse.Namespace, k: int) -> Callable:
     """All scored, the picked packed anew on the host and trained on."""
     p = pool(args, k)
     picked = data.plan(p.examples, [np.arange(args.batch)], row_length=0, picks=1)
-    whole, everywhere = sharding.put_batch(p.mesh, p.batch), sharding.replicated(p.mesh)
+    whole, everywhere = grid.put_batch(p.mesh, p.batch), grid.replicated(p.mesh)
     selector = selectors.build("mc_kernel", beta=0.1)
     picks = step.make_picks(p.model, selector, p.shapes, batch_devices=1, everywhere=everywhere)
     one = parts.train_step(p.mesh, p.model, "listwise.rnce", p.optimizer, picked, p.state)
     held = [p.state]
 
     def run() -> None:
-        chosen = sharding.gather(picks(held[0], None, whole)[0])
+        chosen = grid.gather(picks(held[0], None, whole)[0])
         narrow = data.make_picked(p.examples, picked, p.batch.index, chosen, p.columns)
-        held[0], metrics = one(held[0], None, sharding.put_batch(p.mesh, narrow))
+        held[0], metrics = one(held[0], None, grid.put_batch(p.mesh, narrow))
         jax.block_until_ready(metrics)
 
     return run

@@ -27,7 +27,7 @@ import optax
 import parts
 from common import MODELS, ROOT, header, in_turn, spread, verdict
 
-from slpojax import flops, models, optim, sharding
+from slpojax import flops, grid, models, optim
 from slpojax.base import Batch, Shapes
 
 BAR = 0.6
@@ -82,14 +82,14 @@ def numbers(args: argparse.Namespace) -> None:
     def score(dtype: str, attention: str) -> np.ndarray:
         mesh, model = parts.one_device(), models.build(MODELS[args.check], dtype=dtype, attention=attention)
         params = jax.jit(model.init)(jax.random.key(0))
-        return np.asarray(parts.scorer(mesh, model, shapes)(params, sharding.put_batch(mesh, batch)).token)
+        return np.asarray(parts.scorer(mesh, model, shapes)(params, grid.put_batch(mesh, batch)).token)
 
     def losses(device: jax.Device) -> np.ndarray:
         mesh, model = parts.one_device(device), models.build(MODELS[args.check])
         held = [parts.first_state(mesh, model, optimizer)]
         one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0])
-        ref_params = jax.device_put(jax.jit(model.init)(jax.random.key(1)), sharding.replicated(mesh))
-        run = parts.repeated(one, held, [sharding.put_batch(mesh, batch)], ref_params)
+        ref_params = jax.device_put(jax.jit(model.init)(jax.random.key(1)), grid.replicated(mesh))
+        run = parts.repeated(one, held, [grid.put_batch(mesh, batch)], ref_params)
         return np.array([float(run()["loss"]) for _ in range(3)])
 
     with jax.default_matmul_precision("float32"):
@@ -119,7 +119,7 @@ def steps(args: argparse.Namespace, rate: float) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for length in args.lengths:
         shapes, batch = parts.full_rows(args.tokens // length, length, config["vocab_size"], args.accumulate)
-        placed = sharding.put_batch(mesh, batch)
+        placed = grid.put_batch(mesh, batch)
         forward = parts.scorer(mesh, model, shapes)
         placed = placed._replace(ref=forward(held[0].params, placed))
         one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0], accumulate=args.accumulate)

@@ -38,7 +38,7 @@ from common import MODELS, ROOT, header, in_turn, neox, spread
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from slpojax import data, logps, models, objectives, optim, selectors, settings, sharding, step, train
+from slpojax import data, grid, logps, models, objectives, optim, selectors, settings, step, train
 from slpojax.base import Batch, Logps, Rows, Scored, Shapes, State
 from slpojax.models.layers import REMATS
 
@@ -162,7 +162,7 @@ def compiled(
     keys = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
     given = {key: config[key] for key in keys}
     optimizer = optim.build(**config.optimizer, **given, moments=features.moments, total_steps=1000)
-    devices, selector = sharding.batch_devices(mesh), selector_of(config)
+    devices, selector = grid.batch_devices(mesh), selector_of(config)
     picks = 0 if scoring else picks_of(config)
     shapes = plan(config, features.accumulate * devices, picks)
 
@@ -175,7 +175,7 @@ def compiled(
     batch = batch_shapes(mesh, shapes, cached=features.cached)
     with mock.patch.object(logps, "POSITIONS_AT_ONCE", logps.POSITIONS_AT_ONCE if features.chunked else 1 << 30):
         if scoring:
-            everywhere = sharding.replicated(mesh)
+            everywhere = grid.replicated(mesh)
             one = step.make_picks(model, selector, shapes, batch_devices=devices, everywhere=everywhere)
         else:
             options = {"accumulate": features.accumulate}
@@ -200,9 +200,9 @@ def plan(config: ConfigDict, multiple_of: int, picks: int) -> Shapes:
 
 
 def batch_shapes(mesh: Mesh, shapes: Shapes, *, cached: bool) -> Batch:
-    """Return what `sharding.put_batch` gives, without the numbers."""
+    """Return what `grid.put_batch` gives, without the numbers."""
 
-    everywhere, by_rows = sharding.replicated(mesh), sharding.split_rows(mesh)
+    everywhere, by_rows = grid.replicated(mesh), grid.split_rows(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any, where: NamedSharding = everywhere) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -260,7 +260,7 @@ def program(args: argparse.Namespace, remat: str, mesh: Mesh | None) -> tuple[An
     params: Any = jax.eval_shape(model.init, jax.random.key(0))
     if mesh:
         params = split(params, parts.where(mesh, model, params))
-        rows = split(rows, jax.tree.map(lambda _: sharding.split_rows(mesh), rows))
+        rows = split(rows, jax.tree.map(lambda _: grid.split_rows(mesh), rows))
     else:
         params = jax.jit(model.init)(jax.random.key(0))
     gradient = jax.grad(lambda p, r: jnp.sum(jnp.square(model.apply(p, r)[0].astype(jnp.float32))) / args.width)

@@ -25,7 +25,7 @@ import optax
 import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 
-from slpojax import beside, data, logps, models, objectives, sharding, step
+from slpojax import beside, data, grid, logps, models, objectives, step
 from slpojax.base import Batch, Model, Params, Shapes, State
 from slpojax.run import learned_beside
 
@@ -48,11 +48,11 @@ def main() -> None:
         data.plan(pool, [np.arange(args.batch)], row_length=0, prompts=scored) for scored in (False, True)
     )
     batch = parts.batch_of(pool, shapes)
-    placed = sharding.put_batch(mesh, batch)
+    placed = grid.put_batch(mesh, batch)
     ref = parts.scorer(mesh, model, shapes)(ref_params, placed)
     label = jnp.arange(args.batch) % 2  # as many desirable as undesirable
     placed = placed._replace(ref=ref, previous=ref, label=label.astype(jnp.float32))
-    longer = sharding.put_batch(mesh, parts.batch_of(pool, with_prompts))
+    longer = grid.put_batch(mesh, parts.batch_of(pool, with_prompts))
     longer = longer._replace(ref=placed.ref, previous=placed.previous, label=placed.label)
     batches = {False: (shapes, placed), True: (with_prompts, longer)}
     setting = (mesh, model, optimizer, batches, held, ref_params)

@@ -27,7 +27,7 @@ if importlib.util.find_spec("grain") is None:  # slpojax.data as a bare folder: 
     _folder.__path__ = [str(pathlib.Path(common.ROOT, "slpojax", "data"))]
     sys.modules["slpojax.data"] = _folder
 
-from slpojax import logps, objectives, sharding, step
+from slpojax import grid, logps, objectives, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example, Examples, build
 from slpojax.data.rows import pack, plan
@@ -75,7 +75,7 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
 
 
 def one_device(device: jax.Device | None = None) -> Mesh:
-    return sharding.make_mesh(1, 1, 1, devices=[device or jax.devices()[0]])
+    return grid.make_mesh(1, 1, 1, devices=[device or jax.devices()[0]])
 
 
 # What XLA asks of a GPU that is not there (a text of its GpuTargetConfigProto); sizes are those of the data sheets.
@@ -130,7 +130,7 @@ def topology(name: str, **axes: int) -> Mesh:
         found = topologies.get_topology_desc(size, platform="cuda", topology=size, target_config=config)
     else:
         found = topologies.get_topology_desc(name, platform="tpu")
-    return sharding.make_mesh(**axes, devices=list(found.devices))
+    return grid.make_mesh(**axes, devices=list(found.devices))
 
 
 def first_state(mesh: Mesh, model: Model, optimizer: optax.GradientTransformation) -> State:
@@ -142,7 +142,7 @@ def first_state(mesh: Mesh, model: Model, optimizer: optax.GradientTransformatio
 
 def where(mesh: Mesh, model: Model, tree: Any) -> Any:
     """Return the sharding of every leaf of a state, of parameters, or of their shapes."""
-    return sharding.tree(mesh, model.sharding, tree)[0]
+    return grid.tree(mesh, model.sharding, tree)[0]
 
 
 def train_step(
@@ -171,16 +171,16 @@ def train_step(
         optimizer,
         shapes,
         **{"accumulate": 1, **options},
-        batch_devices=sharding.batch_devices(mesh),
-        everywhere=sharding.replicated(mesh),
+        batch_devices=grid.batch_devices(mesh),
+        everywhere=grid.replicated(mesh),
         state_sharding=where(mesh, model, state),
     )
 
 
 def scorer(mesh: Mesh, model: Model, shapes: Shapes) -> Callable[[Params, Batch], Logps]:
     """Return (params, batch) -> log-probs without gradient, as the reference's cache is made."""
-    rows = shapes.rows // sharding.batch_devices(mesh)
-    return logps.logps_function(model, shapes, rows_per_device=rows, everywhere=sharding.replicated(mesh))
+    rows = shapes.rows // grid.batch_devices(mesh)
+    return logps.logps_function(model, shapes, rows_per_device=rows, everywhere=grid.replicated(mesh))
 
 
 def repeated(one: Callable, held: list[State], batches: list[Batch], ref_params: Params | None = None) -> Callable:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from slpojax import data, evaluate, logps, models, objectives, optim, sequence, sharding, step
+from slpojax import data, evaluate, logps, models, objectives, optim, sequence, grid, step
 from slpojax.base import Logps, State
 from slpojax.numerics import log1mexp
 
@@ -192,13 +192,13 @@ pairs = data.build(
     [data.Example(words(3, 8), (words(8, 12), words(8, 12)), (1.0, 0.0), i) for i in range(8)], candidates=2
 )
 shapes = data.plan(pairs, [np.arange(8)], row_length=64)
-mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-batch = sharding.put_batch(mesh, data.pack(list(pairs), shapes))
+mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+batch = grid.put_batch(mesh, data.pack(list(pairs), shapes))
 print(shapes)
 
 # %%
 params = model.init(jax.random.key(0))
-everywhere = sharding.replicated(mesh)
+everywhere = grid.replicated(mesh)
 score = logps.logps_function(model, shapes, rows_per_device=shapes.rows, everywhere=everywhere)
 batch = batch._replace(ref=score(params, batch))  # the reference is the policy that training starts from
 print(evaluate.sanity_of_start(score(params, batch), batch.ref))
@@ -211,7 +211,7 @@ optimizer = optim.build(
     "adamw", learning_rate=3e-3, schedule="constant", warmup_steps=0, total_steps=20, clip_norm=10.0
 )
 state = State(jnp.int32(0), params, optimizer.init(params), slpo.state, jax.random.key(1))
-placed, _ = sharding.tree(mesh, model.sharding, state)
+placed, _ = grid.tree(mesh, model.sharding, state)
 train_step = step.make_train_step(
     model, slpo, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed
 )

@@ -40,7 +40,7 @@ import numpy as np
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
 
-from slpojax import data, explore, hf, models, objectives, optim, sampling, sharding, step
+from slpojax import data, explore, hf, models, objectives, optim, sampling, grid, step
 from slpojax.base import Rows, State
 
 GRID = {"alpha": 0.25}
@@ -57,8 +57,8 @@ here = pathlib.Path.cwd()
 roots = [os.environ.get("SLPOJAX_SHARED", ""), *(folder / "shared" / "data" for folder in (here, *here.parents))]
 places = [pathlib.Path(root) / "llama-stories260k" for root in roots if root]
 folder = next((path for path in places if path.is_dir()), None)
-mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-everywhere = sharding.replicated(mesh)
+mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+everywhere = grid.replicated(mesh)
 
 
 def make_step(name, shapes, params, learning_rate, steps, **hyperparameters):
@@ -66,7 +66,7 @@ def make_step(name, shapes, params, learning_rate, steps, **hyperparameters):
     objective = objectives.build(name, **hyperparameters)
     optimizer = optim.build("adamw", learning_rate=learning_rate, schedule="constant", warmup_steps=0, total_steps=steps, clip_norm=1.0)
     start = State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), objective.state, jax.random.key(1))
-    placed, _ = sharding.tree(mesh, model.sharding, start)
+    placed, _ = grid.tree(mesh, model.sharding, start)
     train = step.make_train_step(
         model, objective, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed
     )
@@ -95,7 +95,7 @@ else:
     shapes = data.plan(texts, order, row_length=128)
     state, train = make_step("sft.token_mean", shapes, model.init(jax.random.key(0)), 5e-3, len(order))
     for index in order:
-        state, metrics = train(state, None, sharding.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
+        state, metrics = train(state, None, grid.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
     params, decode = state.params, lambda ids: " ".join(language.decode(ids))
     prompts = [language.encode(prompt) for _, prompt in language.prompts(PAIRS)]
     print(f"NO stories260K here, a toy instead; loss {metrics['loss']:.3f} nats per token")
@@ -269,7 +269,7 @@ for i, name in enumerate(TRAINED):
     start, train = make_step(function, shapes, params, 2e-4, STEPS, **given)
     for ax, (kind, batch) in zip(axes, batches.items()):
         state, path = jax.tree.map(jnp.copy, start), []
-        batch = sharding.put_batch(mesh, batch._replace(ref=ref[kind]))
+        batch = grid.put_batch(mesh, batch._replace(ref=ref[kind]))
         for _ in range(STEPS):
             state, metrics = train(state, None, batch)
             path.append((metrics["logps/chosen"], metrics["logps/rejected"]))

@@ -37,7 +37,7 @@ import numpy as np
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
 
-from slpojax import data, explore, models, objectives, optim, sampling, selectors, sharding, step
+from slpojax import data, explore, models, objectives, optim, sampling, selectors, grid, step
 from slpojax.base import State
 from slpojax.worlds.reviews import language
 
@@ -63,15 +63,15 @@ model = models.build(
 )
 EOS = language.words().index(language.EOS)
 rng = np.random.default_rng(0)
-mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-everywhere = sharding.replicated(mesh)
+mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+everywhere = grid.replicated(mesh)
 
 
 def make_step(objective, shapes, params, learning_rate, steps, selector=None):
     """The state and the train step; the rate falls linearly."""
     optimizer = optim.build("adamw", learning_rate=learning_rate, schedule="linear", warmup_steps=0, total_steps=steps, clip_norm=1.0)
     start = State(jnp.int32(0), params, optimizer.init(params), objective.state, jax.random.key(1))
-    placed, _ = sharding.tree(mesh, model.sharding, start)
+    placed, _ = grid.tree(mesh, model.sharding, start)
     train = step.make_train_step(
         model, objective, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed, selector=selector
     )
@@ -94,7 +94,7 @@ order = [rng.permutation(len(texts))[:SIZE] for _ in range(STEPS)]
 shapes = data.plan(texts, order, row_length=128)
 state, train = make_step(objectives.build("sft.token_mean"), shapes, model.init(jax.random.key(0)), 6e-3, STEPS)
 for index in order:
-    state, metrics = train(state, None, sharding.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
+    state, metrics = train(state, None, grid.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
 reference = state.params
 print(f"loss {metrics['loss']:.3f} nats per token (the grammar's own entropy: 1.127)")
 
@@ -153,7 +153,7 @@ for name, examples in pools.items():
     batches[name] = []
     for index in order:
         batch = data.pack([examples[i] for i in index], shapes)
-        batches[name].append(sharding.put_batch(mesh, batch._replace(ref=score_all(reference, batch))))
+        batches[name].append(grid.put_batch(mesh, batch._replace(ref=score_all(reference, batch))))
     probes[name] = data.pack([examples[i] for i in probe_index], probe_shapes)
     probe_refs[name] = score_probe(reference, probes[name])
 

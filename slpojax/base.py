@@ -123,6 +123,20 @@ class Batch(NamedTuple):
     previous: Logps | None
 
 
+class Share(NamedTuple):
+    """Which rows of a batch this process holds: some of the equal parts that the rows are cut into.
+
+    Processes that hold the same rows, as those do that a tensor axis spans, have the same parts.
+
+    Attributes:
+        parts: numbers of the parts, rising.
+        of: how many parts there are; it divides the rows and the groups.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+
 class Shapes(NamedTuple):
     """The static sizes of a batch; fixed for a run, so that one compilation serves it, or one for each of `lengths`."""
 
@@ -201,5 +215,6 @@ __all__ = [
     "Rows",
     "Scored",
     "Shapes",
+    "Share",
     "State",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax import sharding
+from slpojax import grid
 from slpojax.base import ABSENT, Batch, Key, Logps
 from slpojax.objectives import Objective
 from slpojax.step import Given, make_objective_step
@@ -35,7 +35,7 @@ def make_evaluation(
 
     def evaluate(given: Callable[[Batch], Given], state: Any) -> dict[str, float]:
         seen = []
-        for index, found in sharding.gathered((batch.index, given(batch)) for batch in batches()):
+        for index, found in grid.gathered((batch.index, given(batch)) for batch in batches()):
             seen.append(jax.tree.map(lambda x, real=index >= 0: x[real], (index, found)))
         index, whole = jax.tree.map(lambda *x: np.concatenate(x), *seen)
         order = np.argsort(index)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from slpojax import data, evaluate, explore, logps, run, sharding, step
+from slpojax import data, evaluate, explore, grid, logps, run, step
 from slpojax.base import Model, Params, State
 from slpojax.objectives import Objective
 from slpojax.run import Part, Run
@@ -70,7 +70,7 @@ def diagnosed(
         packing: row_length and pack of `data.plan`.
         seed: of what the objective samples.
     """
-    everywhere, devices = sharding.replicated(work.mesh), sharding.batch_devices(work.mesh)
+    everywhere, devices = grid.replicated(work.mesh), grid.batch_devices(work.mesh)
     index = data.evaluation_order(held_out.examples.lengths, count)[0]
     shapes = data.plan(held_out.examples, [index], multiple_of=devices, prompts="prompt" in objective.needs, **packing)
     shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slpojax import kept, sharding
+from slpojax import grid, kept
 from slpojax.base import Array, Float, Int, Model, Params, Rows
 
 LEAST, MOST = 0.5, 10.0  # what a weight is clipped to
@@ -67,7 +67,7 @@ def embed(
             token[i, : len(ids)], length[i] = ids, len(ids)
         return run(params, jax.device_put(token, rows), length)
 
-    return np.concatenate([*sharding.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
+    return np.concatenate([*grid.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
 
 
 def fit(

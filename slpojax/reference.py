@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax import kept, sharding
+from slpojax import grid, kept
 from slpojax.base import Batch, Logps
 
 _BATCHES = 32  # of a part
@@ -81,7 +81,7 @@ def compute(logps: Callable[[Batch], Logps], batches: Iterable[Batch]) -> Iterat
     Raises:
         ValueError: a log-prob is not finite.
     """
-    for index, got in sharding.gathered((batch.index, logps(batch)) for batch in batches):
+    for index, got in grid.gathered((batch.index, logps(batch)) for batch in batches):
         real = index >= 0
         there = np.arange(got.token.shape[2]) < got.length[real][..., None]
         piece = Piece(index[real], got.token[real][there], got.other[real][there])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import data, degrees, hf, logger, prompts, reference, sharding, step
+from slpojax import data, degrees, grid, hf, logger, prompts, reference, step
 from slpojax.base import FEATURES, MASKS, Batch, Logps, Model, Params, Rows, Shapes, State
 from slpojax.selectors import Selector
 
@@ -82,7 +82,7 @@ def batches(run: Run, part: Part, order: Sequence[np.ndarray] | None = None) -> 
         part.examples, run.scan, order, columns=part.ref, previous=part.previous, **hosts()
     )
     for batch in stream:
-        yield sharding.put_batch(run.mesh, batch)
+        yield grid.put_batch(run.mesh, batch)
 
 
 def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> dict[str, Any]:
@@ -95,14 +95,14 @@ def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> 
 def load_params(run: Run, folder: pathlib.Path) -> Params:
     """Load a model folder's parameters, each to its devices."""
     params = hf.load(folder, run.model)
-    where, _ = sharding.tree(run.mesh, run.model.sharding, params)
+    where, _ = grid.tree(run.mesh, run.model.sharding, params)
     return jax.tree.map(jax.device_put, params, where)
 
 
 def draw_params(run: Run, seed: int) -> Params:
     """Draw parameters at random, each on its devices."""
     key = jax.random.key(seed)
-    where, _ = sharding.tree(run.mesh, run.model.sharding, jax.eval_shape(run.model.init, key))
+    where, _ = grid.tree(run.mesh, run.model.sharding, jax.eval_shape(run.model.init, key))
     return jax.jit(run.model.init, out_shardings=where)(key)
 
 
@@ -154,11 +154,11 @@ def match_prompts(
         batch: prompts that are read at once, rounded up to a number that the devices share.
         seed: of the draw of prompts, where there are many.
     """
-    devices, examples = sharding.batch_devices(run.mesh), [part.examples for part in parts]
+    devices, examples = grid.batch_devices(run.mesh), [part.examples for part in parts]
     batch = -(-batch // devices) * devices
 
     def make() -> list[np.ndarray]:
-        where = {"rows": sharding.split_rows(run.mesh), "everywhere": sharding.replicated(run.mesh)}
+        where = {"rows": grid.split_rows(run.mesh), "everywhere": grid.replicated(run.mesh)}
         embedded = [
             prompts.embed(run.model, params(), [own[i].prompt for i in range(len(own))], batch=batch, **where)
             for own in examples
@@ -190,16 +190,16 @@ def narrower(
         whole: sizes of the batches of all candidates.
         picked: sizes of those of the picked ones.
     """
-    devices, everywhere = sharding.batch_devices(run.mesh), sharding.replicated(run.mesh)
+    devices, everywhere = grid.batch_devices(run.mesh), grid.replicated(run.mesh)
     picks = step.make_picks(run.model, selector, whole, batch_devices=devices, everywhere=everywhere)
 
     def narrow(state: State, ref_params: Params | None, batch: Batch) -> tuple[Batch, dict[str, Any]]:
-        chosen, metrics = picks(state, ref_params, sharding.put_batch(run.mesh, batch))
+        chosen, metrics = picks(state, ref_params, grid.put_batch(run.mesh, batch))
         narrowed = data.make_picked(
             part.examples,
             picked,
             batch.index,
-            sharding.gather(chosen),
+            grid.gather(chosen),
             columns=part.ref,
             previous=part.previous,
             **hosts(),
@@ -282,7 +282,7 @@ def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, An
 
     The tokenizer of the folder `tokenizer`, which made the tokens that were trained on, goes along.
     """
-    params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, sharding.replicated(run.mesh))), params)
+    params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, grid.replicated(run.mesh))), params)
     if jax.process_index() == 0:
         hf.save(path, params, run.model, hf_config, tokenizer_from=tokenizer, generation_from=run.folder)
     logger.tell(f"wrote {path}, which transformers loads")

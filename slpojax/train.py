@@ -24,6 +24,7 @@ from slpojax import (
     checkpoint,
     data,
     flops,
+    grid,
     hf,
     logger,
     logps,
@@ -35,7 +36,6 @@ from slpojax import (
     run,
     selectors,
     settings,
-    sharding,
     step,
     worlds,
 )
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    sharding.start(config.mesh.distributed)
+    grid.start(config.mesh.distributed)
     try:
         if config.world:
             world = worlds.build(config.world)
@@ -110,8 +110,8 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         jax.config.update("jax_default_matmul_precision", "float32")
 
     # Mesh, model, objective, and which candidates it sees.
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    everywhere, devices = sharding.replicated(mesh), sharding.batch_devices(mesh)
+    mesh = grid.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    everywhere, devices = grid.replicated(mesh), grid.batch_devices(mesh)
     folder = hf.resolve(config.model.path)
     hf_config = hf.read_config(folder)
     model = models.build(
@@ -160,7 +160,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     learned = run.learned_beside(model, shape, objective.needs, pairs.examples.candidates)
     make_state = functools.partial(_make_state, optimizer, objective, learned, jax.random.key(config.seed))
     like = jax.eval_shape(make_state, shape, shape if moving else None)
-    state_sharding, notes = sharding.tree(mesh, model.sharding, like)
+    state_sharding, notes = grid.tree(mesh, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, state_sharding)
     checkpoints = checkpoint.open_folder(
         output / "checkpoints",
@@ -251,7 +251,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
                 batch, picks = narrow(state, ref_params, batch)
             counts = run.counts(batch, plan.picked) if plan.picked else whole
             trace.before(n, state.step)
-            placed = sharding.put_batch(mesh, batch)
+            placed = grid.put_batch(mesh, batch)
             asked = came if narrow else time.perf_counter()  # scoring first keeps the device busy, too
             state, metrics = train_step(state, ref_params, placed)
             log.write(n, metrics | picks, asked=asked, **counts, flops=cost((training, counts), (scoring, whole)))

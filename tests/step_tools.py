@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from slpojax import sharding, step
+from slpojax import grid, step
 from slpojax.base import Model, Shapes, State
 from slpojax.objectives import Objective
 
@@ -23,7 +23,7 @@ class Prepared(NamedTuple):
 
 def mesh_of(*sizes: int) -> jax.sharding.Mesh:
     """A mesh of as many of the fake devices as the sizes ask for."""
-    return sharding.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+    return grid.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
 
 
 def prepare(
@@ -39,15 +39,15 @@ def prepare(
     """Place the parameters and all that training adds to them on a mesh."""
     statistics = jax.tree.map(jnp.float32, objective.state)
     state = State(jnp.int32(0), params, optimizer.init(params), statistics, jax.random.key(0))
-    where, _ = sharding.tree(mesh, model.sharding, state)
+    where, _ = grid.tree(mesh, model.sharding, state)
     train_step = step.make_train_step(
         model,
         objective,
         optimizer,
         shapes,
         accumulate=accumulate,
-        batch_devices=sharding.batch_devices(mesh),
-        everywhere=sharding.replicated(mesh),
+        batch_devices=grid.batch_devices(mesh),
+        everywhere=grid.replicated(mesh),
         state_sharding=where,
     )
     return Prepared(train_step, jax.tree.map(jax.device_put, state, where), where, mesh)

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slpojax import models, sharding
+from slpojax import grid, models
 from slpojax.base import Rows
 from slpojax.models import attention, kernels, tiles
 from slpojax.models.attention import Cells
@@ -197,7 +197,7 @@ def test_remat_changes_memory_and_no_number(remat):
 
 @pytest.mark.parametrize("name", ["blocks", "tpu"])
 def test_rows_and_heads_over_devices(name):
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = grid.make_mesh(2, 2, 2)
     attend = partial(IMPLEMENTATIONS[name], mesh=mesh) if name == "tpu" else IMPLEMENTATIONS[name]
     specs = [PartitionSpec(("data", "fsdp"))] * 2 + [PartitionSpec(("data", "fsdp"), None, "tensor")] * 4
     shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
@@ -245,7 +245,7 @@ def test_splash_attention_compiles_for_a_tpu(heads, groups, dim):
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     except RuntimeError as error:
         pytest.skip(f"{error} (pip install 'jax[tpu]', or point TPU_LIBRARY_PATH at its libtpu.so)")
-    mesh = sharding.make_mesh(2, 1, 2, devices=list(topology.devices))
+    mesh = grid.make_mesh(2, 1, 2, devices=list(topology.devices))
     split = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
     queries, keys = (
         jax.ShapeDtypeStruct((4, 1024, number, dim), jnp.bfloat16, sharding=split) for number in (heads, groups)

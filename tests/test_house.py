@@ -22,7 +22,7 @@ PACKAGE = ROOT / "slpojax"
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
 FLOORS = (
     {"base", "beside", "degrees", "masks", "named", "numerics"},
-    {"sequence", "logps", "sharding", "optim", "checkpoint", "kept", "settings", "logger", "plots", "flops"},
+    {"sequence", "logps", "grid", "optim", "checkpoint", "kept", "settings", "logger", "plots", "flops"},
     {"objectives", "selectors", "models", "data"},
     {"hf", "prompts", "reference", "step", "sampling"},
     {"run"},

@@ -11,7 +11,7 @@ from jax import lax
 from model_tools import cross_entropy, logits_of, named, plain
 from safetensors.numpy import save_file
 
-from slpojax import hf, models, sharding
+from slpojax import grid, hf, models
 from slpojax.base import Rows
 
 _SMALL = {
@@ -274,7 +274,7 @@ def test_what_a_shorter_run_allows():
 
 
 def test_an_old_jax_does_not_offload_on_several_devices(monkeypatch):
-    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    mesh = grid.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
     with pytest.raises(ValueError, match="offload' on 2 devices takes JAX 0.11.*Set model.remat='layer'"):
         models.build(CONFIGS["llama"], remat="offload", mesh=mesh)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from slpojax import optim, sharding
+from slpojax import grid, optim
 
 # What ran: torch.optim.RMSprop (defaults), clip_grad_norm_(10), LambdaLR((s + 1) / 151), lr 1e-3, float64.
 TRACE = json.loads((pathlib.Path(__file__).parent / "goldens" / "torch_rmsprop.json").read_text())
@@ -163,7 +163,7 @@ def test_moments_in_bfloat16_follow_their_parameter_on_a_mesh():
     rules = (("^layers$", jax.sharding.PartitionSpec(None, "fsdp")),)
     tx = optim.build("adamw", **(BASE | {"moments": "bfloat16", "clip_norm": 1.0}))
     shapes = jax.eval_shape(tx.init, {"layers": jnp.ones((3, 8)), "bias": jnp.ones(3)})
-    where, _ = sharding.tree(sharding.make_mesh(1, 8, 1), rules, shapes)
+    where, _ = grid.tree(grid.make_mesh(1, 8, 1), rules, shapes)
     for moment in ("mu", "nu"):
         assert optax.tree.get(where, moment)["layers"].spec == rules[0][1]
         assert optax.tree.get(where, moment)["bias"].spec == jax.sharding.PartitionSpec()

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import models, objectives, prompts, settings, sharding, train
+from slpojax import grid, models, objectives, prompts, settings, train
 
 
 def test_the_odds_are_the_ratio_of_two_known_densities():
@@ -49,8 +49,8 @@ def test_the_fit_is_the_minimum_and_prompts_that_do_not_differ_weigh_one():
 def test_a_prompt_is_the_mean_of_its_own_states_whatever_it_is_batched_with():
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))
-    mesh = sharding.make_mesh(2, 2, 2)
-    where = {"rows": sharding.split_rows(mesh), "everywhere": sharding.replicated(mesh)}
+    mesh = grid.make_mesh(2, 2, 2)
+    where = {"rows": grid.split_rows(mesh), "everywhere": grid.replicated(mesh)}
     listed = [np.array(ids, np.int32) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9, 1], [2, 2], [3, 1])]
     got = prompts.embed(model, params, listed, batch=4, **where)
     assert got.shape == (5, tiny.MODEL["hidden_size"])

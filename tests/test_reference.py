@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import data, hf, models, reference, run, settings, sharding, train
+from slpojax import data, grid, hf, models, reference, run, settings, train
 from slpojax.base import ABSENT, Logps
 from slpojax.data import pipeline
 from slpojax.kept import write
@@ -71,7 +71,7 @@ def frozen(config, model, monkeypatch):
     tokenizer = tokenizer_of(config.data.tokenizer or config.model.path)
     pairs, held_out = train._load(config, tokenizer)
     plan = train._plan(config, None, pairs, held_out, 1)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = grid.make_mesh(devices=jax.devices()[:1])
     work = run.Run(mesh, hf.resolve(config.model.path), None, plan.scan, None, model)
     pairs, held_out, _ = train._frozen(config, work, frozenset({"ref"}), tokenizer, pairs, held_out)
     return pairs, held_out
@@ -248,7 +248,7 @@ def test_a_batch_is_fetched_once_the_next_one_is_on_its_way():
             seen.append(f"fetch {self.n}")
             return np.array(self.n)
 
-    assert [int(x) for x in sharding.gathered(Result(n) for n in range(3))] == [0, 1, 2]
+    assert [int(x) for x in grid.gathered(Result(n) for n in range(3))] == [0, 1, 2]
     assert seen == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 
@@ -295,9 +295,9 @@ def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said):
     tokenizer = tokenizer_of(config.model.path)
     pairs, held_out = train._load(config, tokenizer)
     plan = train._plan(config, None, pairs, held_out, 1)
-    mesh, model = sharding.make_mesh(devices=jax.devices()[:1]), models.build(hf.read_config(folder / "model"))
+    mesh, model = grid.make_mesh(devices=jax.devices()[:1]), models.build(hf.read_config(folder / "model"))
     function = train.logps.logps_function(
-        model, plan.scan, rows_per_device=plan.scan.rows, everywhere=sharding.replicated(mesh)
+        model, plan.scan, rows_per_device=plan.scan.rows, everywhere=grid.replicated(mesh)
     )
     during = []
 

@@ -14,7 +14,7 @@ from test_rows import ragged, random_examples
 from test_train import configuration
 from test_train_candidates import RANKED
 
-from slpojax import data, explore, logger, models, objectives, run, selectors, sharding, train
+from slpojax import data, explore, grid, logger, models, objectives, run, selectors, train
 from slpojax.base import ABSENT, Logps, Shapes
 from slpojax.data import orders, pipeline, report, rows
 from slpojax.data.examples import Example
@@ -175,7 +175,7 @@ def test_the_diagnostics_gradient_has_the_prompts_in_it():
     ready = prepare(model, objective, optax.sgd(0.0), shapes, params, mesh=mesh)
     expected = compiled(ready.train_step, ready.state, None, batch)(ready.state, None, batch)[1]["grad_norm"]
     diagnose = explore.make_diagnostics(
-        model, objective, shapes, rows_per_device=shapes.rows, everywhere=sharding.replicated(mesh)
+        model, objective, shapes, rows_per_device=shapes.rows, everywhere=grid.replicated(mesh)
     )
     given = {name: getattr(batch, name) for name in ("ref", "score", "label", "weight")}
     got = diagnose(params, batch, given, None, jax.random.key(0))

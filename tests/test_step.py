@@ -16,7 +16,7 @@ from model_tools import named
 from safetensors.numpy import load_file
 from step_tools import compiled, mesh_of, prepare
 
-from slpojax import data, hf, logps, models, objectives, optim, sharding, step
+from slpojax import data, grid, hf, logps, models, objectives, optim, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes
 from slpojax.data.examples import Example
 from slpojax.models import attention
@@ -86,7 +86,7 @@ def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=Tr
     model = models.build(CONFIG, dtype=dtype, mesh=mesh)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
-    groups = sharding.batch_devices(mesh) * accumulate
+    groups = grid.batch_devices(mesh) * accumulate
     prompts = "prompt" in objective.needs
     shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups, prompts=prompts)
     shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
@@ -94,11 +94,11 @@ def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=Tr
     ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, mesh=mesh, accumulate=accumulate)
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     batches = [
-        sharding.put_batch(mesh, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
+        grid.put_batch(mesh, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
         for index in order
     ]
     if "ref" in objective.needs and not online:
-        everywhere = sharding.replicated(mesh)
+        everywhere = grid.replicated(mesh)
         in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
         batches = [batch._replace(ref=in_order(ref_params, batch)) for batch in batches]
     state, ref_params, seen = ready.state, ref_params if online else None, []
@@ -166,7 +166,7 @@ def test_weights_travel_between_devices_and_activations_stay():
     model, objective = models.build(config, mesh=mesh), objectives.build("sft.token_mean")
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=length, pack=False, multiple_of=8)._replace(length=length)
-    batch = sharding.put_batch(mesh, data.pack([pairs[i] for i in range(8)], shapes))
+    batch = grid.put_batch(mesh, data.pack([pairs[i] for i in range(8)], shapes))
     params = jax.jit(model.init)(jax.random.key(0))
     ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh)
     inputs = (ready.state, None, batch)
@@ -353,7 +353,7 @@ def test_the_first_batch_equals_trl(trl, tmp_path):
             batch.rows.token[r, c : c + sum(map(len, ids))].tolist() == sum(ids, []) for r, c in place.tolist()
         ), example
     mesh = mesh_of(1, 1, 1)
-    logps_of = logps.logps_function(trl.model, trl.shapes, rows_per_device=1, everywhere=sharding.replicated(mesh))
+    logps_of = logps.logps_function(trl.model, trl.shapes, rows_per_device=1, everywhere=grid.replicated(mesh))
     # TRL's rows: the chosen of all four pairs, then the rejected; a log-prob stands before the token it predicts.
     scored = np.array(k["first_batch"]["completion_mask"])[:, 1:] == 1
     for who, params in (("policy", trl.params), ("ref", trl.ref_params)):
@@ -391,7 +391,7 @@ def test_ten_steps_equal_trl(trl, tmp_path, loss_type):
     log = [row for row in run["log"] if "loss" in row][:10]
     assert len(log) == 10
     for batch, expected in zip(trl.batches, log, strict=True):
-        state, metrics = ready.train_step(state, trl.ref_params, sharding.put_batch(ready.mesh, batch))
+        state, metrics = ready.train_step(state, trl.ref_params, grid.put_batch(ready.mesh, batch))
         for ours, theirs in names.items():
             np.testing.assert_allclose(float(metrics[ours]), expected[theirs], rtol=1e-4, atol=1e-4, err_msg=ours)
     if loss_type == "sigmoid":

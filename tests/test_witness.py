@@ -18,7 +18,7 @@ import pytest
 from step_tools import compiled, mesh_of, prepare
 from test_attention import IMPLEMENTATIONS
 
-from slpojax import data, logps, models, objectives, reference, sharding
+from slpojax import data, grid, logps, models, objectives, reference
 from slpojax.base import ABSENT, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
@@ -247,12 +247,12 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     )
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     if draw.cached:
-        everywhere = sharding.replicated(mesh)
+        everywhere = grid.replicated(mesh)
         in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
-        scored = reference.compute(lambda batch: in_order(ref_params, sharding.put_batch(mesh, batch)), [batch])
+        scored = reference.compute(lambda batch: in_order(ref_params, grid.put_batch(mesh, batch)), [batch])
         columns = reference.join(list(scored), batch.length)
         batch, ref_params = data.pack(listed, shapes, ref=[columns[i] for i in range(len(listed))]), None
-    inputs = (ready.state, ref_params, sharding.put_batch(mesh, batch))
+    inputs = (ready.state, ref_params, grid.put_batch(mesh, batch))
     state, metrics = compiled(ready.train_step, *inputs)(*inputs)
     return float(metrics["loss"]), state.optimizer.trace
 

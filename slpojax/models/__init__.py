@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from slpojax import base, sharding
+from slpojax import base, grid
 from slpojax.models import gpt_neox, llama
 from slpojax.models.attention import Attend, Cache, empty_cache, whole
 from slpojax.models.kernels import gpu, tpu
@@ -122,7 +122,7 @@ def _pin(mesh: Mesh | None) -> Callable[[base.Array], base.Array]:
     """Return what keeps arrays split by rows, where the devices divide them."""
     if mesh is None or mesh.size == 1:
         return lambda x: x
-    where, devices = sharding.split_rows(mesh), sharding.batch_devices(mesh)
+    where, devices = grid.split_rows(mesh), grid.batch_devices(mesh)
     return lambda x: x if x.shape[0] % devices else jax.lax.with_sharding_constraint(x, where)
 
 

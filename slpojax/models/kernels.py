@@ -85,7 +85,7 @@ def tpu(
         value: [R, M, G, d].
         reader: the cells of the queries.
         read: the cells of the keys.
-        mesh: over which rows and heads are split, as in `slpojax.sharding`; the compiler cannot split a Pallas kernel
+        mesh: over which rows and heads are split, as in `slpojax.grid`; the compiler cannot split a Pallas kernel
             itself. None for one device.
         tile: the largest side of a tile, a multiple of 128.
         interpret: run the kernel's program on any device, slowly.

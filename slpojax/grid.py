@@ -6,18 +6,49 @@ partitioner, because the step is written for the global batch and never names an
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slpojax.base import Batch
+from slpojax.base import Batch, Share
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = PartitionSpec(("data", "fsdp"))
 
 Rules = Iterable[tuple[str, PartitionSpec]]
+
+
+class Grid(NamedTuple):
+    """A mesh, and what follows from it.
+
+    Attributes:
+        mesh: the devices, along the axes data, fsdp and tensor.
+        rows: the sharding of arrays whose leading axis is a batch's rows.
+        everywhere: the sharding of what every device holds.
+        devices: over how many devices the rows are split.
+        share: the rows of a batch that this process holds.
+    """
+
+    mesh: Mesh
+    rows: NamedSharding
+    everywhere: NamedSharding
+    devices: int
+    share: Share
+
+
+def of_mesh(mesh: Mesh) -> Grid:
+    """Return what follows from a mesh of `make_mesh`."""
+    return Grid(mesh, split_rows(mesh), replicated(mesh), batch_devices(mesh), _share(mesh))
+
+
+def _share(mesh: Mesh) -> Share:
+    """Return which of the parts of the rows, one for each device that they are split over, are this process's."""
+    parts = batch_devices(mesh)
+    where = split_rows(mesh).devices_indices_map((parts,))
+    here = {index[0].start or 0 for device, index in where.items() if device.process_index == jax.process_index()}
+    return Share(tuple(sorted(here)), parts)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from slpojax import sharding
+from slpojax import grid
 
 
 @pytest.mark.parametrize(
@@ -13,13 +13,13 @@ from slpojax import sharding
     [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1)), ((1, 2, 4), (1, 2, 4))],
 )
 def test_sizes_fill_the_devices(sizes, expected):
-    assert tuple(sharding.make_mesh(*sizes).shape.values()) == expected
+    assert tuple(grid.make_mesh(*sizes).shape.values()) == expected
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (8, 2, 1), (0, 1, 1), (-1, 3, 1)])
 def test_sizes_that_do_not_fill_them_are_refused(sizes):
     with pytest.raises(ValueError, match="does not fill 8 devices"):
-        sharding.make_mesh(*sizes)
+        grid.make_mesh(*sizes)
 
 
 RULES = (("^layers/kernel$", PartitionSpec(None, "fsdp", "tensor")), ("^embed$", PartitionSpec("tensor", "fsdp")))
@@ -28,7 +28,7 @@ RULES = (("^layers/kernel$", PartitionSpec(None, "fsdp", "tensor")), ("^embed$",
 def test_moments_follow_their_parameter_and_what_does_not_divide_is_told():
     params = {"layers": {"kernel": np.zeros((3, 8, 4))}, "embed": np.zeros((97, 8)), "norm": np.zeros(8)}
     state = {"params": params, "optimizer": [{"mu": params, "v_row": {"layers": {"kernel": np.zeros((3, 8))}}}]}
-    tree, notes = sharding.tree(sharding.make_mesh(2, 2, 2), RULES, state)
+    tree, notes = grid.tree(grid.make_mesh(2, 2, 2), RULES, state)
     for where in (tree["params"], tree["optimizer"][0]["mu"]):
         assert where["layers"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
         assert where["embed"].spec == PartitionSpec(None, "fsdp")  # 97 is odd
@@ -53,7 +53,7 @@ def test_a_placed_batch_splits_its_rows_and_repeats_the_rest():
         ref=None,
         previous=None,
     )
-    placed = sharding.put_batch(sharding.make_mesh(2, 2, 2), batch)
+    placed = grid.put_batch(grid.make_mesh(2, 2, 2), batch)
     assert placed.rows.token.sharding.shard_shape((8, 5)) == (2, 5)
     assert placed.length.sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, placed, batch)
