@@ -28,11 +28,11 @@ ABSENT = -1e30
 DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 
 # Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
-# layers; see `slpojax.masks`.
+# layers; see `slpojax.readers.masks`.
 MASKS = ("kl_mask", "reward_mask")
 LAYERS = (*MASKS, "layer_activity")
 
-# What networks beside the policy read off its own last hidden states at a token; see `slpojax.degrees`.
+# What networks beside the policy read off its own last hidden states at a token; see `slpojax.readers.degrees`.
 FEATURES = ("degree",)
 
 # What of a token an objective may ask for beside its log-probs.
@@ -133,8 +133,11 @@ class Share(NamedTuple):
         of: how many parts there are; it divides the rows and the groups.
     """
 
-    parts: tuple[int, ...] = (0,)
-    of: int = 1
+    parts: tuple[int, ...]
+    of: int
+
+
+WHOLE = Share((0,), 1)  # of a process that holds all rows
 
 
 class Shapes(NamedTuple):
@@ -172,6 +175,18 @@ class State(NamedTuple):
     reference: Params | None = None
 
 
+class Frozen(NamedTuple):
+    """Weights that no step changes; they are never donated.
+
+    Attributes:
+        base: those that the trained ones complete to a policy; None where all of the policy's are trained.
+        reference: the reference's; None where its log-probs come with the batches, or it follows the policy.
+    """
+
+    base: Params | None = None
+    reference: Params | None = None
+
+
 class Model(NamedTuple):
     """A model as pure functions and two tables.
 
@@ -203,10 +218,12 @@ __all__ = [
     "LAYERS",
     "MASKS",
     "TOKEN",
+    "WHOLE",
     "Array",
     "Batch",
     "Bool",
     "Float",
+    "Frozen",
     "Int",
     "Key",
     "Logps",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax.base import Array, Bool, Float, Int, Key, Model, Params, Rows, Scored
-from slpojax.logps import token_log_odds
+from slpojax.head import token_log_odds
 
 Ids = Sequence[int] | np.ndarray
 

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 # name that does not exist.
 Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
 
+Config = ConfigDict | FrozenConfigDict  # what `resolve` returns, and what bench and acts read
+
 _PLAIN = (type(None), bool, int, float, str)
 
 

@@ -21,14 +21,13 @@ PACKAGE = ROOT / "slpojax"
 
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
 FLOORS = (
-    {"base", "beside", "degrees", "masks", "named", "numerics"},
-    {"sequence", "logps", "grid", "optim", "checkpoint", "kept", "settings", "logger", "plots", "flops"},
-    {"objectives", "selectors", "models", "data"},
-    {"hf", "prompts", "reference", "step", "sampling"},
-    {"run"},
-    {"evaluate", "online", "explore", "judges", "worlds", "catalogue"},
+    {"base", "named", "kept", "settings", "logger", "plots", "flops", "numerics", "grid"},
+    {"head", "readers", "models", "data", "optim", "sequence", "tracing", "checkpoint"},
+    {"scores", "hf", "objectives", "selectors", "columns", "prompts", "sampling"},
+    {"bench", "step"},
+    {"training", "frozen", "explore", "worlds", "catalogue", "loop"},
     {"measure"},
-    {"train", "generate", "export"},
+    {"train"},
 )
 FLOOR = {tenant: floor for floor, tenants in enumerate(FLOORS) for tenant in tenants}
 MODULES = sorted(PACKAGE.rglob("*.py"))

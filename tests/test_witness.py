@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from step_tools import compiled, mesh_of, prepare
+from step_tools import compiled, grid_of, prepare
 from test_attention import IMPLEMENTATIONS
 
-from slpojax import data, grid, logps, models, objectives, reference
-from slpojax.base import ABSENT, Logps, Rows
+from slpojax import columns, data, grid, head, models, objectives, scores
+from slpojax.base import ABSENT, Frozen, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
@@ -230,9 +230,9 @@ def packed(draw: Draw, listed: list[Example], row_length: int):
 
 def package(draw: Draw, listed: list[Example], row_length: int):
     """The loss, and the gradient by the parameters, of one step."""
-    mesh, name = mesh_of(*draw.mesh), draw.attention
-    attend = partial(IMPLEMENTATIONS[name], mesh=mesh) if name == "tpu" else IMPLEMENTATIONS[name]
-    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat, mesh=mesh)
+    devices, name = grid_of(*draw.mesh), draw.attention
+    attend = partial(IMPLEMENTATIONS[name], mesh=devices.mesh) if name == "tpu" else IMPLEMENTATIONS[name]
+    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat, mesh=devices.mesh)
     shapes, batch = packed(draw, listed, row_length)
     params, ref_params = (parameters(draw.config, seed) for seed in (1, 2))
     # Its state is the gradient: nothing is rounded against the parameters.
@@ -242,17 +242,15 @@ def package(draw: Draw, listed: list[Example], row_length: int):
         optax.trace(decay=0.0),
         shapes,
         params,
-        mesh=mesh,
-        accumulate=draw.accumulate,
+        devices,
     )
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     if draw.cached:
-        everywhere = grid.replicated(mesh)
-        in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
-        scored = reference.compute(lambda batch: in_order(ref_params, grid.put_batch(mesh, batch)), [batch])
-        columns = reference.join(list(scored), batch.length)
-        batch, ref_params = data.pack(listed, shapes, ref=[columns[i] for i in range(len(listed))]), None
-    inputs = (ready.state, ref_params, grid.put_batch(mesh, batch))
+        in_order = scores.scorer(model, shapes, devices)
+        scored = columns.compute(lambda batch: in_order(ref_params, grid.put_batch(devices, batch))[0], [batch])
+        cached = columns.join(list(scored), batch.length)
+        batch, ref_params = data.pack(listed, shapes, ref=[cached[i] for i in range(len(listed))]), None
+    inputs = (ready.state, Frozen(reference=ref_params), grid.put_batch(devices, batch))
     state, metrics = compiled(ready.train_step, *inputs)(*inputs)
     return float(metrics["loss"]), state.optimizer.trace
 
@@ -263,7 +261,8 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     ids=described,
 )
 def test_the_same_loss_and_gradients_as_one_response_per_row(draw, monkeypatch):
-    monkeypatch.setattr(logps, "POSITIONS_AT_ONCE", draw.positions)
+    monkeypatch.setitem(head._AT_ONCE, "cpu", draw.positions)
+    scores._scorer.cache_clear()
     listed, row_length = batch_of(draw)
     loss, gradient = package(draw, listed, row_length)
     expected, truth = plain(draw, listed)

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from slpojax.base import Array, Batch, Int, Shapes
+from slpojax.base import WHOLE, Array, Batch, Int, Shapes, Share
 from slpojax.data import orders, rows
 from slpojax.data.examples import Examples, pick
 
@@ -32,8 +32,7 @@ def batches(
     kind: str = "balanced",
     columns: Columns | None = None,
     previous: Columns | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = WHOLE,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
     """Return the stream of training batches; its `get_state()` is a dict for JSON, its `set_state()` takes it up there.
@@ -46,17 +45,16 @@ def batches(
         kind: see `orders.order`.
         columns: cached log-probs of the reference, or None.
         previous: the same of a second frozen model.
-        process_index: this host.
-        process_count: hosts; R is a multiple of it.
+        share: the rows of a batch that this process holds.
         prefetch: batches that a thread packs ahead.
 
     Returns:
         An iterator of `Batch`, NumPy arrays: this host's part of rows and scored, the whole of everything else.
     """
-    _check_hosts(shapes, process_count)
+    _check_hosts(shapes, share.of)
 
     def make(index: np.ndarray) -> Batch:
-        return host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
+        return host_part(make_batch(examples, shapes, index, columns, previous), share)
 
     order = orders.order(examples.lengths, shapes.examples, seed=seed, steps=steps, kind=kind)
     return _stream(order, make, prefetch)
@@ -78,8 +76,7 @@ def evaluation_batches(
     *,
     columns: Columns | None = None,
     previous: Columns | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = WHOLE,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
     """Return a stream of every example once, in order; fillers have index -1 and length 0.
@@ -90,14 +87,13 @@ def evaluation_batches(
         order: those of its batches that are asked for; None for all.
         columns: see `batches`.
         previous: see `batches`.
-        process_index: this host.
-        process_count: hosts; R is a multiple of it.
+        share: the rows of a batch that this process holds.
         prefetch: see `batches`.
     """
-    _check_hosts(shapes, process_count)
+    _check_hosts(shapes, share.of)
 
     def make(index: np.ndarray) -> Batch:
-        return host_part(make_batch(examples, shapes, index, columns, previous), process_index, process_count)
+        return host_part(make_batch(examples, shapes, index, columns, previous), share)
 
     if order is None:
         order = scan_order(examples, shapes)
@@ -125,8 +121,7 @@ def make_picked(
     columns: Columns | None = None,
     previous: Columns | None = None,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = WHOLE,
 ) -> Batch:
     """Pack the picked candidates of the examples at `index`: what is trained on after all candidates were scored.
 
@@ -137,13 +132,12 @@ def make_picked(
         picks: candidate numbers, 0 first; see `examples.pick`.
         columns: see `batches`; of all candidates.
         previous: see `batches`; of all candidates.
-        process_index: this host.
-        process_count: hosts; R is a multiple of it.
+        share: the rows of a batch that this process holds.
 
     Returns:
         A batch of NumPy arrays like those of `batches`, with P candidates.
     """
-    _check_hosts(shapes, process_count)
+    _check_hosts(shapes, share.of)
     real = np.asarray(index)[np.asarray(index) >= 0]
     chosen = np.asarray(picks)[: len(real)]
 
@@ -161,16 +155,16 @@ def make_picked(
         of_picked(previous),
         rows.reserve(examples.lengths.response[real], shapes.candidates - 1),
     )
-    return host_part(batch, process_index, process_count)
+    return host_part(batch, share)
 
 
-def host_part(batch: Batch, process_index: int, process_count: int) -> Batch:
+def host_part(batch: Batch, share: Share) -> Batch:
     """Keep the rows of one host: contiguous, in the order of the hosts."""
-    if process_count == 1:
+    if len(share.parts) == share.of:
         return batch
 
     def part(array: np.ndarray) -> np.ndarray:
-        return np.split(array, process_count)[process_index]
+        return np.concatenate([np.split(array, share.of)[part] for part in share.parts])
 
     own = jax.tree.map(part, (batch.rows, batch.scored))
     return batch._replace(rows=own[0], scored=own[1])
