@@ -204,7 +204,9 @@ def match_prompts(
 
     def make() -> list[np.ndarray]:
         embedded = [
-            prompts.embed(bench.model, source.params(), [one.prompt for one in every], batch=batch, grid=bench.grid)
+            prompts.embed(
+                bench.model, source.params(), [every[i].prompt for i in range(len(every))], batch=batch, grid=bench.grid
+            )
             for every in examples
         ]
         classifier = prompts.fit(embedded[0], examples[0].label, seed=seed)

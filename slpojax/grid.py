@@ -67,7 +67,7 @@ def _share(mesh: Mesh) -> Share:
     """Return which of the parts of the rows, one for each device that they are split over, are this process's."""
     parts = batch_devices(mesh)
     where = split_rows(mesh).devices_indices_map((parts,))
-    here = {index[0].start or 0 for device, index in where.items() if device.process_index == jax.process_index()}
+    here = {where[device][0].start or 0 for device in mesh.local_devices}
     return Share(tuple(sorted(here)), parts)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slpojax import grid as grids
 from slpojax import kept
 from slpojax.base import Array, Float, Int, Model, Params, Rows
 from slpojax.grid import Grid

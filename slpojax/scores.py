@@ -24,7 +24,7 @@ from slpojax.readers import Reader
 # nothing that is requested takes the reference's weights.
 TokenScorer = Callable[..., TokenScores]
 # (params, batch, ref_params) -> ([B, K, T] log-probs of the responses, what else was requested by name).
-Scorer = Callable[[Params, Batch, Params | None], tuple[Logps, dict[str, Any]]]
+Scorer = Callable[..., tuple[Logps, dict[str, Any]]]
 
 
 def token_scorer(
@@ -64,7 +64,7 @@ def token_scorer(
         out = head.token_scores(hidden, table, scored, chunk=chunk, requested=of_head, reference=reference)
         for reader in used:
             final, every = states[reader.of]
-            seen = every if reader.layers else head.predictors(final, scored.source)
+            seen: Any = every if reader.layers else head.predictors(final, scored.source)
             out |= reader.read(readers.of(params), seen, [name for name in reader.gives if name in requested])
         return out
 
@@ -90,7 +90,11 @@ def scorer(
         ([B, K, T] `Logps` of the responses, what else was requested by name), as `place` returns them.
     """
     compiled = _scorer(model, shapes, grid, frozenset(requested), tuple(more))
-    return lambda params, batch, ref_params=None: compiled(params, batch._replace(ref=None, previous=None), ref_params)
+
+    def score(params: Params, batch: Batch, ref_params: Params | None = None) -> tuple[Logps, dict[str, Any]]:
+        return compiled(params, batch._replace(ref=None, previous=None), ref_params)
+
+    return score
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ from slpojax import (
 )
 from slpojax.columns import Part
 from slpojax.settings import Config
+from slpojax.step import Method
 
 DEFAULT = "configs/quickstart.py"
 HERE = pathlib.Path(__file__).parent
@@ -85,8 +86,8 @@ def train(config: Config, score: measure.Score | None = None) -> None:
         del first_reference  # it moves: from here on it is part of the state
         run.begin(state, training.size(setup), compare if "ref" in method.needs else None)
         for n, batch in run.batches():
-            state, *outcome = take(state, weights, batch)
-            run.note(n, state, *outcome)
+            state, metrics, counts, asked = take(state, weights, batch)
+            run.note(n, state, metrics, counts, asked)
     finally:
         run.close()
     if config.export:
@@ -110,7 +111,7 @@ def load(config: Config, bench: benches.Bench) -> list[Part]:
     return parts
 
 
-def check(config: Config, method: training.Method, parts: list[Part]) -> None:
+def check(config: Config, method: Method, parts: list[Part]) -> None:
     """Refuse what cannot be run; everybody who offers something refuses what it cannot give."""
     benches.refuse(config)
     frozen.refuse(config, method.asked)

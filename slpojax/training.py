@@ -227,7 +227,8 @@ def take(training: Training, bench: Bench, part: Part) -> Callable[[State, Froze
     layout, share = training.layout, bench.grid.share
 
     def one(state: State, frozen: Frozen, batch: Batch) -> Stepped:
-        asked, whole, metrics = time.perf_counter(), counts(batch, layout.train, bench.grid), {}
+        asked, whole = time.perf_counter(), counts(batch, layout.train, bench.grid)
+        metrics: Metrics = {}
         trained = whole
         if training.picks and layout.picked:
             picked, metrics = training.picks(state, frozen, grid.put_batch(bench.grid, batch))
