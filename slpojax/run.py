@@ -94,9 +94,7 @@ def given(run: Run, params: Params, ref_params: Params | None, batch: Batch) -> 
 
 def load_params(run: Run, folder: pathlib.Path) -> Params:
     """Load a model folder's parameters, each to its devices."""
-    params = hf.load(folder, run.model)
-    where, _ = grid.tree(run.mesh, run.model.sharding, params)
-    return jax.tree.map(jax.device_put, params, where)
+    return hf.load(folder, run.model, grid.of_mesh(run.mesh))
 
 
 def draw_params(run: Run, seed: int) -> Params:
@@ -278,11 +276,9 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
 
 
 def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, Any], tokenizer: pathlib.Path) -> None:
-    """Bring the parameters to the host, one tensor at a time, and write them as a folder that transformers loads.
+    """Write the parameters as a folder that transformers loads; see `slpojax.hf.save`.
 
     The tokenizer of the folder `tokenizer`, which made the tokens that were trained on, goes along.
     """
-    params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, grid.replicated(run.mesh))), params)
-    if jax.process_index() == 0:
-        hf.save(path, params, run.model, hf_config, tokenizer_from=tokenizer, generation_from=run.folder)
+    hf.save(path, params, run.model, hf_config, tokenizer_from=tokenizer, generation_from=run.folder)
     logger.tell(f"wrote {path}, which transformers loads")
