@@ -277,7 +277,7 @@ def logit_spread(
         batch: a few examples; 0 comes out where its rows have no scored token.
         rows_per_device: all rows where None.
 
-    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="whole".
+    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="dense".
     """
     return _rates(model, params, direction, shapes, batch, rows_per_device or shapes.rows)[0]
 
@@ -304,7 +304,7 @@ def make_diagnostics(
         rows_per_device: rows that one device holds.
         everywhere: the sharding of what every device holds.
         selector: picks the candidates that the objective sees; None for all.
-        forward_model: the same model with attention="whole": on rows of more than `models.attention.SHORT` tokens the
+        forward_model: the same model with attention="dense": on rows of more than `models.attention.SHORT` tokens the
             faster ones have no forward derivative. None where the rows are shorter.
 
     `given` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from slpojax import named
 from slpojax.base import Array, Model, Params
 from slpojax.grid import Grid, tree
-from slpojax.models import ARCHITECTURES
+from slpojax.models import families
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -226,7 +226,7 @@ def _on_devices(
         return read(tuple(slice(0, size) for size in shape))
     holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = tuple(cut.indices(size) for cut, size in zip(index, shape, strict=True))
+        bounds = tuple(cut.indices(size) for cut, size in zip(index or (), shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     pieces: list[jax.Array] = []
     for bounds, devices in holders.items():
@@ -281,11 +281,16 @@ def _gather(tensor: Array) -> np.ndarray:
 
 
 def _write_rest(folder: pathlib.Path, shards: dict[str, dict[str, Any]], total: int, config: dict[str, Any]) -> None:
-    """Write config.json, and the index where there are several files of tensors, of `total` bytes."""
+    """Write config.json, and the index where there are several files of tensors, of `total` bytes.
+
+    The class that it names is the model type's, or that of the config itself where a family of another package made it.
+    """
     if len(shards) > 1:
         weight_map = {name: file for file, shard in shards.items() for name in shard}
         _write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write(folder / "config.json", config | {"architectures": [ARCHITECTURES[config["model_type"]]]})
+    if family := families().get(config["model_type"]):
+        config = config | {"architectures": [family.ARCHITECTURES[config["model_type"]]]}
+    _write(folder / "config.json", config)
 
 
 def _replace(path: pathlib.Path, part: pathlib.Path) -> None:

@@ -120,7 +120,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         remat=config.model.remat,
         attention=config.model.attention,
         max_length=config.data.max_length,
-        mesh=mesh,
+        grid=grid.of_mesh(mesh),
     )
     objective = objectives.build(**config.objective)
     selector = _selector(config.selector, objective)
@@ -209,7 +209,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
             held_out,
             ref_params,
             forward_model=models.build(
-                hf_config, dtype=config.model.dtype, attention="whole", max_length=config.data.max_length
+                hf_config, dtype=config.model.dtype, attention="dense", max_length=config.data.max_length
             ),
             count=config.diagnostics,
             packing={"row_length": config.data.row_length, "pack": config.data.pack},

@@ -83,7 +83,7 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
     objective, steps, mesh = objectives.build(name), 2, mesh_of(*mesh_sizes)
-    model = models.build(CONFIG, dtype=dtype, mesh=mesh)
+    model = models.build(CONFIG, dtype=dtype, grid=grid.of_mesh(mesh))
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
     groups = grid.batch_devices(mesh) * accumulate
@@ -163,7 +163,7 @@ def test_eight_devices_equal_one(sizes):
 def test_weights_travel_between_devices_and_activations_stay():
     config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
     mesh, length = mesh_of(1, 8, 1), attention.SHORT + 32
-    model, objective = models.build(config, mesh=mesh), objectives.build("sft.token_mean")
+    model, objective = models.build(config, grid=grid.of_mesh(mesh)), objectives.build("sft.token_mean")
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=length, pack=False, multiple_of=8)._replace(length=length)
     batch = grid.put_batch(mesh, data.pack([pairs[i] for i in range(8)], shapes))
