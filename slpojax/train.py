@@ -121,6 +121,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         attention=config.model.attention,
         max_length=config.data.max_length,
         grid=grid.of_mesh(mesh),
+        family=config.model.family,
     )
     objective = objectives.build(**config.objective)
     selector = _selector(config.selector, objective)
@@ -209,7 +210,11 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
             held_out,
             ref_params,
             forward_model=models.build(
-                hf_config, dtype=config.model.dtype, attention="dense", max_length=config.data.max_length
+                hf_config,
+                dtype=config.model.dtype,
+                attention="dense",
+                max_length=config.data.max_length,
+                family=config.model.family,
             ),
             count=config.diagnostics,
             packing={"row_length": config.data.row_length, "pack": config.data.pack},
