@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import grid
 from slpojax.base import ABSENT, Scored, Shapes
-from slpojax.logps import POSITIONS_AT_ONCE, head, place, token_log_odds
+from slpojax.logps import POSITIONS_AT_ONCE, head, place, positions_at_once, token_log_odds
 
 R, L, S, D, V = 3, 40, 21, 16, 97
 
@@ -300,3 +300,11 @@ def test_place_puts_every_token_at_its_slot_and_drops_the_unused():
     np.testing.assert_allclose(got.token, [[[expected[0], expected[1]], [0, 0]], [[0, 0], [expected[2], 0]]], rtol=1e-6)
     np.testing.assert_allclose(got.other[0, 0], np.log(1 / (1 + np.exp([0.5, -1.0]))), rtol=1e-6)
     assert got.other[0, 1, 0] == got.other[1, 1, 1] == np.float32(ABSENT)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu"])
+@pytest.mark.parametrize(("vocabulary", "positions"), [(97, 1024), (50304, 1024), (128256, 512), (262144, 256)])
+def test_an_accelerator_has_more_logits_at_once_up_to_a_bound_of_memory(platform, vocabulary, positions):
+    assert positions_at_once(platform, vocabulary) == positions
+    assert 4 * positions * vocabulary <= 2**28
+    assert positions_at_once("cpu", vocabulary) == POSITIONS_AT_ONCE
