@@ -8,7 +8,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from slpojax import data, grid, hf, logger, models, readers
@@ -117,7 +116,8 @@ def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention
         remat=config.model.remat,
         attention=attention or config.model.attention,
         max_length=config.data.max_length,
-        mesh=devices.mesh,
+        grid=devices,
+        family=config.model.family,
     )
 
 
@@ -131,9 +131,7 @@ def first_params(config: Config, bench: Bench) -> Params:
 
 def load_params(bench: Bench, folder: pathlib.Path) -> Params:
     """Load a model folder's parameters, each to its devices."""
-    params = hf.load(folder, bench.model)
-    where, _ = grid.tree(bench.grid.mesh, bench.model.sharding, params)
-    return jax.tree.map(jax.device_put, params, where)
+    return hf.load(folder, bench.model, bench.grid)
 
 
 def draw_params(bench: Bench) -> Params:
@@ -150,17 +148,15 @@ def export(bench: Bench, path: pathlib.Path, params: Params) -> None:
         path: the folder.
         params: the policy's, on their devices; those of readers are left out.
     """
-    everywhere = bench.grid.everywhere
-    host = jax.tree.map(lambda x: np.asarray(jax.device_put(x, everywhere)), readers.without(params))
-    if jax.process_index() == 0:
-        hf.save(
-            path,
-            host,
-            bench.model,
-            bench.hf_config,
-            tokenizer_from=bench.tokenizer_folder,
-            generation_from=bench.folder,
-        )
+    params = readers.without(params)
+    hf.save(
+        path,
+        params,
+        bench.model,
+        bench.hf_config,
+        tokenizer_from=bench.tokenizer_folder,
+        generation_from=bench.folder,
+    )
     logger.tell(f"wrote {path}, which transformers loads")
 
 

@@ -279,7 +279,7 @@ def logit_spread(
         batch: a few examples; 0 comes out where its rows have no scored token.
         grid: the devices; one where None.
 
-    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="whole".
+    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="dense".
     """
     return _rates(model, params, direction, shapes, batch, grid or one_device())[0]
 
@@ -304,7 +304,7 @@ def make_diagnostics(
         shapes: the batch's sizes.
         grid: the devices.
         selector: picks the candidates that the objective sees; None for all.
-        forward_model: the same model with attention="whole": on rows of more than `models.attention.SHORT` tokens the
+        forward_model: the same model with attention="dense": on rows of more than `models.attention.SHORT` tokens the
             faster ones have no forward derivative. None where the rows are shorter.
 
     `given` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the
@@ -485,7 +485,7 @@ def _rates(
 
     groups = max(1, shapes.groups // grid.devices)  # that a device holds
     platform = grid.mesh.devices.flat[0].platform
-    chunk = max(1, min(shapes.scored, positions_at_once(platform) // groups))
+    chunk = max(1, min(shapes.scored, positions_at_once(platform, unembed.shape[1]) // groups))
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -shapes.scored % chunk)))

@@ -27,23 +27,43 @@ TokenScores: TypeAlias = dict[str, Array]  # "log_odds" and what else was reques
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add_part`
 Reference: TypeAlias = tuple[Float[Array, "R L D"], Float[Array, "D V"]]
 
-# On a processor 64 positions' logits of 50,304 words, 13 MB in float32, stay in its cache from the product to the sums;
-# from 96 on, scoring takes a third longer there.
-_AT_ONCE = {"cpu": 64}
+# As many logits exist at once on a CPU as this many positions have: 64 x 50,304 in float32 is 13 MB, which stays in a
+# processor's cache from the product to the sums. From 96 on, scoring takes a third longer.
+POSITIONS_AT_ONCE = 64
 
-
-def positions_at_once(platform: str) -> int:
-    """Return how many scored positions of a device may have all their logits in memory at once.
-
-    Args:
-        platform: of the devices that the program is for: "cpu", "gpu" or "tpu".
-    """
-    return _AT_ONCE.get(platform, 64)
-
+# The same on an accelerator, and the bytes of logits that are too many there; see `positions_at_once`.
+_AT_ONCE, _LOGITS = 1024, 2**28
 
 # A part of the vocabulary is made of one stretch of each of so many equal pieces (of fewer where that does not divide
 # it), so that on up to so many devices that share the vocabulary each holds an equal share of every part.
 PIECES = 16
+
+
+def positions_at_once(platform: str, vocabulary: int) -> int:
+    r"""Return of how many scored positions a device has logits at once.
+
+    With S scored positions on the device and n of them at once, a part of the vocabulary has :math:`c = n V / S` words.
+    The product of the backward pass that gives the states' gradient takes 2 S D c operations, and reads and writes the
+    float32 sum that it adds to, 8 S D bytes: c / 4 operations a byte. Below some 200 to 240 of them (H200: 989 TFLOP/s
+    in bfloat16, 4.8 TB/s; TPU v5e: 197, 0.82) the memory is what limits it, so below c = 1,000: n = 163 for 8,192
+    scored positions and 50,304 words, n = 651 for 32,768. With the 64 that a CPU's cache wants, c is 393 and 98, and
+    that product runs at 48% and 12% of an H200's speed; 98 words do not fill the 128 lanes of a TPU either.
+
+    Args:
+        platform: of the devices that the program is for: cpu, gpu, cuda, tpu, ...
+        vocabulary: V.
+
+    Returns:
+        64 on a CPU. Elsewhere 1,024, or fewer where their logits, V float32 each, would take more than 256 MiB: then
+        the largest multiple of 128 (a TPU's lanes), at least 128.
+
+    Example:
+        >>> positions_at_once("cpu", 50304), positions_at_once("gpu", 50304), positions_at_once("tpu", 128256)
+        (64, 1024, 512)
+    """
+    if platform == "cpu":
+        return POSITIONS_AT_ONCE
+    return max(128, min(_AT_ONCE, _LOGITS // (4 * vocabulary) // 128 * 128))
 
 
 def token_log_odds(

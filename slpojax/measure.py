@@ -145,7 +145,7 @@ def _diagnostics(config: Config, bench: Bench, method: Method, views: Views, hel
     batch = next(columns.batches(bench.grid, held_out, shapes, [index]))
     logps_of = scores.scorer(bench.model, shapes, bench.grid)
     # An attention that has a forward derivative.
-    forward_model = benches.model(config, bench.hf_config, bench.grid, attention="whole")
+    forward_model = benches.model(config, bench.hf_config, bench.grid, attention="dense")
     diagnose = explore.make_diagnostics(
         bench.model,
         method.objective,

@@ -43,7 +43,7 @@ def token_scorer(
     used = readers.needed(requested, more)
     of_layers = any(reader.layers for reader in used)
     takes_reference = takes_weights(requested, more)
-    at_once = head.positions_at_once(grid.mesh.devices.flat[0].platform)
+    platform = grid.mesh.devices.flat[0].platform
 
     def states_of(params: Params, rows: Rows, scored: Scored) -> tuple[Array, Array | None]:
         if of_layers:
@@ -60,7 +60,7 @@ def token_scorer(
         states["policy"] = states_of(params, rows, scored) if layers else (model.apply(params, rows, None)[0], None)
         hidden, table = states["policy"][0], model.unembed(params)
         groups = max(1, scored.source.shape[0] // grid.devices)  # that a device holds here
-        chunk = max(1, min(shapes.scored, at_once // groups))
+        chunk = max(1, min(shapes.scored, head.positions_at_once(platform, table.shape[1]) // groups))
         out = head.token_scores(hidden, table, scored, chunk=chunk, requested=of_head, reference=reference)
         for reader in used:
             final, every = states[reader.of]

@@ -300,7 +300,7 @@ def diagnosed(name, candidates=2, mesh_sizes=(1, 1, 1), row_length=64):
         objective,
         shapes,
         devices,
-        forward_model=models.build(CONFIG, attention="whole") if row_length > SHORT else None,
+        forward_model=models.build(CONFIG, attention="dense") if row_length > SHORT else None,
     )
     placed, _ = grid.tree(devices.mesh, model.sharding, params)
     given = {"ref": ref, "score": batch.score, "label": batch.label, "weight": batch.weight}

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import grid
 from slpojax.base import ABSENT, Scored, Shapes
-from slpojax.head import positions_at_once, token_log_odds, token_scores
+from slpojax.head import POSITIONS_AT_ONCE, positions_at_once, token_log_odds, token_scores
 from slpojax.scores import place
 
 R, L, S, D, V = 3, 40, 21, 16, 97
@@ -251,7 +251,7 @@ def _naive(hidden, unembed, scored):
 def test_memory_is_at_most_a_twentieth_of_that_of_all_logits_at_once(words):
     rows, count, width = 4, 2048, 256
     ours = _lowered(
-        rows, count, width, words, lambda *x: token_log_odds(*x, chunk=positions_at_once("cpu") // rows)
+        rows, count, width, words, lambda *x: token_log_odds(*x, chunk=POSITIONS_AT_ONCE // rows)
     ).memory_analysis()
     naive = _lowered(rows, count, width, words, _naive).memory_analysis()
     assert ours.temp_size_in_bytes < 0.05 * naive.temp_size_in_bytes
@@ -305,3 +305,11 @@ def test_place_puts_every_token_at_its_slot_and_drops_the_unused():
     np.testing.assert_allclose(got.token, [[[expected[0], expected[1]], [0, 0]], [[0, 0], [expected[2], 0]]], rtol=1e-6)
     np.testing.assert_allclose(got.other[0, 0], np.log(1 / (1 + np.exp([0.5, -1.0]))), rtol=1e-6)
     assert got.other[0, 1, 0] == got.other[1, 1, 1] == np.float32(ABSENT)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu"])
+@pytest.mark.parametrize(("vocabulary", "positions"), [(97, 1024), (50304, 1024), (128256, 512), (262144, 256)])
+def test_an_accelerator_has_more_logits_at_once_up_to_a_bound_of_memory(platform, vocabulary, positions):
+    assert positions_at_once(platform, vocabulary) == positions
+    assert 4 * positions * vocabulary <= 2**28
+    assert positions_at_once("cpu", vocabulary) == POSITIONS_AT_ONCE

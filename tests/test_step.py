@@ -83,7 +83,7 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
     objective, steps, devices = objectives.build(name), 2, grid_of(*mesh_sizes)
-    model = models.build(CONFIG, dtype=dtype, mesh=devices.mesh)
+    model = models.build(CONFIG, dtype=dtype, grid=devices)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
     groups = devices.devices * accumulate
@@ -162,7 +162,7 @@ def test_eight_devices_equal_one(sizes):
 def test_weights_travel_between_devices_and_activations_stay():
     config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
     devices, length = grid_of(1, 8, 1), attention.SHORT + 32
-    model, objective = models.build(config, mesh=devices.mesh), objectives.build("sft.token_mean")
+    model, objective = models.build(config, grid=devices), objectives.build("sft.token_mean")
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=length, pack=False, multiple_of=8)._replace(length=length)
     batch = grid.put_batch(devices, data.pack([pairs[i] for i in range(8)], shapes))
@@ -217,7 +217,7 @@ def test_bfloat16_computes_and_float32_remembers():
 
 def test_no_array_of_the_step_holds_both_the_scored_tokens_and_the_vocabulary(monkeypatch):
     words, positions = 2003, 8  # prime: its parts are of one stretch
-    monkeypatch.setitem(head._AT_ONCE, "cpu", positions)
+    monkeypatch.setattr(head, "POSITIONS_AT_ONCE", positions)
     model = models.build(CONFIG | {"vocab_size": words})
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=32)  # attention takes little

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from slpojax import hf, logger, models, plots, sampling, settings
+from slpojax import grid, hf, logger, models, plots, sampling, settings
 from slpojax.base import Key, Model, Params
 from slpojax.worlds.reviews import language
 
@@ -90,20 +90,22 @@ def prepare(config: ConfigDict, run: Callable[[ConfigDict], Any]) -> FrozenConfi
 def scorer(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
     """Return (params, step) -> the policy's gold reward and its KL to the reference.
 
-    Every call answers the same prompts with the same keys, so that what differs is the policy. `world/kl` is the mean
+    Every call answers the same prompts with the same keys, so that what differs is the policy; the devices of the run,
+    those of all hosts, share the prompts. `world/kl` is the mean
     over the policy's samples y of log P(y) - log P_ref(y), in nats per review; `world/gold_lift` is the gold reward
     gained over the reference's samples, in standard deviations of their reward.
 
     Args:
         config: what `prepare` returned.
     """
-    model = models.build(hf.read_config(config.model.path), dtype=config.model.dtype)
-    ref = jax.device_put(hf.load(config.model.path, model))
+    devices = grid.of_mesh(grid.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+    model = models.build(hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices)
+    ref = hf.load(config.model.path, model, devices)
     prompts = [language.encode(prompt) for _, prompt in language.prompts(JUDGED)]
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
     def sample(params: Params) -> tuple[list[sampling.Response], np.ndarray]:
-        responses = _sample(model, params, prompts, key)
+        responses = _sample(model, params, prompts, key, devices=devices)
         return responses, np.array([language.reward(language.decode(response.token)) for response in responses])
 
     _, base = sample(ref)
@@ -112,7 +114,9 @@ def scorer(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
         del step  # a policy is worth the same at every step
         responses, gold = sample(params)
         tokens = [response.token for response in responses]
-        under_ref = sampling.score(model, ref, prompts, tokens, max_new_tokens=language.LONGEST, batch=BATCH)
+        under_ref = sampling.score(
+            model, ref, prompts, tokens, max_new_tokens=language.LONGEST, batch=BATCH, grid=devices
+        )
         log_ratio = [np.sum(y.logp - logp, dtype=np.float64) for y, logp in zip(responses, under_ref, strict=True)]
         return {
             "world/gold_reward": float(gold.mean()),
@@ -224,11 +228,25 @@ def _pairs(path: pathlib.Path, count: int, seed: int) -> list[dict[str, str | fl
 
 
 def _sample(
-    model: Model, params: Params, prompts: Sequence[np.ndarray], key: Key, *, first: int = 0
+    model: Model,
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    key: Key,
+    *,
+    first: int = 0,
+    devices: grid.Grid | None = None,
 ) -> list[sampling.Response]:
     eos = (language.words().index(language.EOS),)
     return sampling.generate(
-        model, params, prompts, key=key, max_new_tokens=language.LONGEST, eos=eos, batch=BATCH, first=first
+        model,
+        params,
+        prompts,
+        key=key,
+        max_new_tokens=language.LONGEST,
+        eos=eos,
+        batch=BATCH,
+        first=first,
+        grid=devices,
     )
 
 
