@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import data, degrees, grid, hf, logger, prompts, reference, step
+from slpojax import cached, data, degrees, grid, hf, logger, prompts, reference, step
 from slpojax.base import FEATURES, MASKS, Batch, Logps, Model, Params, Rows, Shapes, State
 from slpojax.selectors import Selector
 
@@ -130,7 +130,7 @@ def columns(
         return reference.compute(lambda batch: run.logps(params(), batch), tracked)
 
     key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
-    return reference.cached(cache, name, part.name, key, lengths, make, logger.tell)
+    return reference.load_or_compute(cache, name, part.name, key, lengths, make, logger.tell)
 
 
 def match_prompts(
@@ -138,7 +138,7 @@ def match_prompts(
     parts: list[Part],
     params: Callable[[], Params],
     *,
-    file: pathlib.Path,
+    cache: pathlib.Path,
     key: dict[str, str],
     batch: int,
     seed: int,
@@ -148,8 +148,8 @@ def match_prompts(
     Args:
         run: see `Run`.
         parts: what is trained on, and what is held out, if anything.
-        params: brings the frozen model to the devices; called only where the file does not have the weights.
-        file: keeps them.
+        params: brings the frozen model to the devices; called only where the cache does not have the weights.
+        cache: folder.
         key: what the model's numbers depend on, but for the examples.
         batch: prompts that are read at once, rounded up to a number that the devices share.
         seed: of the draw of prompts, where there are many.
@@ -167,7 +167,8 @@ def match_prompts(
         return [prompts.weights(classifier, x, own.label) for x, own in zip(embedded, examples, strict=True)]
 
     key = key | {f"examples {i}": own.digest() for i, own in enumerate(examples)} | {"seed": str(seed)}
-    weights = prompts.cached(file, key, make, logger.tell)
+    entry = cached.Entry(cache, "prompt_weights", key | {"weighing": cached.code_digest("slpojax.prompts")})
+    weights = cached.get(entry, make, logger.tell, what="weights of the prompts")
     lost = weights[0][examples[0].label < 0.5]
     logger.tell(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
     return [

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from slpojax import (
     beside,
+    cached,
     checkpoint,
     data,
     flops,
@@ -505,11 +506,14 @@ def _frozen(
     def depends(name: str) -> dict[str, str]:
         """What the numbers of a frozen model depend on, but for the examples."""
         loaded = paths[name] or config.model.weights == "load"
-        drawn = f"drawn, seed {config.seed}, jax {jax.__version__}"
+        drawn = f"drawn, seed {config.seed}"
         return {
             "weights": reference.weights_digest(folder(name)) if loaded else drawn,
             "model": json.dumps(hf.read_config(folder(name)), sort_keys=True),
             "dtype": config.model.dtype,
+            "attention": config.model.attention,
+            "code": cached.code_digest("slpojax.logps", "slpojax.models", "slpojax.data.rows"),
+            "jax": jax.__version__,
             "tokenizer": data.tokenizer_digest(tokenizer),
             **{f"data.{key}": str(config.data[key]) for key in _DATA},
         }
@@ -522,10 +526,8 @@ def _frozen(
         parts = [part._replace(previous=own) for part, own in zip(parts, columns("previous"), strict=True)]
         params.cache_clear()  # one frozen model at a time
     if config.data.match_prompts:
-        bring, file = functools.partial(params, "reference"), cache / "prompt_weights.npz"
-        parts = run.match_prompts(
-            work, parts, bring, file=file, key=depends("reference"), batch=config.batch_size, seed=config.seed
-        )
+        bring, key = functools.partial(params, "reference"), depends("reference")
+        parts = run.match_prompts(work, parts, bring, cache=cache, key=key, batch=config.batch_size, seed=config.seed)
     mode, ref_params = config.reference.mode, None
     if "ref" in needs and mode == "cached":
         parts = [part._replace(ref=own) for part, own in zip(parts, columns("reference"), strict=True)]

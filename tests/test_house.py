@@ -21,8 +21,8 @@ PACKAGE = ROOT / "slpojax"
 
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
 FLOORS = (
-    {"base", "beside", "degrees", "masks", "named", "numerics"},
-    {"sequence", "logps", "grid", "optim", "checkpoint", "kept", "settings", "logger", "plots", "flops"},
+    {"base", "beside", "cached", "degrees", "masks", "named", "numerics"},
+    {"sequence", "logps", "grid", "optim", "checkpoint", "settings", "logger", "plots", "flops"},
     {"objectives", "selectors", "models", "data"},
     {"hf", "prompts", "reference", "step", "sampling"},
     {"run"},
