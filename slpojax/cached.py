@@ -217,7 +217,8 @@ def _why_none(entry: Entry) -> str:
     ]
     if not differing:
         return "nothing cached yet"
-    return f"no cached {entry.name} for these settings; nearest differs in: {', '.join(min(differing, key=len))}"
+    nearest: list[str] = min(differing, key=len)
+    return f"no cached {entry.name} for these settings; nearest differs in: {', '.join(nearest)}"
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import cached, data, degrees, grid, hf, logger, prompts, reference, step
+from slpojax import cached, data, degrees, grid, hf, log, metrics, prompts, reference, step
 from slpojax.base import FEATURES, MASKS, Batch, Logps, Model, Params, Rows, Shapes, State
 from slpojax.selectors import Selector
 
@@ -126,11 +126,11 @@ def columns(
     def make(done: np.ndarray) -> Iterator[reference.Piece]:
         order = data.scan_order(part.examples, run.scan)
         left = [index for index in order if not done[index[index >= 0]].all()]
-        tracked = logger.track(batches(run, part, left), len(left), f"{name} log-probs ({part.name})")
+        tracked = log.track(batches(run, part, left), len(left), f"{name} log-probs ({part.name})")
         return reference.compute(lambda batch: run.logps(params(), batch), tracked)
 
     key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
-    return reference.load_or_compute(cache, name, part.name, key, lengths, make, logger.tell)
+    return reference.load_or_compute(cache, name, part.name, key, lengths, make, log.say)
 
 
 def match_prompts(
@@ -168,9 +168,9 @@ def match_prompts(
 
     key = key | {f"examples {i}": own.digest() for i, own in enumerate(examples)} | {"seed": str(seed)}
     entry = cached.Entry(cache, "prompt_weights", key | {"weighing": cached.code_digest("slpojax.prompts")})
-    weights = cached.get(entry, make, logger.tell, what="weights of the prompts")
+    weights = cached.get(entry, make, log.say, what="weights of the prompts")
     lost = weights[0][examples[0].label < 0.5]
-    logger.tell(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
+    log.say(f"weights of the prompts of undesirable responses: {lost.min():.2f} to {lost.max():.2f}")
     return [
         part._replace(examples=dataclasses.replace(part.examples, weight=weight))
         for part, weight in zip(parts, weights, strict=True)
@@ -243,19 +243,18 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
     Raises:
         ValueError: `steps` is something else.
     """
-    if not steps:
+    chosen = metrics.profile_steps(steps)
+    if chosen is None:
         return Tracer(lambda n, last: None, lambda: None)
-    first, _, end = steps.partition(":")
-    if not (first.isdigit() and end.isdigit() and 0 < int(first) <= int(end)):
-        raise ValueError(f"config.profile={steps!r}: expected first:last, as in 10:12, or nothing")
+    first, end = chosen[0], chosen[-1]
     traced: list[int] = []
     running = False
 
     def before(n: int, last: Any) -> None:
         nonlocal running
-        if n > int(end):
+        if n > end:
             stop(last)
-        elif n >= int(first):
+        elif n >= first:
             if not running:
                 jax.block_until_ready(last)
                 jax.profiler.start_trace(str(folder))
@@ -268,12 +267,12 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
             running = False
             jax.block_until_ready(last)
             jax.profiler.stop_trace()
-            logger.tell(f"wrote {folder}, a trace of steps {traced[0]} to {traced[-1]} for XProf")
+            log.say(f"wrote {folder}, a trace of steps {traced[0]} to {traced[-1]} for XProf")
 
     def close() -> None:
         stop()
         if not traced:
-            logger.tell(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
+            log.say(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
 
     return Tracer(before, close)
 
@@ -286,4 +285,4 @@ def export(path: pathlib.Path, params: Params, run: Run, hf_config: dict[str, An
     params = jax.tree.map(lambda x: np.asarray(jax.device_put(x, grid.replicated(run.mesh))), params)
     if jax.process_index() == 0:
         hf.save(path, params, run.model, hf_config, tokenizer_from=tokenizer, generation_from=run.folder)
-    logger.tell(f"wrote {path}, which transformers loads")
+    log.say(f"wrote {path}, which transformers loads")

@@ -27,9 +27,10 @@ from slpojax import (
     flops,
     grid,
     hf,
-    logger,
+    log,
     logps,
     measure,
+    metrics,
     models,
     objectives,
     optim,
@@ -95,7 +96,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     """Train, evaluate, keep checkpoints and export, as `config` says; go on where an earlier process stopped.
 
     Args:
-        config: every key of configs/base.py, resolved.
+        config: every key of slpojax/defaults.py, resolved.
         score: measures a policy at every evaluation, beside the held-out preferences.
 
     Raises:
@@ -217,7 +218,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
             seed=config.seed,
         )
 
-    log = logger.open_log(
+    lines = metrics.open_log(
         output,
         total=plan.steps,
         step=start if restored else None,
@@ -245,7 +246,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         if not restored:
             if "ref" in needs:
                 log.say(measure.sanity(work, state, ref_params, pairs))
-            _record(log, 0, look(0, state))
+            _record(lines, 0, look(0, state))
         for n, batch in enumerate(stream, start + 1):
             came, whole = time.perf_counter(), run.counts(batch, plan.train)
             if narrow:
@@ -253,21 +254,23 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
             counts = run.counts(batch, plan.picked) if plan.picked else whole
             trace.before(n, state.step)
             placed = grid.put_batch(mesh, batch)
-            asked = came if narrow else time.perf_counter()  # scoring first keeps the device busy, too
-            state, metrics = train_step(state, ref_params, placed)
-            log.write(n, metrics | picks, asked=asked, **counts, flops=cost((training, counts), (scoring, whole)))
+            dispatched = came if narrow else time.perf_counter()  # scoring first keeps the device busy, too
+            state, measured = train_step(state, ref_params, placed)
+            lines.write(
+                n, measured | picks, dispatched=dispatched, **counts, flops=cost((training, counts), (scoring, whole))
+            )
             last = n == plan.steps
             due = config.eval_every and n % config.eval_every == 0
-            measured = _record(log, n, look(n, state)) if due or last else None
+            evaluated = _record(lines, n, look(n, state)) if due or last else None
             every = config.checkpoint_every
             if every >= 0 and (last or (every and n % every == 0)):
-                log.flush()
+                lines.flush()
                 checkpoint.save(
-                    checkpoints, n, state, data=stream.get_state(), config=config.to_dict(), metrics=measured
+                    checkpoints, n, state, data=stream.get_state(), config=config.to_dict(), metrics=evaluated
                 )
     finally:
         trace.close()
-        log.close()
+        lines.close()
         checkpoint.close(checkpoints)
 
     if config.export:
@@ -281,7 +284,7 @@ def _selector(config: ConfigDict, objective: objectives.Objective) -> selectors.
     selector = selectors.build(objective=objective.hyperparameters, **config)
     for key, value in selector.hyperparameters.items():
         if config.get(key) == selectors.FOLLOW != value:
-            logger.tell(f"selector {selector.name}: {key}={value!r}, the objective's")
+            log.say(f"selector {selector.name}: {key}={value!r}, the objective's")
     return selector
 
 
@@ -433,12 +436,12 @@ def _plan(
     at_once, kind = _at_once(config, parts), "balanced" if config.data.pack else "by_length"
     scans = [(examples, data.evaluation_order(examples.lengths, at_once, kind=kind)) for examples in parts]
     scan = data.plan_together(scans, multiple_of=devices, prompts=prompts, **rows)
-    logger.tell(data.render(data.with_packing(pairs.report, pairs.examples, order, train, unused=unused)))
-    logger.tell(
+    log.say(data.render(data.with_packing(pairs.report, pairs.examples, order, train, unused=unused)))
+    log.say(
         f"step      accumulate={config.accumulate} on {devices} device(s): {each} micro-batch(es) "
         f"of {train.rows // multiple_of} row(s) on each"
     )
-    logger.tell(data.render(held_out.report) if held_out else "no evaluation: no data.eval_path, eval_split, eval_rows")
+    log.say(data.render(held_out.report) if held_out else "no evaluation: no data.eval_path, eval_split, eval_rows")
     picked = None
     if selector and score_first:
         picks = selectors.count(selector, train.candidates) - 1
@@ -467,7 +470,7 @@ def _score_first(selection: str, selector: selectors.Selector, examples: data.Ex
         picks = selectors.count(selector, examples.candidates) - 1
         tokens = float(examples.lengths.prompt.mean()), float(examples.lengths.response.mean())
         selection = selectors.cheaper(*tokens, examples.candidates, picks)
-        logger.tell(f"selection: {selection} is the cheaper way to {selector.name} here")
+        log.say(f"selection: {selection} is the cheaper way to {selector.name} here")
     elif selection not in ("together", "score_first"):
         raise ValueError(f"config.selection={selection!r}: expected cheaper, together or score_first")
     return selection == "score_first"
@@ -550,12 +553,12 @@ def _make_state(
     return State(zero, params, optimizer.init(params), statistics, key, ref_params)
 
 
-def _record(log: logger.Logger, n: int, metrics: Mapping[str, float]) -> dict[str, float] | None:
+def _record(lines: metrics.Log, n: int, values: Mapping[str, float]) -> dict[str, float] | None:
     """Write an evaluation, and name its metrics as `best_metric` does."""
-    if not metrics:
+    if not values:
         return None
-    log.record(n, "eval", metrics)
-    return {f"eval/{name}": value for name, value in metrics.items()}
+    lines.record(n, "eval", values)
+    return {f"eval/{name}": value for name, value in values.items()}
 
 
 def _reference_cost(online: bool, needs: frozenset[str]) -> int:

@@ -14,16 +14,16 @@ import pytest
 
 import slpojax
 from configs import base
-from slpojax import settings
+from slpojax import defaults, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "slpojax"
 
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
 FLOORS = (
-    {"base", "beside", "cached", "degrees", "masks", "named", "numerics"},
-    {"sequence", "logps", "grid", "optim", "checkpoint", "settings", "logger", "plots", "flops"},
-    {"objectives", "selectors", "models", "data"},
+    {"base", "beside", "cached", "defaults", "degrees", "log", "masks", "named", "numerics"},
+    {"sequence", "logps", "grid", "optim", "settings", "metrics", "plots", "flops"},
+    {"objectives", "selectors", "models", "data", "checkpoint"},
     {"hf", "prompts", "reference", "step", "sampling"},
     {"run"},
     {"evaluate", "online", "explore", "judges", "worlds", "catalogue"},
@@ -94,7 +94,7 @@ def test_modules_say_what_they_know_and_do_not_print(path):
 
 def test_only_train_and_what_it_asks_see_a_config_dict():
     users = {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))}
-    assert users <= {"settings", "worlds", *FLOORS[FLOOR["train"]]}
+    assert users <= {"defaults", "settings", "simulate", "worlds", *FLOORS[FLOOR["train"]]}
 
 
 def test_nothing_imports_torch():
@@ -107,9 +107,14 @@ def test_nothing_imports_torch():
 
 
 def test_the_option_surface():
-    assert settings._leaves(base.get_config().to_dict()) and set(settings._leaves(base.get_config().to_dict())) == set(
-        KEYS
-    )
+    assert settings.flat(base.get_config().to_dict()).keys() == set(KEYS)
+
+
+def test_keys_that_change_no_number_are_keys_or_groups_of_them():
+    listed = defaults.CHANGE_NO_NUMBER
+    assert len(set(listed)) == len(listed)
+    for name in listed:
+        assert name in KEYS or any(key.startswith(f"{name}.") for key in KEYS), name
 
 
 def test_every_key_has_a_comment():

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def said(monkeypatch):
     """What was told, one line after the other."""
     lines = []
-    monkeypatch.setattr("slpojax.logger.tell", lines.append)
+    monkeypatch.setattr("slpojax.log.say", lines.append)
     return lines
 
 
