@@ -214,10 +214,10 @@ def slpojax(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     sys.argv = ["slpojax.train", *config, *overrides]
     import jax
 
-    from slpojax import logger, train
+    from slpojax import metrics, train
 
     train.main()
-    rows = logger.read_jsonl(args.folder / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(args.folder / "metrics.jsonl", "train")
     measured = {"seconds": [row["step_seconds"] for row in rows[1:]], "losses": [row["loss"] for row in rows]}
     if args.device == "gpu":
         measured["peak"] = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

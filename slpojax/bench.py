@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, grid, hf, logger, models, readers
+from slpojax import data, grid, hf, log, models, readers
 from slpojax.base import Key, Model, Params
 from slpojax.grid import Grid
 from slpojax.settings import Config
@@ -157,7 +157,7 @@ def export(bench: Bench, path: pathlib.Path, params: Params) -> None:
         tokenizer_from=bench.tokenizer_folder,
         generation_from=bench.folder,
     )
-    logger.tell(f"wrote {path}, which transformers loads")
+    log.say(f"wrote {path}, which transformers loads")
 
 
 def refuse(config: Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import jax
 
-from slpojax import checkpoint, data, flops, logger, settings, tracing
+from slpojax import checkpoint, data, flops, log, metrics, settings, tracing
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -42,7 +42,7 @@ class Loop:
     done: int
     config: Config
     stream: grain.DatasetIterator
-    log: logger.Logger
+    log: metrics.Log
     checkpoints: checkpoint.Checkpoints
     trace: tracing.Tracer
     measure: Measure
@@ -63,12 +63,12 @@ class Loop:
             compare: state -> a line that says how far the policy is from the reference; None without one.
         """
         if self.restored is not None:
-            self.log.say(f"resumed behind step {self.done} of {self.total}")
+            log.say(f"resumed behind step {self.done} of {self.total}")
             self.restored = None  # its buffers are donated to the first step
             return
-        self.log.say(f"{size}, {self.total} steps")
+        log.say(f"{size}, {self.total} steps")
         if compare:
-            self.log.say(compare(state))
+            log.say(compare(state))
         self._evaluate(0, state)
 
     def note(self, n: int, state: State, metrics: Mapping[str, Any], counts: Mapping[str, Any], asked: float) -> None:
@@ -86,7 +86,7 @@ class Loop:
         """
         config, last = self.config, n == self.total
         self.last = metrics
-        self.log.write(n, metrics, asked=asked, **counts)
+        self.log.write(n, metrics, dispatched=asked, **counts)
         due = config.eval_every and n % config.eval_every == 0
         measured = self._evaluate(n, state) if due or last else None
         every = config.checkpoint_every
@@ -110,18 +110,19 @@ class Loop:
         return {f"eval/{name}": value for name, value in metrics.items()}
 
 
-def refuse(config: Config, metrics: Collection[str]) -> None:
+def refuse(config: Config, names: Collection[str]) -> None:
     """Refuse what a configuration says of the loop and cannot mean, before anything expensive.
 
     Args:
         config: every key of configs/base.py.
-        metrics: the names of an evaluation's metrics, as `best_metric` has them; none where nothing is evaluated.
+        names: of an evaluation's metrics, as `best_metric` has them; none where nothing is evaluated.
 
     Raises:
         ValueError: names the key.
     """
-    if config.profile:
-        tracing.first_and_last(config.profile)
+    metrics.profile_steps(config.profile)
+    metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+    checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
 
 
 def start(
@@ -169,7 +170,7 @@ def start(
     )
     if restored:
         stream.set_state(restored.data)
-    log = logger.open_log(
+    lines = metrics.open_log(
         output,
         total=total,
         step=restored.step if restored else None,
@@ -184,4 +185,4 @@ def start(
     if jax.process_index() == 0:
         (output / "config.json").write_text(settings.dump(config))
     state, done = (restored.state, restored.step) if restored else (None, 0)
-    return Loop(total, state, done, config, stream, log, checkpoints, trace, measure)
+    return Loop(total, state, done, config, stream, lines, checkpoints, trace, measure)

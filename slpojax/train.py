@@ -12,7 +12,7 @@ from slpojax import (
     data,
     frozen,
     grid,
-    logger,
+    log,
     loop,
     measure,
     objectives,
@@ -122,15 +122,15 @@ def describe(config: Config, layout: training.Layout, parts: list[Part], bench: 
     """Show what became of the data, and how it fills the rows."""
     train, devices = layout.train, bench.grid.devices
     packed = data.with_packing(parts[0].report, parts[0].examples, layout.order, train, unused=layout.unused)
-    logger.tell(data.render(packed))
-    logger.tell(
+    log.say(data.render(packed))
+    log.say(
         f"step      accumulate={config.accumulate} on {devices} device(s): {train.groups // devices} micro-batch(es) "
         f"of {train.rows // train.groups} row(s) on each"
     )
     for part in parts[1:]:
-        logger.tell(data.render(part.report))
+        log.say(data.render(part.report))
     if len(parts) == 1:
-        logger.tell("no evaluation: no data.eval_path, eval_split, eval_rows")
+        log.say("no evaluation: no data.eval_path, eval_split, eval_rows")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from test_rows import ragged, random_examples
 from test_train import configuration
 from test_train_candidates import RANKED
 
-from slpojax import data, explore, grid, logger, models, objectives, selectors, step, train, training
+from slpojax import data, explore, grid, metrics, models, objectives, selectors, step, train, training
 from slpojax.base import ABSENT, Frozen, Logps, Shapes
 from slpojax.data import orders, pipeline, report, rows
 from slpojax.data.examples import Example
@@ -267,7 +267,7 @@ def losses(folder, output, **changes):
     """[(loss, nll_loss)] of the steps, then of the evaluations, of a run without a reference."""
     changes = {"objective.name": NAME, "reference.mode": "none", "export": False, "checkpoint_every": -1} | changes
     train.train(configuration(folder, output, **changes))
-    parts = (logger.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
+    parts = (metrics.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
     return [(row["loss"], row["nll_loss"]) for part in parts for row in part]
 
 
@@ -291,7 +291,7 @@ def test_accumulation_and_what_is_scored_first_change_no_loss_of_a_run(folder):
     whole = losses(folder, "whole", steps=3, diagnostics=2)
     assert len(whole) == 5 and all(loss > likelihood > 0 for loss, likelihood in whole)
     assert whole[3] != whole[4]  # the held-out split, before and after
-    last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
+    last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
     assert last["diagnostic/grad_norm"] > 0
     np.testing.assert_allclose(losses(folder, "parts", steps=3, accumulate=16), whole, rtol=1e-5)
     ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "random", "steps": 3}

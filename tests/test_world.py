@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from slpojax import hf, logger, models, settings, train, worlds
+from slpojax import hf, metrics, models, settings, train, worlds
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -155,7 +155,7 @@ def test_another_objective_s_error_says_which_keys_it_takes(prepared, tmp_path, 
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_objective_trains_with_the_keys_that_its_error_names(prepared, tmp_path, name):
     train.train(other_objective(prepared[2], tmp_path, name, OTHERS[name]))
-    rows = logger.read_jsonl(tmp_path / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(tmp_path / "metrics.jsonl", "train")
     assert all(np.isfinite(row["loss"]) for row in rows) and rows[0]["loss"] > 0
 
 
@@ -204,7 +204,7 @@ def test_the_report_shows_both_ends_of_the_run(tmp_path, capsys):
 def test_slpo_lifts_the_gold_reward_at_little_kl_and_holds_it(tmp_path, seed):
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/quickstart.py"]
     subprocess.run([*command, f"--config.output={tmp_path}", f"--config.seed={seed}"], cwd=ROOT, check=True)
-    rows = logger.read_jsonl(tmp_path / "metrics.jsonl", "eval")
+    rows = metrics.read_jsonl(tmp_path / "metrics.jsonl", "eval")
     settled = rows[-1]["step"] * 2 / 3
     for row in rows:
         assert row["world/kl"] <= 0.6, row

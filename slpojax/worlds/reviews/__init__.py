@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
-from rich.console import Console
 from rich.table import Table
 
-from slpojax import grid, hf, logger, models, plots, sampling, settings
+from slpojax import grid, hf, log, metrics, models, plots, sampling, settings
 from slpojax.base import Key, Model, Params
 from slpojax.worlds.reviews import language
 
@@ -71,15 +70,15 @@ def prepare(config: ConfigDict, run: Callable[[ConfigDict], Any]) -> FrozenConfi
     mark = _mark(sft, folder)
     if folder.exists() and (not made_from.exists() or made_from.read_text() != mark):
         aside = _set_aside(folder, pathlib.Path(config.output) / "checkpoints")
-        _say(f"world: {folder} was made from other settings; it, and what trained on it, is now in {aside}")
+        log.say(f"world: {folder} was made from other settings; it, and what trained on it, is now in {aside}")
     if held_out.exists():
-        _say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")
+        log.say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")
     else:
         _write_start(folder, config.seed)
         made_from.write_text(mark)
-        _say(f"world: a tiny model learns {TEXTS} reviews of the grammar, {sft.steps} steps; it is the reference")
+        log.say(f"world: a tiny model learns {TEXTS} reviews of the grammar, {sft.steps} steps; it is the reference")
         run(sft)
-        _say(f"world: the reference writes {PAIRS + HELD_OUT} pairs of reviews; the gold reward labels them")
+        log.say(f"world: the reference writes {PAIRS + HELD_OUT} pairs of reviews; the gold reward labels them")
         pairs = _pairs(folder / "hf", PAIRS + HELD_OUT, config.seed)
         _write_jsonl(train, pairs[:PAIRS])
         _write_jsonl(held_out, pairs[PAIRS:])
@@ -132,16 +131,16 @@ def scorer(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
 def report(config: ConfigDict) -> None:
     """Show what training did: the first and the last evaluation as a table, and the curves as a picture."""
     output = pathlib.Path(config.output)
-    rows = logger.read_jsonl(output / "metrics.jsonl", "eval")
-    Console().print(table(config.objective.name, rows[0], rows[-1]))
+    rows = metrics.read_jsonl(output / "metrics.jsonl", "eval")
+    log.say(table(config.objective.name, rows[0], rows[-1]))
     try:
         plots.curves(output / "metrics.jsonl", output / "curves.png", title=f"{config.objective.name} on reviews")
-        _say(f"curves: {output / 'curves.png'}")
+        log.say(f"curves: {output / 'curves.png'}")
     except ImportError as error:
-        _say(f"no picture of the curves: {error}")
+        log.say(f"no picture of the curves: {error}")
 
 
-def table(title: str, before: logger.Row, after: logger.Row) -> Table:
+def table(title: str, before: metrics.Row, after: metrics.Row) -> Table:
     """Return two evaluations side by side: the world's metrics first, then every other one."""
     named = {name: label for name, label in SHOWN.items() if name in before or name in after}
     named |= {name: name for name in after if name not in (*named, "step", "split")}
@@ -213,7 +212,7 @@ def _pairs(path: pathlib.Path, count: int, seed: int) -> list[dict[str, str | fl
     key, rng = jax.random.fold_in(jax.random.key(seed), 1), np.random.default_rng([seed, 1])
     prompts = [prompt for _, prompt in language.prompts(count)]
     pairs: list[dict[str, str | float]] = []
-    for start in logger.track(range(0, count, BATCH), -(-count // BATCH), "pairs, in batches"):
+    for start in log.track(range(0, count, BATCH), -(-count // BATCH), "pairs, in batches"):
         here = prompts[start : start + BATCH]
         twice = [language.encode(prompt) for prompt in here for _ in range(2)]
         reviews = [language.decode(y.token) for y in _sample(model, params, twice, key, first=2 * start)]
@@ -260,7 +259,3 @@ def _write_jsonl(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> No
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(record) + "\n" for record in records))
     part.replace(path)
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
