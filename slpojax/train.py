@@ -45,12 +45,6 @@ from slpojax.run import Part, Run
 DEFAULT = "configs/quickstart.py"
 HERE = pathlib.Path(__file__).parent
 
-# What `data.load` is told of the configuration's data, and the cache of a frozen model's log-probs depends on.
-_DATA = (
-    *("format", "candidates", "max_length", "max_prompt_length", "too_long", "bos", "chat_template"),
-    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched", "degrade"),
-)
-
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
     "selector": selectors.defaults,
@@ -391,11 +385,11 @@ def _load(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Part, Part | N
     if not d.path:
         raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
 
-    def load(path: str, *, split: str, rows: str) -> tuple[data.Examples, data.Report]:
-        given = {name: d[name] for name in _DATA}
-        return data.load(path, tokenizer=tokenizer, split=split, rows=rows, seed=config.seed, **given)
+    def load(path: str, split: str, rows: str) -> tuple[data.Examples, data.Report]:
+        chosen = data.settings({name: d[name] for name in data.FIELDS})
+        return data.load(data.Source(path, split, rows), chosen, tokenizer=tokenizer, seed=config.seed)
 
-    pairs = Part("train", *load(d.path, split=d.split, rows=d.rows))
+    pairs = Part("train", *load(d.path, d.split, d.rows))
     if not (d.eval_path or d.eval_split or d.eval_rows):
         if config.diagnostics:
             raise ValueError(
@@ -403,7 +397,7 @@ def _load(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Part, Part | N
                 "data.eval_path, eval_split or eval_rows, or diagnostics=0"
             )
         return pairs, None
-    return pairs, Part("eval", *load(d.eval_path or d.path, split=d.eval_split or d.split, rows=d.eval_rows))
+    return pairs, Part("eval", *load(d.eval_path or d.path, d.eval_split or d.split, d.eval_rows))
 
 
 def _plan(
@@ -511,7 +505,7 @@ def _frozen(
             "model": json.dumps(hf.read_config(folder(name)), sort_keys=True),
             "dtype": config.model.dtype,
             "tokenizer": data.tokenizer_digest(tokenizer),
-            **{f"data.{key}": str(config.data[key]) for key in _DATA},
+            **{f"data.{key}": str(config.data[key]) for key in data.FIELDS},
         }
 
     def columns(name: str) -> list[reference.Columns]:
