@@ -49,9 +49,9 @@ class Run(NamedTuple):
     logps: Callable[[Params, Batch], Logps]
 
 
-def hosts() -> dict[str, Any]:
-    """Return this process and their number, as the streams of batches take them."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def hosts(mesh: Mesh) -> dict[str, Any]:
+    """Return the share of a batch's rows that this process holds, as the streams of batches take it."""
+    return {"share": grid.of_mesh(mesh).share}
 
 
 def learned_beside(model: Model, params: Params, needs: Collection[str], candidates: int) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def learned_beside(model: Model, params: Params, needs: Collection[str], candida
 def batches(run: Run, part: Part, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:
     """Yield every example once, on the devices, or those batches of `data.scan_order` that `order` names."""
     stream = data.evaluation_batches(
-        part.examples, run.scan, order, columns=part.ref, previous=part.previous, **hosts()
+        part.examples, run.scan, order, ref=part.ref, previous=part.previous, **hosts(run.mesh)
     )
     for batch in stream:
         yield grid.put_batch(run.mesh, batch)
@@ -200,9 +200,9 @@ def narrower(
             picked,
             batch.index,
             grid.gather(chosen),
-            columns=part.ref,
+            ref=part.ref,
             previous=part.previous,
-            **hosts(),
+            **hosts(run.mesh),
         )
         return narrowed, metrics
 

@@ -189,7 +189,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     narrow = run.narrower(work, selector, pairs, plan.train, plan.picked) if selector and plan.picked else None
     order = {"seed": config.seed, "steps": plan.steps, "kind": config.data.order}
     stream = data.batches(
-        pairs.examples, plan.train, columns=pairs.ref, previous=pairs.previous, **order, **run.hosts()
+        pairs.examples, plan.train, ref=pairs.ref, previous=pairs.previous, **order, **run.hosts(mesh)
     )
     if restored:
         stream.set_state(restored.data)
