@@ -145,9 +145,8 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
         tokenizer_file=str(args.tokenizer / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder)
-    examples, _ = data.load(
-        str(args.pairs), tokenizer=data.load_tokenizer(str(folder)), format="hh", max_length=LENGTH, too_long="drop"
-    )
+    chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
+    examples, _ = data.load(data.Source(str(args.pairs)), chosen, tokenizer=data.load_tokenizer(str(folder)))
     records = sources.read(str(args.pairs)).records
     kept = []
     for i, row in enumerate(examples.row.tolist()):

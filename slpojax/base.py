@@ -133,11 +133,8 @@ class Share(NamedTuple):
         of: how many parts there are; it divides the rows and the groups.
     """
 
-    parts: tuple[int, ...]
-    of: int
-
-
-WHOLE = Share((0,), 1)  # of a process that holds all rows
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
 
 
 class Shapes(NamedTuple):
@@ -218,7 +215,6 @@ __all__ = [
     "LAYERS",
     "MASKS",
     "TOKEN",
-    "WHOLE",
     "Array",
     "Batch",
     "Bool",

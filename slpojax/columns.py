@@ -100,9 +100,7 @@ def batches(devices: Grid, part: Part, scan: Shapes, order: Sequence[np.ndarray]
         order: those of the batches of `data.scan_order` that are asked for; None for all.
     """
     share = devices.share
-    for batch in data.evaluation_batches(
-        part.examples, scan, order, columns=part.ref, previous=part.previous, share=share
-    ):
+    for batch in data.evaluation_batches(part.examples, scan, order, ref=part.ref, previous=part.previous, share=share):
         yield grid.put_batch(devices, batch)
 
 

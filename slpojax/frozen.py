@@ -24,11 +24,6 @@ from slpojax.settings import Config
 from slpojax.step import Method
 
 MODES = ("cached", "online", "moving", "none")
-# What the tokens of the examples depend on, among the keys `data.*`.
-TOKENS = (
-    *("format", "candidates", "max_length", "max_prompt_length", "too_long", "bos", "chat_template"),
-    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched", "degrade"),
-)
 
 
 class Prepared(NamedTuple):
@@ -151,7 +146,7 @@ def _source(config: Config, bench: Bench, key: str, path: str) -> Source:
         "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows"),
         "jax": jax.__version__,
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
-        **{f"data.{name}": str(config.data[name]) for name in TOKENS},
+        **{f"data.{name}": str(config.data[name]) for name in data.FIELDS},
     }
     return Source(params, depends)
 

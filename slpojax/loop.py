@@ -164,7 +164,7 @@ def start(
         seed=config.seed,
         steps=total,
         kind=config.data.order,
-        columns=part.ref,
+        ref=part.ref,
         previous=part.previous,
         share=share,
     )

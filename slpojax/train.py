@@ -99,11 +99,11 @@ def load(config: Config, bench: benches.Bench) -> list[Part]:
     d = config.data
     if not d.path:
         raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
-    settings = {name: d[name] for name in frozen.TOKENS}
+    chosen = data.settings({name: d[name] for name in data.FIELDS})
 
     def part(name: str, path: str, split: str, rows: str) -> Part:
-        loaded = data.load(path, tokenizer=bench.tokenizer, split=split, rows=rows, seed=config.seed, **settings)
-        return Part(name, *loaded)
+        source = data.Source(path, split, rows)
+        return Part(name, *data.load(source, chosen, tokenizer=bench.tokenizer, seed=config.seed))
 
     parts = [part("train", d.path, d.split, d.rows)]
     if d.eval_path or d.eval_split or d.eval_rows:

@@ -234,7 +234,7 @@ def take(training: Training, bench: Bench, part: Part) -> Callable[[State, Froze
             picked, metrics = training.picks(state, frozen, grid.put_batch(bench.grid, batch))
             chosen = grid.gather(picked)
             batch = data.make_picked(
-                part.examples, layout.picked, batch.index, chosen, part.ref, part.previous, share=share
+                part.examples, layout.picked, batch.index, chosen, ref=part.ref, previous=part.previous, share=share
             )
             trained = counts(batch, layout.picked, bench.grid)
         placed = grid.put_batch(bench.grid, batch)
