@@ -32,18 +32,20 @@ from slpojax import (
     measure,
     metrics,
     models,
+    named,
     objectives,
     optim,
     reference,
     run,
     selectors,
     settings,
+    simulate,
     step,
-    worlds,
 )
 from slpojax.base import TOKEN, Key, Params, Shapes, State
 from slpojax.run import Part, Run
 
+MODES = ("cached", "online", "moving", "none")  # of the reference
 DEFAULT = "configs/quickstart.py"
 HERE = pathlib.Path(__file__).parent
 
@@ -79,13 +81,13 @@ def main() -> None:
     grid.start(config.mesh.distributed)
     try:
         if config.world:
-            world = worlds.build(config.world)
-            config = world.prepare(config, train)
-            train(config, world.scorer(config))
-            world.report(config)
+            _refuse_early(config)
+            config = simulate.prepare(config, train)
+            train(config, simulate.judge(config))
+            simulate.report(config)
         else:
             train(config)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
             raise SystemExit(f"error: {error}") from error
@@ -110,6 +112,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         compilation_cache.reset_cache()  # JAX settles at the first program of a process whether there is a cache
     if config.model.dtype == "float32":  # TPUs and GPUs would round the operands of a float32 product
         jax.config.update("jax_default_matmul_precision", "float32")
+    _refuse_early(config)
 
     # Mesh, model, objective, and which candidates it sees.
     mesh = grid.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -277,6 +280,22 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
         run.export(output / "hf", beside.without(state.params), work, hf_config, tokenizer_folder)
 
 
+def _refuse_early(config: ConfigDict) -> None:
+    """Refuse what the configuration alone shows to be wrong, before anything takes time."""
+    metrics.require_sinks(config.tensorboard, config.wandb)
+    metrics.profile_steps(config.profile)
+    if config.reference.mode not in MODES:
+        near = named.near(config.reference.mode, MODES)
+        raise ValueError(f"config.reference.mode={config.reference.mode!r}{near}: expected one of {', '.join(MODES)}")
+    names = ("loss", *objectives.build(**config.objective).metrics, *(simulate.METRICS if config.world else ()))
+    evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
+    checkpoint.check_best_metric(
+        config.best_metric,
+        [f"eval/{name}" for name in names] if evaluated else [],
+        ["eval/diagnostic/"] if config.diagnostics else [],
+    )
+
+
 def _selector(config: ConfigDict, objective: objectives.Objective) -> selectors.Selector | None:
     """Build the selector, and say where it takes a hyperparameter from the objective; None where it picks all."""
     if config.name == "all":
@@ -293,9 +312,7 @@ def _check_needs(
 ) -> None:
     """Refuse a run whose data or frozen models cannot give what the objective asks for, and say which keys do."""
     name = objective.name
-    mode, modes = config.reference.mode, ("cached", "online", "moving", "none")
-    if mode not in modes:
-        raise ValueError(f"config.reference.mode={mode!r}: expected one of {', '.join(modes)}")
+    mode = config.reference.mode
     if "ref" in needs and mode == "none":
         raise ValueError(
             f"objective {name} compares with a reference, but config.reference.mode is 'none'; "
