@@ -11,7 +11,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from slpojax import data, grid, hf, log, models, readers
-from slpojax.base import Key, Model, Params
+from slpojax.base import Key, Model, Params, named_key
 from slpojax.grid import Grid
 from slpojax.settings import Config
 
@@ -63,7 +63,8 @@ def keys(seed: int) -> Keys:
 
     The order of the data is drawn by the seed itself, without JAX, so that it is the same on any machine.
     """
-    return Keys(*[jax.random.key(seed)] * len(Keys._fields))
+    root = jax.random.key(seed)
+    return Keys(*(named_key(root, name) for name in Keys._fields))
 
 
 def make(config: Config, *, devices: list | None = None) -> Bench:

@@ -19,8 +19,8 @@ from slpojax import (
     optim,
     selectors,
     settings,
+    simulate,
     training,
-    worlds,
 )
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -42,13 +42,13 @@ def main() -> None:
     grid.start(config.mesh.distributed)
     try:
         if config.world:
-            world = worlds.build(config.world)
-            config = world.prepare(config, train)
-            train(config, world.scorer(config))
-            world.report(config)
+            check(config, training.method(config))  # before minutes go into a world
+            config = simulate.prepare(config, train)
+            train(config, simulate.judge(config))
+            simulate.report(config)
         else:
             train(config)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
             raise SystemExit(f"error: {error}") from error
@@ -66,10 +66,10 @@ def train(config: Config, score: measure.Score | None = None) -> None:
         ValueError: something in the configuration, the model folder or the data is wrong; the message says what to do.
         FloatingPointError: a loss or gradient is not finite.
     """
-    bench = benches.make(config)
     method = training.method(config)
+    check(config, method)
+    bench = benches.make(config)
     parts = load(config, bench)
-    check(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
     describe(config, layout, parts, bench)
 
@@ -111,11 +111,13 @@ def load(config: Config, bench: benches.Bench) -> list[Part]:
     return parts
 
 
-def check(config: Config, method: Method, parts: list[Part]) -> None:
-    """Refuse what cannot be run; everybody who offers something refuses what it cannot give."""
+def check(config: Config, method: Method) -> None:
+    """Refuse what the configuration alone shows to be wrong, before anything takes time."""
     benches.refuse(config)
     frozen.refuse(config, method.asked)
-    loop.refuse(config, ())
+    metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
+    evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
+    loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
 
 
 def describe(config: Config, layout: training.Layout, parts: list[Part], bench: benches.Bench) -> None:
