@@ -2,7 +2,7 @@
 
     python benchmarks/vs_trl.py PAIRS.jsonl.gz TOKENIZER_FOLDER [--rounds 3] [--steps 5] [--batch 16]
     python benchmarks/vs_trl.py PAIRS TOKENIZER --device gpu --dtype bfloat16 --model pythia-1b \
-        --sides "slpojax,TRL best,TRL cached,TRL defaults" --config.model.attention=gpu --config.model.remat=layer
+        --sides "slpojax,TRL best,TRL cached,TRL defaults" --config.model.attention=cudnn --config.model.remat=layer
 
 One process tree; every run is a process of its own, and the sides take turns within every round. All start from one
 model folder drawn by torch, read the same HH pairs in the same batches (those that fit into 512 tokens whole, so that
@@ -145,9 +145,8 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
         tokenizer_file=str(args.tokenizer / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder)
-    examples, _ = data.load(
-        str(args.pairs), tokenizer=data.load_tokenizer(str(folder)), format="hh", max_length=LENGTH, too_long="drop"
-    )
+    chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
+    examples, _ = data.load(data.Source(str(args.pairs)), chosen, tokenizer=data.load_tokenizer(str(folder)))
     records = sources.read(str(args.pairs)).records
     kept = []
     for i, row in enumerate(examples.row.tolist()):

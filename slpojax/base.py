@@ -29,11 +29,11 @@ ABSENT = -1e30
 DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 
 # Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
-# layers; see `slpojax.masks`.
+# layers; see `slpojax.readers.masks`.
 MASKS = ("kl_mask", "reward_mask")
 LAYERS = (*MASKS, "layer_activity")
 
-# What networks beside the policy read off its own last hidden states at a token; see `slpojax.degrees`.
+# What networks beside the policy read off its own last hidden states at a token; see `slpojax.readers.degrees`.
 FEATURES = ("degree",)
 
 # What of a token an objective may ask for beside its log-probs.
@@ -195,6 +195,18 @@ class State(NamedTuple):
     reference: Params | None = None
 
 
+class Frozen(NamedTuple):
+    """Weights that no step changes; they are never donated.
+
+    Attributes:
+        base: those that the trained ones complete to a policy; None where all of the policy's are trained.
+        reference: the reference's; None where its log-probs come with the batches, or it follows the policy.
+    """
+
+    base: Params | None = None
+    reference: Params | None = None
+
+
 class Model(NamedTuple):
     """A model as pure functions and two tables.
 
@@ -230,6 +242,7 @@ __all__ = [
     "Batch",
     "Bool",
     "Float",
+    "Frozen",
     "Int",
     "Key",
     "Logps",

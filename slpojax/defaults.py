@@ -53,8 +53,9 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # local folder in Hugging Face layout, or a hub name
     c.model.weights = "load"  # load | random (only config.json and the tokenizer are read from path)
+    c.model.family = ""  # module of a family that slpojax.models lacks, as my_lab.gemma; "" finds it by the model type
     c.model.dtype = "float32"  # compute: float32 | bfloat16; master weights are always float32
-    c.model.attention = "blocks"  # blocks (any device) | gpu (cuDNN, bfloat16) | tpu (splash) | whole (no blocks)
+    c.model.attention = "tiles"  # tiles (any device) | cudnn (bfloat16) | splash (TPUs) | dense (quadratic memory)
     c.model.remat = "none"  # what the backward pass recomputes: none | dots | layer | offload
 
     c.data = ConfigDict()

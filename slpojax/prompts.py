@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slpojax import grid
+from slpojax import grid as grids
 from slpojax.base import Array, Float, Int, Model, Params, Rows
+from slpojax.grid import Grid
 
 LEAST, MOST = 0.5, 10.0  # what a weight is clipped to
 _FITTED = 4096  # prompts of each class that the classifier learns from, at most
@@ -36,8 +37,7 @@ def embed(
     prompts: Sequence[Int[np.ndarray, " _"]],
     *,
     batch: int,
-    rows: jax.sharding.Sharding,
-    everywhere: jax.sharding.Sharding,
+    grid: Grid,
 ) -> Float[np.ndarray, "N D"]:
     """Return the mean hidden state of every prompt.
 
@@ -45,9 +45,8 @@ def embed(
         model: the frozen model.
         params: its parameters, on their devices.
         prompts: token ids, at least one each.
-        batch: prompts that are read at once; the devices of `rows` divide it.
-        rows: the sharding of a batch's rows.
-        everywhere: that of what every device holds.
+        batch: prompts that are read at once; a multiple of the devices that rows are split over.
+        grid: the devices.
     """
     width = -(-max(map(len, prompts)) // _LANES) * _LANES
 
@@ -58,15 +57,15 @@ def embed(
         total = jnp.sum(jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
         return total / jnp.maximum(length, 1)[:, None]
 
-    run = jax.jit(pooled, out_shardings=everywhere)
+    run = jax.jit(pooled, out_shardings=grid.everywhere)
 
     def embedded(start: int) -> jax.Array:
         token, length = np.zeros((batch, width), np.int32), np.zeros(batch, np.int32)
         for i, ids in enumerate(prompts[start : start + batch]):
             token[i, : len(ids)], length[i] = ids, len(ids)
-        return run(params, jax.device_put(token, rows), length)
+        return run(params, grids.put(token, grid.rows), grids.put(length, grid.rows))
 
-    return np.concatenate([*grid.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
+    return np.concatenate([*grids.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
 
 
 def fit(

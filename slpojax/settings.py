@@ -22,6 +22,8 @@ from slpojax import named
 # name that does not exist.
 Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
 
+Config = ConfigDict | FrozenConfigDict  # what `resolve` returns, and what bench and acts read
+
 _PLAIN = (type(None), bool, int, float, str)
 
 

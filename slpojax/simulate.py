@@ -23,8 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from rich.table import Table
 
-from slpojax import cached, checkpoint, defaults, hf, log, metrics, models, plots, sampling, settings, worlds
+from slpojax import cached, checkpoint, defaults, grid, hf, log, metrics, models, plots, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
+from slpojax.grid import Grid
 from slpojax.worlds import World
 
 BATCH = 512  # answers sampled at once
@@ -122,15 +123,16 @@ def judge(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
         config: what `prepare` returned.
     """
     _, world = worlds.find(config.world)
-    model = models.build(hf.read_config(config.model.path), dtype=config.model.dtype)
-    ref = jax.device_put(hf.load(config.model.path, model))
+    devices = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    model = models.build(hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices)
+    ref = hf.load(config.model.path, model, devices)
     tokenizer = world.tokenizer()
     prompts = list(world.prompts(world.judged))
     ids = _prompt_ids(tokenizer, prompts)
     key = named_key(jax.random.key(config.seed), "judge")
 
     def answer(params: Params) -> tuple[list[sampling.Response], np.ndarray]:
-        responses = _sample(model, params, world, tokenizer, ids, key)
+        responses = _sample(model, params, world, tokenizer, ids, key, devices)
         texts = _texts(tokenizer, ids, responses)
         return responses, np.array([world.reward(*pair) for pair in zip(prompts, texts, strict=True)], np.float64)
 
@@ -140,7 +142,8 @@ def judge(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
         del step  # a policy is worth the same at every step
         responses, gold = answer(params)
         tokens = [response.token for response in responses]
-        under_ref = sampling.score(model, ref, ids, tokens, max_new_tokens=world.longest, batch=min(BATCH, len(ids)))
+        batch = min(BATCH, len(ids))
+        under_ref = sampling.score(model, ref, ids, tokens, max_new_tokens=world.longest, batch=batch, grid=devices)
         log_ratio = [np.sum(y.logp - logp, dtype=np.float64) for y, logp in zip(responses, under_ref, strict=True)]
         return {
             "world/gold_reward": float(gold.mean()),
@@ -288,13 +291,22 @@ def _sample(
     tokenizer: Any,
     prompts: Sequence[np.ndarray],
     key: Key,
+    devices: Grid | None = None,
     *,
     first: int = 0,
 ) -> list[sampling.Response]:
     """Answer prompts, given as ids."""
     eos, batch = (tokenizer.eos_token_id,), min(BATCH, len(prompts))
     return sampling.generate(
-        model, params, prompts, key=key, max_new_tokens=world.longest, eos=eos, batch=batch, first=first
+        model,
+        params,
+        prompts,
+        key=key,
+        max_new_tokens=world.longest,
+        eos=eos,
+        batch=batch,
+        first=first,
+        grid=devices,
     )
 
 

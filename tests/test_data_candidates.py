@@ -321,7 +321,7 @@ def neox(shared_data):
 def test_real_rankings(shared_data, neox, name, options, kept, expected):
     path = str(shared_data / "ranked" / f"{name}.ranked.jsonl.gz")
     options = {"tokenizer": neox, "format": "ranked", "chat_template": "dialogue", "max_length": 2048} | options
-    stored, told = data.load(path, **options)
+    stored, told = data_tools.load_path(path, **options)
     times = {name: count.times for name, count in (told.dropped | told.noted).items()}
     found = [times.get(name, 0) for name in (EQUAL, "candidate ranked equal to the best left out", FEWER)]
     assert told.kept == len(stored) == kept and (*found, told.candidates[1:3]) == expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from data_tools import decoded, make_tokenizer, pair
+from data_tools import decoded, load_path, make_tokenizer, pair
 
 from slpojax import data
 from slpojax.data import examples, report, tokenise
@@ -120,7 +120,7 @@ def test_candidates_are_kept_best_first(load):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "hh_"}, "data.format='hh_' is unknown; near: hh"),
+        ({"format": "hh_"}, "data.format='hh_' is unknown .near: hh"),
         (
             {"format": "messages", "candidates": 1},
             "row 0 .*no field 'conversations'; its fields are prompt, chosen, rejected",
@@ -196,7 +196,7 @@ def neox(shared_data):
 )
 def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept, dropped, noted):
     path = str(shared_data / "hh" / "helpful-base.test.jsonl.gz")
-    stored, told = data.load(path, tokenizer=neox, **options)
+    stored, told = load_path(path, tokenizer=neox, **options)
     assert (told.read, told.kept, len(stored)) == (2352, kept, kept)
     found = {reason: count for reason, count in told.dropped.items()}
     assert found.pop("empty response") == (4, EMPTY)
@@ -217,7 +217,7 @@ def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept
 @pytest.mark.check
 def test_real_dialogues_tokenise_apart_as_they_do_whole(shared_data, neox):
     path = shared_data / "hh" / "helpful-base.test.jsonl.gz"
-    stored, _ = data.load(str(path), tokenizer=neox, max_length=2048)
+    stored, _ = load_path(path, tokenizer=neox, max_length=2048)
     texts = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(path.parents[1] / "tokenizers/neox-20b/tokenizer.json")
     )
@@ -230,7 +230,7 @@ def test_real_dialogues_tokenise_apart_as_they_do_whole(shared_data, neox):
 
 
 def test_rightmost_split_counts_rows_that_do_not_share_the_prompt(shared_data, neox):
-    _, told = data.load(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), tokenizer=neox, format="hh_rightmost")
+    _, told = load_path(shared_data / "hh" / "helpful-base.test.jsonl.gz", tokenizer=neox, format="hh_rightmost")
     assert told.noted["rejected does not share the prompt"].rows == (1165,)
     assert told.dropped["empty response"].rows == (120, 567, *EMPTY[1:])  # in 567 no character is left to slice
 
@@ -238,7 +238,7 @@ def test_rightmost_split_counts_rows_that_do_not_share_the_prompt(shared_data, n
 def test_other_real_formats_load(shared_data, neox):
     options = {"tokenizer": neox, "chat_template": "dialogue", "max_length": 2048}
     path = str(shared_data / "pairs" / "llamafactory_dpo_en_demo.jsonl.gz")
-    assert data.load(path, format="conversational", **options)[1].kept == 300
+    assert load_path(path, format="conversational", **options)[1].kept == 300
 
 
 def test_llama_gets_its_bos_by_the_tokenizer_s_own_rule(shared_data):
@@ -252,7 +252,7 @@ def test_token_ids_are_those_of_trl(shared_goldens, tmp_path):
     records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     tokenizer = data.load_tokenizer(str(shared_goldens / "trl_tiny_llama" / "tokenizer"))
-    stored, told = data.load(str(tmp_path / "pairs.jsonl"), tokenizer=tokenizer, format="pairs")
+    stored, told = load_path(tmp_path / "pairs.jsonl", tokenizer=tokenizer, format="pairs")
     assert told.kept == told.read == len(records)
     expected = json.loads((shared_goldens / "trl.json").read_text())["e2e"]["tokenized"]
     for example, ids in zip(stored, expected, strict=False):

@@ -50,15 +50,15 @@ def test_rows_of_made_up_dialogues_are_full(name, devices):
 @functools.cache
 def real(folder, items):
     tokenizer = data.load_tokenizer(str(folder / "tokenizers" / "neox-20b"))
-    path = str(folder / "hh" / "helpful-base.test.jsonl.gz")
-    return Part("train", *data.load(path, tokenizer=tokenizer, rows="0:2000", **dict(items)))
+    source = data.Source(str(folder / "hh" / "helpful-base.test.jsonl.gz"), rows="0:2000")
+    return Part("train", *data.load(source, data.settings(dict(items)), tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_real_dialogues_are_full(name, devices, shared_data):
     config = config_of(name)
-    part = real(shared_data, tuple((key, config.data[key]) for key in train._DATA))
+    part = real(shared_data, tuple((key, config.data[key]) for key in data.FIELDS))
     assert fill(config, part, devices) > 0.95
 
 

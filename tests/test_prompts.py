@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import grid, models, objectives, prompts, settings, train
+from slpojax import grid, loop, models, objectives, prompts, settings, train
 
 
 def test_the_odds_are_the_ratio_of_two_known_densities():
@@ -49,13 +49,12 @@ def test_the_fit_is_the_minimum_and_prompts_that_do_not_differ_weigh_one():
 def test_a_prompt_is_the_mean_of_its_own_states_whatever_it_is_batched_with():
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))
-    mesh = grid.make_mesh(2, 2, 2)
-    where = {"rows": grid.split_rows(mesh), "everywhere": grid.replicated(mesh)}
+    devices = grid.make(2, 2, 2)
     listed = [np.array(ids, np.int32) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9, 1], [2, 2], [3, 1])]
-    got = prompts.embed(model, params, listed, batch=4, **where)
+    got = prompts.embed(model, params, listed, batch=4, grid=devices)
     assert got.shape == (5, tiny.MODEL["hidden_size"])
     order = [4, 2, 0, 1, 3]
-    again = prompts.embed(model, params, [listed[i] for i in order], batch=4, **where)
+    again = prompts.embed(model, params, [listed[i] for i in order], batch=4, grid=devices)
     np.testing.assert_allclose(again, got[order], atol=1e-6)
     row = np.array([[5, 6, 7, 8, 9, 1]], np.int32)
     one, zero, place = np.ones_like(row), np.zeros_like(row), np.arange(6, dtype=np.int32)[None]
@@ -93,9 +92,9 @@ def configuration(folder, **changes):
 @pytest.mark.check
 def test_prompts_that_the_desirable_lack_weigh_less_in_training(labelled, capsys, monkeypatch):
     seen = []
-    batches = train.data.batches
+    batches = loop.data.batches
     monkeypatch.setattr(
-        train.data, "batches", lambda examples, *a, **k: (seen.append(examples), batches(examples, *a, **k))[1]
+        loop.data, "batches", lambda examples, *a, **k: (seen.append(examples), batches(examples, *a, **k))[1]
     )
     train.train(configuration(labelled))
     (examples,) = seen

@@ -373,7 +373,8 @@ def test_what_does_not_fit_is_an_error():
 @pytest.fixture(scope="module")
 def dialogues(shared_data):
     tokenizer = data.load_tokenizer(str(shared_data / "tokenizers" / "neox-20b"))
-    return data.load(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), tokenizer=tokenizer, rows="0:2000")
+    source = data.Source(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), rows="0:2000")
+    return data.load(source, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""What became of the source: rows read and kept, reasons, cuts, tokens, and how full the rows are.
+"""What became of the source: records read, dropped and changed, tokens, and how full the rows of the batches are.
 
 Knows counts and row numbers; never holds or prints the text of a row.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,15 @@ class Tally(NamedTuple):
 
     dropped: dict[str, list[int]]
     noted: dict[str, list[int]]
+
+    def drop(self, row: int, reason: str) -> None:
+        """Count a record that gives no example."""
+        self.dropped[reason].append(row)
+
+    def note(self, row: int, notes: Iterable[str]) -> None:
+        """Count what happened to a record that gives an example."""
+        for note in notes:
+            self.noted[note].append(row)
 
 
 class Size(NamedTuple):
@@ -68,7 +77,7 @@ class Packing(NamedTuple):
         scored: S, scored positions of a group.
         padding: share of the cells of all rows that hold no token.
         unscored: share of the scored positions that are not used.
-        saved: share of the tokens that the shared prompt saves, against each response with a prompt of its own.
+        saved: share of the tokens that the shared prompt saves, against a prompt for each response.
         unused: examples of the last pass that no full batch is left for.
     """
 
@@ -86,7 +95,20 @@ class Packing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """See the module. `labels` is None where the data has none, `packing` until the rows are planned."""
+    """What became of a source.
+
+    Attributes:
+        source: what was read, in a line.
+        read: records.
+        kept: examples.
+        dropped: reason -> how many records gave no example for it.
+        noted: note -> how often it happened to records that gave one.
+        sizes: piece of an example ("prompt", "chosen", ...) -> its tokens.
+        candidates: how many an example has.
+        labels: how many examples of each there are; None where the data has none.
+        special: the special tokens, in a line.
+        packing: how full the rows are; None until they are planned.
+    """
 
     source: str
     read: int
@@ -112,8 +134,7 @@ def make(
     examples: Examples,
     special: str,
     *,
-    mismatched: bool = False,
-    degrade: int = 0,
+    added: Sequence[str] = (),
 ) -> Report:
     """Make the report of what was read.
 
@@ -121,19 +142,18 @@ def make(
         source: what was read, in a line.
         read: records.
         counts: what happened to them.
-        examples: what is kept.
-        special: tells the special tokens in a line.
-        mismatched: whether the last candidate answers another prompt; it does not count as a candidate here.
-        degrade: copies of each of two responses; they do not either.
+        examples: those that they gave.
+        special: the special tokens, in a line.
+        added: names of the last candidates, which are no responses of a record to its prompt and do not count as its
+            candidates.
     """
     prompt, response = examples.lengths
-    own = examples.candidates - mismatched - 2 * degrade
-    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(own) or [
+    count = examples.candidates - len(added)
+    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(count) or [
         "chosen",
-        *(f"candidate {k + 2}" for k in range(own - 1)),
+        *(f"candidate {k + 2}" for k in range(count - 1)),
     ]
-    names = [*names, *["mismatched"] * mismatched]
-    names += [f"{name}, copy {d + 1}" for d in range(degrade) for name in names[:2]]
+    names += added
     desirable = int(examples.label.sum())
     return Report(
         source=source,
@@ -142,7 +162,7 @@ def make(
         dropped={reason: _count(rows) for reason, rows in counts.dropped.items() if rows},
         noted={note: _count(rows) for note, rows in counts.noted.items() if rows},
         sizes={"prompt": _size(prompt)} | {name: _size(response[:, k]) for k, name in enumerate(names)},
-        candidates=_candidates((response[:, :own] > 0).sum(axis=1), own),
+        candidates=_candidates((response[:, :count] > 0).sum(axis=1), count),
         labels=Labels(desirable, len(examples) - desirable) if examples.labelled else None,
         special=special,
     )
@@ -159,7 +179,7 @@ def with_packing(
         order: the batches of the run, as indices; -1 for a filler.
         shapes: of every batch. Where they were planned with `picks`, each of the other candidates counts as picked
             equally often, and the numbers are what is to be expected.
-        unused: see `Packing`.
+        unused: examples of the last pass that no full batch is left for.
     """
     prompt, response = examples.lengths.prompt, _packed(examples.lengths.response, shapes.candidates)
     placed = examples.lengths.response.sum(axis=1)  # as rows are laid out
@@ -175,9 +195,9 @@ def with_packing(
         cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
         fullest = max(fullest, int(size.sum()))
         prompts += float(prompt[real].sum())
-        own = response[real].sum(axis=1)
-        scored += float(own.sum())
-        targets += float(rows.count_scored(prompt[real], own, prompts=shapes.prompt > 0).sum())
+        tokens = response[real].sum(axis=1)
+        scored += float(tokens.sum())
+        targets += float(rows.count_scored(prompt[real], tokens, prompts=shapes.prompt > 0).sum())
         alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
     packing = Packing(
         batches=batches,
@@ -252,12 +272,12 @@ def _either(lengths: tuple[int, ...]) -> str:
 
 
 def _count(numbers: list[int]) -> Count:
-    return Count(len(numbers), tuple(dict.fromkeys(numbers))[:_SHOWN])
+    return Count(len(numbers), tuple(sorted(set(numbers)))[:_SHOWN])
 
 
 def _size(lengths: Int[np.ndarray, " N"]) -> Size:
-    there = lengths[lengths > 0]
-    return Size(float(there.mean()), int(there.max()), int(there.sum())) if len(there) else Size(0.0, 0, 0)
+    present = lengths[lengths > 0]
+    return Size(float(present.mean()), int(present.max()), int(present.sum())) if len(present) else Size(0.0, 0, 0)
 
 
 def _packed(response: Int[np.ndarray, "N K"], candidates: int) -> Float[np.ndarray, "N P"]:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax import cached, grid
-from slpojax.base import Batch, Logps
+from slpojax import cached, data, grid
+from slpojax.base import Batch, Logps, Shapes
+from slpojax.grid import Grid
 
 _BATCHES = 32  # of a part
 
@@ -48,6 +49,24 @@ class Columns:
         return len(self.start)
 
 
+class Part(NamedTuple):
+    """One part of the data, with the log-probs of frozen models once they are known.
+
+    Attributes:
+        name: "train" or "eval".
+        examples: its examples.
+        report: what became of the records of its source.
+        ref: the reference's log-probs, where they are cached.
+        previous: the same of a second frozen model.
+    """
+
+    name: str
+    examples: data.Examples
+    report: data.Report
+    ref: Columns | None = None
+    previous: Columns | None = None
+
+
 class Piece(NamedTuple):
     """Log-probs of some examples, in any order.
 
@@ -69,6 +88,20 @@ def weights_digest(folder: pathlib.Path) -> str:
         with open(file, "rb") as f:
             sha.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
     return sha.hexdigest()
+
+
+def batches(devices: Grid, part: Part, scan: Shapes, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:
+    """Yield every example of a part once, on the devices.
+
+    Args:
+        devices: the grid.
+        part: whose examples.
+        scan: sizes of the batches.
+        order: those of the batches of `data.scan_order` that are asked for; None for all.
+    """
+    share = devices.share
+    for batch in data.evaluation_batches(part.examples, scan, order, ref=part.ref, previous=part.previous, share=share):
+        yield grid.put_batch(devices, batch)
 
 
 def compute(logps: Callable[[Batch], Logps], batches: Iterable[Batch]) -> Iterator[Piece]:
