@@ -1,9 +1,9 @@
 """The implementations of attention against each other: time and temporary memory of the value and the gradients.
 
-    python benchmarks/attention.py [--names whole causal blocks] [--dtype float32] [--rounds 5]
-    python benchmarks/attention.py --topology v5e:2x2 [--names tpu blocks] [--dtype bfloat16]
-    python benchmarks/attention.py --topology h200:2 [--names gpu blocks] [--dtype bfloat16]
-    python benchmarks/attention.py --names gpu blocks --dtype bfloat16        # on an NVIDIA GPU
+    python benchmarks/attention.py [--names dense causal tiles] [--dtype float32] [--rounds 5]
+    python benchmarks/attention.py --topology v5e:2x2 [--names splash tiles] [--dtype bfloat16]
+    python benchmarks/attention.py --topology h200:2 [--names cudnn tiles] [--dtype bfloat16]
+    python benchmarks/attention.py --names cudnn tiles --dtype bfloat16        # on an NVIDIA GPU
 
 Packed rows of made-up dialogues: prompts of 138 tokens in the mean, two responses of 60 (log-normal, as HH's are).
 `causal` is what a blockwise implementation does that knows only that nobody looks ahead: 128 queries against all keys
@@ -25,8 +25,8 @@ import parts
 from common import Times, header, in_turn, spread
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from slpojax import models
-from slpojax.models.attention import Cells, whole
+from slpojax import grid, models
+from slpojax.models.attention import Cells, dense
 
 # rows, length, query heads, key heads, head_dim
 SHAPES = ((5, 1024, 8, 8, 32), (2, 2048, 8, 8, 32))
@@ -56,7 +56,7 @@ def causal(query: jax.Array, key: jax.Array, value: jax.Array, reader: Cells, re
     block = 128 * -(-query.shape[1] // 1024)  # at most eight blocks
     return jnp.concatenate(
         [
-            jax.checkpoint(whole)(
+            jax.checkpoint(dense)(
                 query[:, a : a + block],
                 key[:, : a + block],
                 value[:, : a + block],
@@ -73,8 +73,8 @@ def program(name: str, shape: tuple[int, ...], dtype: str, mesh: Mesh | None) ->
     """Compile (query, key, value, example, branch) -> value and gradients."""
     rows, length, heads, groups, dim = shape
     attend = {**models.ATTENTIONS, "causal": causal}[name]
-    if name == "tpu":
-        attend = partial(attend, mesh=mesh)
+    if name == "splash" and mesh:
+        attend = partial(attend, grid=grid.of_mesh(mesh))
 
     def value(query: jax.Array, key: jax.Array, val: jax.Array, example: jax.Array, branch: jax.Array) -> jax.Array:
         cells = Cells(jnp.arange(length)[None], example, branch)
@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--topology", default="")
     args = parser.parse_args()
-    last = ["blocks", parts.kernel(args.topology)] if args.topology else ["causal", "blocks"]
-    names = args.names or ["whole", *last]
+    last = ["tiles", parts.kernel(args.topology)] if args.topology else ["causal", "tiles"]
+    names = args.names or ["dense", *last]
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
     compilers = parts.compile_for(args.topology)
     mesh = parts.topology(args.topology, data=-1, fsdp=1, tensor=2) if args.topology else None

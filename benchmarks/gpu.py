@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--attention", choices=tuple(models.ATTENTIONS), default="gpu")
+    parser.add_argument("--attention", choices=tuple(models.ATTENTIONS), default="cudnn")
     parser.add_argument("--remat", default="layer")
     parser.add_argument("--optimizer", default="rmsprop")
     parser.add_argument("--product", type=int, default=8192, help="side of the large matrix product")
@@ -93,9 +93,9 @@ def numbers(args: argparse.Namespace) -> None:
         return np.array([float(run()["loss"]) for _ in range(3)])
 
     with jax.default_matmul_precision("float32"):
-        exact = score("float32", "blocks")
+        exact = score("float32", "tiles")
         device, processor = losses(jax.devices()[0]), losses(jax.devices("cpu")[0])
-    rounded, there = score("bfloat16", args.attention if args.dtype == "bfloat16" else "blocks"), exact != 0
+    rounded, there = score("bfloat16", args.attention if args.dtype == "bfloat16" else "tiles"), exact != 0
     token, total = np.abs(rounded - exact)[there], np.abs((rounded - exact).sum(axis=-1))
     print(
         f"bfloat16 against float32 log-probs, {args.check}: a token {token.mean():.1e} nats in the mean, "

@@ -12,7 +12,7 @@ and nothing of that size is allocated. The rows are those that the program would
 Then with each feature off in turn, where the config has it on: recomputed activations, the head in parts, attention in
 tiles, the reference's log-probs in a cache, micro-batches, and the donation of the state; and with the optimiser's
 moments in bfloat16. "Peak" is a device's: arguments, temporaries, and what of the results is not written over the
-arguments. A config that scores all candidates first has a line for that, too; one in float32 attends by `blocks` on
+arguments. A config that scores all candidates first has a line for that, too; one in float32 attends by `tiles` on
 GPUs, as cuDNN has no float32.
 
 With --remat, the policies on packed rows: the gradient, by the parameters, of a sum over the hidden states, which are
@@ -116,12 +116,12 @@ def steps(args: argparse.Namespace) -> None:
 def variants(config: ConfigDict, args: argparse.Namespace) -> Iterator[tuple[str, Features]]:
     """Yield what is off, and the features that are left."""
     reference = "ref" in objectives.build(**config.objective).needs
-    exact = args.attention == "gpu" and config.model.dtype == "float32"  # which cuDNN's has not
-    attention = "blocks" if exact else args.attention
+    exact = args.attention == "cudnn" and config.model.dtype == "float32"  # which cuDNN's has not
+    attention = "tiles" if exact else args.attention
     on = Features(config.model.remat, attention, config.accumulate, reference, moments=config.moments)
     off: dict[str, dict[str, Any]] = {"nothing": {}}
     off |= {"recomputed activations": {"remat": "none"}} if on.remat != "none" else {}
-    off |= {"head in parts": {"chunked": False}, "attention in tiles": {"attention": "whole"}}
+    off |= {"head in parts": {"chunked": False}, "attention in tiles": {"attention": "dense"}}
     off |= {"cached reference": {"cached": False}} if reference else {}
     off |= {"micro-batches": {"accumulate": 1}} if on.accumulate > 1 else {}
     off |= {"donation": {"donated": False}}
@@ -156,7 +156,7 @@ def compiled(
     mesh = parts.topology(args.topology, **axes) if args.topology else parts.one_device()
     size = MODELS[SIZES.get(name, "pythia-2.8b")] if args.own_size else neox(args.width, args.layers, args.heads)
     model = models.build(
-        size, dtype=config.model.dtype, remat=features.remat, attention=features.attention, mesh=mesh
+        size, dtype=config.model.dtype, remat=features.remat, attention=features.attention, grid=grid.of_mesh(mesh)
     )
     objective = objectives.build(**config.objective)
     keys = ("learning_rate", "schedule", "warmup_steps", "clip_norm")
@@ -253,7 +253,8 @@ def program(args: argparse.Namespace, remat: str, mesh: Mesh | None) -> tuple[An
     """Compile (params, rows) -> gradient; return it and inputs (shapes alone, if it is for a topology)."""
     dtype = args.dtype or ("bfloat16" if mesh else "float32")
     config = neox(args.width, args.layers, args.heads, vocabulary=1024)
-    model = models.build(config, dtype=dtype, remat=remat, attention=args.attention, mesh=mesh)
+    devices = grid.of_mesh(mesh) if mesh else None
+    model = models.build(config, dtype=dtype, remat=remat, attention=args.attention, grid=devices)
     example, branch = dialogues(args.rows, args.length)
     position = np.broadcast_to(np.arange(args.length, dtype=np.int32), example.shape)
     rows: Any = Rows(np.ones_like(example), position, example, branch)

@@ -111,7 +111,7 @@ def compile_for(topology: str) -> tuple[str, ...]:
     if not topology:
         return ()
     jax.config.update("jax_platforms", "cpu")
-    if kernel(topology) == "tpu":
+    if kernel(topology) == "splash":
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to share
         return ("libtpu",)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"  # nothing to try it on
@@ -120,7 +120,7 @@ def compile_for(topology: str) -> tuple[str, ...]:
 
 def kernel(topology: str) -> str:
     """Return the implementation of attention that is made for a topology; "" is this machine's processor."""
-    return ("gpu" if topology.partition(":")[0] in GPUS else "tpu") if topology else "blocks"
+    return ("cudnn" if topology.partition(":")[0] in GPUS else "splash") if topology else "tiles"
 
 
 def topology(name: str, **axes: int) -> Mesh:

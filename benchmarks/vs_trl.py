@@ -2,7 +2,7 @@
 
     python benchmarks/vs_trl.py PAIRS.jsonl.gz TOKENIZER_FOLDER [--rounds 3] [--steps 5] [--batch 16]
     python benchmarks/vs_trl.py PAIRS TOKENIZER --device gpu --dtype bfloat16 --model pythia-1b \
-        --sides "slpojax,TRL best,TRL cached,TRL defaults" --config.model.attention=gpu --config.model.remat=layer
+        --sides "slpojax,TRL best,TRL cached,TRL defaults" --config.model.attention=cudnn --config.model.remat=layer
 
 One process tree; every run is a process of its own, and the sides take turns within every round. All start from one
 model folder drawn by torch, read the same HH pairs in the same batches (those that fit into 512 tokens whole, so that
@@ -213,10 +213,10 @@ def slpojax(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     sys.argv = ["slpojax.train", *config, *overrides]
     import jax
 
-    from slpojax import logger, train
+    from slpojax import metrics, train
 
     train.main()
-    rows = logger.read_jsonl(args.folder / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(args.folder / "metrics.jsonl", "train")
     measured = {"seconds": [row["step_seconds"] for row in rows[1:]], "losses": [row["loss"] for row in rows]}
     if args.device == "gpu":
         measured["peak"] = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

@@ -10,6 +10,7 @@ Axes
     V  vocabulary                           P  scored positions of a prompt: all but the first
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,15 +29,37 @@ ABSENT = -1e30
 DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 
 # Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
-# layers; see `slpojax.masks`.
+# layers; see `slpojax.readers.masks`.
 MASKS = ("kl_mask", "reward_mask")
 LAYERS = (*MASKS, "layer_activity")
 
-# What networks beside the policy read off its own last hidden states at a token; see `slpojax.degrees`.
+# What networks beside the policy read off its own last hidden states at a token; see `slpojax.readers.degrees`.
 FEATURES = ("degree",)
 
 # What of a token an objective may ask for beside its log-probs.
 TOKEN = (*DISTRIBUTION, *LAYERS, *FEATURES)
+
+
+def stream_number(name: str) -> int:
+    """Return the number that stands for a named stream of random numbers: 31 bits of a digest above 2^31.
+
+    No count of steps or examples reaches it, so no stream that folds in a count is one that folds in a name.
+
+    Example:
+        >>> stream_number("judge") >= 2**31, stream_number("judge") == stream_number("pairs")
+        (True, False)
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) | 2**31
+
+
+def named_key(key: Key, name: str) -> Key:
+    """Return the key of a named stream: what draws from it shares no random number with any other name or count.
+
+    Args:
+        key: of the run; nothing else is drawn from it.
+        name: of the stream, such as "judge".
+    """
+    return jax.random.fold_in(key, stream_number(name))
 
 
 class Logps(NamedTuple):
@@ -172,6 +195,18 @@ class State(NamedTuple):
     reference: Params | None = None
 
 
+class Frozen(NamedTuple):
+    """Weights that no step changes; they are never donated.
+
+    Attributes:
+        base: those that the trained ones complete to a policy; None where all of the policy's are trained.
+        reference: the reference's; None where its log-probs come with the batches, or it follows the policy.
+    """
+
+    base: Params | None = None
+    reference: Params | None = None
+
+
 class Model(NamedTuple):
     """A model as pure functions and two tables.
 
@@ -207,6 +242,7 @@ __all__ = [
     "Batch",
     "Bool",
     "Float",
+    "Frozen",
     "Int",
     "Key",
     "Logps",
@@ -217,4 +253,6 @@ __all__ = [
     "Shapes",
     "Share",
     "State",
+    "named_key",
+    "stream_number",
 ]

@@ -30,12 +30,14 @@ import numpy as np
 import optax
 
 from slpojax.base import ABSENT, TOKEN, Array, Batch, Float, Key, Logps, Model, Params, Shapes
-from slpojax.logps import chunk_size, head_function, place, predictors
+from slpojax.grid import Grid, one_device
+from slpojax.head import positions_at_once, predictors
 from slpojax.numerics import effective_sample_size, log1mexp
 from slpojax.objectives import Objective
+from slpojax.scores import place, token_scorer
 from slpojax.selectors import Selector
 from slpojax.sequence import log_ratio, size
-from slpojax.step import Given, Metrics, on_examples
+from slpojax.step import Inputs, Metrics, on_examples
 
 # params -> the log-probs of a batch, and what else of `TOKEN` is asked for, [B, K, T] each, and the prompts' `Logps`
 # [B, P] where the batch scores them.
@@ -194,8 +196,8 @@ def field(
         out = gradient(objective, policy, ref if "ref" in objective.needs else None, **other)
         return Field(jnp.sum(out.loss), out.response[0, 0], out.response[1, 0] if single else out.response[0, 1])
 
-    grid = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))
-    return jax.jit(grid)(jnp.asarray(chosen, jnp.result_type(float)), jnp.asarray(rejected, jnp.result_type(float)))
+    points = jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))
+    return jax.jit(points)(jnp.asarray(chosen, jnp.result_type(float)), jnp.asarray(rejected, jnp.result_type(float)))
 
 
 def safe_radius(spread: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -231,7 +233,7 @@ def scorer(
     *,
     wanted: Collection[str] = (),
     ref_params: Params | None = None,
-    rows_per_device: int | None = None,
+    grid: Grid | None = None,
 ) -> Scorer:
     """Return params -> the log-probs of a batch.
 
@@ -241,9 +243,9 @@ def scorer(
         batch: a few examples.
         wanted: what else is asked for, among `slpojax.base.TOKEN`.
         ref_params: the reference's, for "kl".
-        rows_per_device: all rows where None.
+        grid: the devices; one where None.
     """
-    return _forward(model, shapes, batch, wanted, ref_params, rows_per_device or shapes.rows)
+    return _forward(model, shapes, batch, wanted, ref_params, grid or one_device())
 
 
 def entanglement(score: Scorer, params: Params, gradients: Sequence[Float[Array, "B K T"]] = ()) -> Entanglement:
@@ -265,7 +267,7 @@ def entanglement(score: Scorer, params: Params, gradients: Sequence[Float[Array,
 
 
 def logit_spread(
-    model: Model, params: Params, direction: Params, shapes: Shapes, batch: Batch, *, rows_per_device: int | None = None
+    model: Model, params: Params, direction: Params, shapes: Shapes, batch: Batch, *, grid: Grid | None = None
 ) -> Float[Array, "G S"]:
     """Return Delta_a of every scored token: the spread of the logits' rates of change, from one forward derivative.
 
@@ -275,23 +277,22 @@ def logit_spread(
         direction: like the parameters; its norm is the unit of what comes out.
         shapes: the batch's sizes.
         batch: a few examples; 0 comes out where its rows have no scored token.
-        rows_per_device: all rows where None.
+        grid: the devices; one where None.
 
-    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="whole".
+    On rows of more than `models.attention.SHORT` tokens it takes a model built with attention="dense".
     """
-    return _rates(model, params, direction, shapes, batch, rows_per_device or shapes.rows)[0]
+    return _rates(model, params, direction, shapes, batch, grid or one_device())[0]
 
 
 def make_diagnostics(
     model: Model,
     objective: Objective,
     shapes: Shapes,
+    grid: Grid,
     *,
-    rows_per_device: int,
-    everywhere: jax.sharding.Sharding,
     selector: Selector | None = None,
     forward_model: Model | None = None,
-) -> Callable[[Params, Batch, Given, Params | None, Key], Metrics]:
+) -> Callable[[Params, Batch, Inputs, Params | None, Key], Metrics]:
     """Return the jitted (params, batch, given, ref_params, key) -> diagnostics of a few examples.
 
     It costs a forward pass and a forward derivative of the batch, and three backward passes for every example; four
@@ -301,10 +302,9 @@ def make_diagnostics(
         model: the policy's, and the reference's where `ref_params` is given (for an objective that asks for "kl").
         objective: see `slpojax.objectives`.
         shapes: the batch's sizes.
-        rows_per_device: rows that one device holds.
-        everywhere: the sharding of what every device holds.
+        grid: the devices.
         selector: picks the candidates that the objective sees; None for all.
-        forward_model: the same model with attention="whole": on rows of more than `models.attention.SHORT` tokens the
+        forward_model: the same model with attention="dense": on rows of more than `models.attention.SHORT` tokens the
             faster ones have no forward derivative. None where the rows are shorter.
 
     `given` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the
@@ -337,8 +337,8 @@ def make_diagnostics(
         raise ValueError("the diagnostics compare two responses; with data.candidates=1 there is one")
     wanted = sorted(objective.needs & set(TOKEN))
 
-    def diagnose(params: Params, batch: Batch, given: Given, ref_params: Params | None, key: Key) -> Metrics:
-        forward = _forward(model, shapes, batch, wanted, ref_params, rows_per_device)
+    def diagnose(params: Params, batch: Batch, given: Inputs, ref_params: Params | None, key: Key) -> Metrics:
+        forward = _forward(model, shapes, batch, wanted, ref_params, grid)
         (policy, distribution), pull = _pull(forward, params)
         given = {"state": objective.state} | given | {"policy": policy, **distribution}
         metrics, _, by_numbers = _by_numbers(objective, given, key, selector)
@@ -352,7 +352,7 @@ def make_diagnostics(
         # The step on all of them, as a direction of norm one, and what moves along it.
         norm = optax.tree.norm(grads)
         direction = jax.tree.map(lambda x: -x / jnp.where(norm > 0, norm, 1.0), grads)
-        spread, rate = _rates(forward_model or model, params, direction, shapes, batch, rows_per_device)
+        spread, rate = _rates(forward_model or model, params, direction, shapes, batch, grid)
         _, placed = place({"log_odds": rate, "rate": rate}, batch.scored, batch.length, shapes)
         token = placed["rate"] * jnp.exp(policy.other)  # d log p = (1 - p) d logit, d log(1 - p) = -p d logit
         other = -placed["rate"] * jnp.exp(policy.token)
@@ -395,10 +395,10 @@ def make_diagnostics(
             found["effective_sample_size"] = mean(effective_sample_size(weights))
         return {f"diagnostic/{name}": value for name, value in found.items()}
 
-    return jax.jit(diagnose, out_shardings=everywhere)
+    return jax.jit(diagnose, out_shardings=grid.everywhere)
 
 
-def _given(objective: Objective, policy: Logps, ref: Logps | None, other: Given) -> Given:
+def _given(objective: Objective, policy: Logps, ref: Logps | None, other: Inputs) -> Inputs:
     asked = objective.needs - {"key"}
     weight = jnp.ones(policy.token.shape[0])
     given = {"policy": policy, "ref": ref, "state": objective.state, "weight": weight} | other
@@ -412,7 +412,7 @@ def _given(objective: Objective, policy: Logps, ref: Logps | None, other: Given)
 
 
 def _by_numbers(
-    objective: Objective, given: Given, key: Key, selector: Selector | None = None
+    objective: Objective, given: Inputs, key: Key, selector: Selector | None = None
 ) -> tuple[Metrics, Float[Array, " B"], _Numbers]:
     """Return the metrics and losses of the examples, and the gradient of their sum by the policy's numbers."""
     policy, prompt = given["policy"], given.get("prompt")
@@ -449,9 +449,9 @@ def _forward(
     batch: Batch,
     wanted: Collection[str],
     ref_params: Params | None,
-    rows_per_device: int,
+    grid: Grid,
 ) -> Scorer:
-    numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
+    numbers = token_scorer(model, shapes, grid, wanted)
 
     def forward(params: Params) -> tuple[Logps, dict[str, Any]]:
         found = numbers(params, batch.rows, batch.scored, ref_params)
@@ -465,7 +465,7 @@ def _states(model: Model, batch: Batch, params: Params) -> tuple[Array, Array]:
 
 
 def _rates(
-    model: Model, params: Params, direction: Params, shapes: Shapes, batch: Batch, rows_per_device: int
+    model: Model, params: Params, direction: Params, shapes: Shapes, batch: Batch, grid: Grid
 ) -> tuple[Float[Array, "G S"], Float[Array, "G S"]]:
     """Return, of every scored token, how far the logits' rates of change lie apart, and the rate of its log-odds."""
     (hidden, unembed), (d_hidden, d_unembed) = jax.jvp(
@@ -483,7 +483,9 @@ def _rates(
         rate = jnp.sum(jnp.where(own, rates, -others * rates), axis=-1)
         return jnp.max(rates, axis=-1) - jnp.min(rates, axis=-1), rate
 
-    chunk = chunk_size(shapes, rows_per_device)
+    groups = max(1, shapes.groups // grid.devices)  # that a device holds
+    platform = grid.mesh.devices.flat[0].platform
+    chunk = max(1, min(shapes.scored, positions_at_once(platform, unembed.shape[1]) // groups))
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -shapes.scored % chunk)))

@@ -38,6 +38,26 @@ class Grid(NamedTuple):
     share: Share
 
 
+def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Grid:
+    """Make a mesh, and return what follows from it.
+
+    Args:
+        data: devices over which only rows are split.
+        fsdp: devices over which rows, parameters and optimiser state are split.
+        tensor: devices over which the width of a layer is split.
+        devices: all of `jax.devices()` where None.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    return of_mesh(make_mesh(data, fsdp, tensor, devices=devices))
+
+
+def one_device(device: jax.Device | None = None) -> Grid:
+    """Return the grid of one device, the first there is where None."""
+    return make(1, 1, 1, devices=[device or jax.devices()[0]])
+
+
 def of_mesh(mesh: Mesh) -> Grid:
     """Return what follows from a mesh of `make_mesh`."""
     return Grid(mesh, split_rows(mesh), replicated(mesh), batch_devices(mesh), _share(mesh))
@@ -47,7 +67,7 @@ def _share(mesh: Mesh) -> Share:
     """Return which of the parts of the rows, one for each device that they are split over, are this process's."""
     parts = batch_devices(mesh)
     where = split_rows(mesh).devices_indices_map((parts,))
-    here = {index[0].start or 0 for device, index in where.items() if device.process_index == jax.process_index()}
+    here = {where[device][0].start or 0 for device in mesh.local_devices}
     return Share(tuple(sorted(here)), parts)
 
 
@@ -142,14 +162,21 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     return jax.tree_util.tree_map_with_path(one, shapes), notes
 
 
-def put_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """Place a host's part of a batch: its rows over data and fsdp, the small arrays on every device."""
+def put(x: np.ndarray, where: NamedSharding) -> jax.Array:
+    """Place an array that every host has whole; each device gets its part, and nothing is compared between hosts."""
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
+def put_batch(grid: Grid, batch: Batch) -> Batch:
+    """Place a host's part of a batch: its share of the rows over data and fsdp, the small arrays on every device."""
 
     def rows(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(split_rows(mesh), x)
+        parts, of = grid.share
+        whole = (x.shape[0] // len(parts) * of, *x.shape[1:])
+        return jax.make_array_from_process_local_data(grid.rows, x, whole)
 
     def whole(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(replicated(mesh), x, x.shape)
+        return put(x, grid.everywhere)
 
     split = jax.tree.map(rows, (batch.rows, batch.scored))
     return Batch(*split, *jax.tree.map(whole, batch[2:]))

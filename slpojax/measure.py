@@ -1,104 +1,199 @@
-"""What is measured of a policy while it trains: the held-out preferences, a world's truth, and what gradients say.
+"""Measurements of a policy while it trains: the held-out preferences, a judge's, and diagnostics of gradients.
 
-Brings evaluation and diagnostics to a run; gets plain values and knows no configuration.
+The log-probs of the whole held-out part are brought to the host; the objective then runs on them once, as if the part
+were one global batch, in the order of the data, and on all candidates, whatever a selector picks in training. So an
+objective that couples examples means the same thing here as in training, and neither the batch size nor a last,
+incomplete batch changes a number, also where an objective samples. Knows a configuration only for the diagnostics.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from slpojax import data, evaluate, explore, grid, logps, run, step
-from slpojax.base import Model, Params, State
+from slpojax import bench as benches
+from slpojax import columns, data, explore, grid, scores, step
+from slpojax.base import ABSENT, TOKEN, Batch, Frozen, Key, Logps, Params, Shapes, State
+from slpojax.bench import Bench
+from slpojax.columns import Part
 from slpojax.objectives import Objective
-from slpojax.run import Part, Run
-from slpojax.selectors import Selector
+from slpojax.settings import Config
+from slpojax.step import Inputs, Method, Views
 
-# (params, step) -> metrics of a policy in a world whose right answers are known.
+# (params, step) -> metrics of a policy whose right answers are known.
 Score = Callable[[Params, int], dict[str, float]]
 Measure = Callable[[int, State], dict[str, float]]  # (step, state) -> metrics
 
 
-def measurer(
-    work: Run,
-    objective: Objective,
+def make(
+    config: Config,
+    bench: Bench,
+    method: Method,
+    views: Views,
+    scan: Shapes,
     held_out: Part | None,
-    ref_params: Params | None,
+    frozen: Frozen,
     score: Score | None,
-    seed: int,
 ) -> Measure:
-    """Return (step, state) -> the metrics of the held-out preferences and of the world."""
-    evaluation = held_out and evaluate.make_evaluation(
-        objective, lambda: run.batches(work, held_out), jax.random.key(seed)
-    )
+    """Return (step, state) -> the metrics of the held-out preferences, of the judge, and of the diagnostics.
+
+    Args:
+        config: the number of examples that are diagnosed, and how they are packed.
+        bench: devices, model and keys.
+        method: objective and selector.
+        views: the policy and the reference of a state.
+        scan: sizes of the batches that go through a part once.
+        held_out: the preferences; None for none.
+        frozen: weights beside the state.
+        score: judges a policy, or None.
+    """
+    measures: list[Measure] = []
+    if held_out:
+        inputs = model_inputs(bench, method.objective, views, scan, frozen)
+        evaluate = evaluation(method.objective, lambda: columns.batches(bench.grid, held_out, scan), bench.keys.measure)
+        measures.append(lambda n, state: evaluate(lambda batch: inputs(state, batch), state.objective))
+    if score:
+        measures.append(lambda n, state: score(state.params, n))
+    if held_out and config.diagnostics:
+        measures.append(_diagnostics(config, bench, method, views, held_out, frozen))
 
     def measure(n: int, state: State) -> dict[str, float]:
-        metrics = {}
-        if evaluation:
-            given = functools.partial(run.given, work, state.params, state.reference or ref_params)
-            metrics = evaluation(given, state.objective)
-        return metrics | (score(state.params, n) if score else {})
+        return {name: value for one in measures for name, value in one(n, state).items()}
 
     return measure
 
 
-def diagnosed(
-    measure: Measure,
-    work: Run,
-    objective: Objective,
-    selector: Selector | None,
-    held_out: Part,
-    ref_params: Params | None,
-    *,
-    forward_model: Model,
-    count: int,
-    packing: dict[str, Any],
-    seed: int,
-) -> Measure:
-    """Add to what is measured what the gradients of a few held-out examples say.
+def model_inputs(
+    bench: Bench, objective: Objective, views: Views, scan: Shapes, frozen: Frozen
+) -> Callable[[State, Batch], Inputs]:
+    """Return (state, batch) -> what an objective may ask for of the batch, on every device, still on its way.
 
     Args:
-        measure: see `measurer`.
-        work: see `slpojax.run.Run`.
-        objective: see `slpojax.objectives`.
-        selector: see `slpojax.selectors`, or None.
-        held_out: whose examples are looked at.
-        ref_params: the reference's, where its log-probs are not kept.
-        forward_model: the model with an attention that has a forward derivative.
-        count: examples.
-        packing: row_length and pack of `data.plan`.
-        seed: of what the objective samples.
+        bench: devices and model.
+        objective: what it asks for beside log-probs is computed, too.
+        views: the policy and the reference of a state.
+        scan: sizes of the batches.
+        frozen: weights beside the state.
     """
-    everywhere, devices = grid.replicated(work.mesh), grid.batch_devices(work.mesh)
-    index = data.evaluation_order(held_out.examples.lengths, count)[0]
-    shapes = data.plan(held_out.examples, [index], multiple_of=devices, prompts="prompt" in objective.needs, **packing)
+    requested = sorted(objective.needs & set(TOKEN))
+    with_requested = scores.scorer(bench.model, scan, bench.grid, requested)
+    plain = scores.scorer(bench.model, scan, bench.grid) if requested else with_requested
+
+    def inputs(state: State, batch: Batch) -> Inputs:
+        ref_params = views.reference(state, frozen)
+        policy, others = with_requested(views.policy(state.params, frozen), batch, ref_params)
+        ref = batch.ref
+        if ref is None and ref_params is not None:
+            ref = plain(ref_params, batch, None)[0]
+        return {"policy": policy, **others, **step.columns(batch), "ref": ref}
+
+    return inputs
+
+
+def evaluation(
+    objective: Objective, batches: Callable[[], Iterable[Batch]], key: Key
+) -> Callable[[Callable[[Batch], Inputs], Any], dict[str, float]]:
+    """Return (inputs, objective state) -> metrics on a whole part.
+
+    Args:
+        objective: the loss of one example.
+        batches: gives every example of the part exactly once, on the devices.
+        key: for what samples; the same at every evaluation, so that they compare.
+
+    `inputs` maps a batch to what `step.on_examples` takes, on every device. The metrics are `loss` and the objective's
+    own.
+    """
+    on_whole = objective_step(objective)
+
+    def evaluate(inputs: Callable[[Batch], Inputs], state: Any) -> dict[str, float]:
+        parts = []
+        for index, values in grid.gathered((batch.index, inputs(batch)) for batch in batches()):
+            parts.append(jax.tree.map(lambda x, real=index >= 0: x[real], (index, values)))
+        index, whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        order = np.argsort(index)
+        loss, metrics = on_whole(jax.tree.map(lambda x: x[order], whole) | {"state": state}, key)
+        return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
+
+    return evaluate
+
+
+def objective_step(objective: Objective) -> Callable[[Inputs, Key], tuple[Any, step.Metrics]]:
+    """Return the jitted (inputs, key) -> (mean loss, mean metrics) of given log-probs; inputs as `step.on_examples`."""
+
+    @jax.jit
+    def objective_step(inputs: Inputs, key: Key) -> tuple[Any, step.Metrics]:
+        losses, metrics, _ = step.on_examples(objective, inputs, key)
+        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+
+    return objective_step
+
+
+def _diagnostics(config: Config, bench: Bench, method: Method, views: Views, held_out: Part, frozen: Frozen) -> Measure:
+    """Return (step, state) -> what the gradients of a few held-out examples say."""
+    index = data.evaluation_order(held_out.examples.lengths, config.diagnostics)[0]
+    shapes = data.plan(
+        held_out.examples,
+        [index],
+        row_length=config.data.row_length,
+        pack=config.data.pack,
+        multiple_of=bench.grid.devices,
+        prompts="prompt" in method.objective.needs,
+    )
     shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come
-    batch = next(run.batches(work._replace(scan=shapes), held_out, [index]))
-    rows = shapes.rows // devices
-    logps_of = logps.logps_function(work.model, shapes, rows_per_device=rows, everywhere=everywhere)
+    batch = next(columns.batches(bench.grid, held_out, shapes, [index]))
+    logps_of = scores.scorer(bench.model, shapes, bench.grid)
+    # An attention that has a forward derivative.
+    forward_model = benches.model(config, bench.hf_config, bench.grid, attention="dense")
     diagnose = explore.make_diagnostics(
-        work.model,
-        objective,
+        bench.model,
+        method.objective,
         shapes,
-        rows_per_device=rows,
-        everywhere=everywhere,
-        selector=selector,
+        bench.grid,
+        selector=method.selector,
         forward_model=forward_model,
     )
 
-    def measure_and_diagnose(n: int, state: State) -> dict[str, float]:
-        frozen = state.reference or ref_params
-        ref = logps_of(frozen, batch) if batch.ref is None and frozen is not None else batch.ref
-        given = step.columns(batch) | {"ref": ref, "state": state.objective}
-        found = diagnose(state.params, batch, given, frozen, jax.random.key(seed))
-        return measure(n, state) | {name: float(value) for name, value in found.items()}
+    def measure(n: int, state: State) -> dict[str, float]:
+        ref_params = views.reference(state, frozen)
+        ref = batch.ref
+        if ref is None and ref_params is not None:
+            ref = logps_of(ref_params, batch)[0]
+        inputs = step.columns(batch) | {"ref": ref, "state": state.objective}
+        found = diagnose(views.policy(state.params, frozen), batch, inputs, ref_params, bench.keys.measure)
+        return {name: float(value) for name, value in found.items()}
 
-    return measure_and_diagnose
+    return measure
 
 
-def sanity(work: Run, state: State, ref_params: Params | None, pairs: Part) -> str:
-    """Compare policy and reference on the first batch in order."""
-    first = data.scan_order(pairs.examples, work.scan)[:1]
-    given = run.given(work, state.params, state.reference or ref_params, next(run.batches(work, pairs, first)))
-    return evaluate.sanity_of_start(given["policy"], given["ref"])
+def comparison(
+    bench: Bench, method: Method, views: Views, scan: Shapes, frozen: Frozen, part: Part
+) -> Callable[[State], str]:
+    """Return state -> a line that says how far policy and reference are apart on the first batch in order."""
+    inputs = model_inputs(bench, method.objective, views, scan, frozen)
+
+    def compare(state: State) -> str:
+        batch = next(columns.batches(bench.grid, part, scan, data.scan_order(part.examples, scan)[:1]))
+        values = inputs(state, batch)
+        return difference(values["policy"], values["ref"])
+
+    return compare
+
+
+def difference(policy: Logps, ref: Logps) -> str:
+    """Say how far the policy is from the reference before the first step: each margin should be exactly 0.
+
+    Args:
+        policy: [B, K, T] log-probs of the first batch.
+        ref: the same under the reference.
+    """
+    difference = np.where(np.asarray(policy.other) > ABSENT, np.asarray(policy.token) - np.asarray(ref.token), 0.0)
+    ratio = difference.sum(-1)
+    margin = ratio[:, 0] - ratio[:, 1] if ratio.shape[1] > 1 else ratio[:, 0]
+    largest = float(np.abs(margin).max())
+    if largest == 0.0:
+        return "step 0: policy == reference, every margin is exactly 0 (DPO's loss is log 2 = 0.6931)"
+    if largest < 1e-3:
+        return f"step 0: policy == reference up to rounding, largest |margin| {largest:.1e} nats (0 expected)"
+    return f"step 0: policy != reference, largest |margin| {largest:.3g} nats, mean {float(margin.mean()):+.3g}"

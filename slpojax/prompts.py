@@ -1,21 +1,21 @@
 """How the prompts of desirable responses differ from those of undesirable ones: BCO's weights of the examples.
 
-Knows a model, token ids, labels and a file; knows no objective and no configuration.
+Knows a model, token ids and labels; knows no objective and no configuration.
 
 A prompt is embedded as the mean of the frozen model's last hidden states over its tokens. The mean sees what the prompt
 is about; the state of its last token, which is the same token everywhere under a chat template, is about the response.
 """
 
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slpojax import grid, kept
+from slpojax import grid as grids
 from slpojax.base import Array, Float, Int, Model, Params, Rows
+from slpojax.grid import Grid
 
 LEAST, MOST = 0.5, 10.0  # what a weight is clipped to
 _FITTED = 4096  # prompts of each class that the classifier learns from, at most
@@ -37,8 +37,7 @@ def embed(
     prompts: Sequence[Int[np.ndarray, " _"]],
     *,
     batch: int,
-    rows: jax.sharding.Sharding,
-    everywhere: jax.sharding.Sharding,
+    grid: Grid,
 ) -> Float[np.ndarray, "N D"]:
     """Return the mean hidden state of every prompt.
 
@@ -46,9 +45,8 @@ def embed(
         model: the frozen model.
         params: its parameters, on their devices.
         prompts: token ids, at least one each.
-        batch: prompts that are read at once; the devices of `rows` divide it.
-        rows: the sharding of a batch's rows.
-        everywhere: that of what every device holds.
+        batch: prompts that are read at once; a multiple of the devices that rows are split over.
+        grid: the devices.
     """
     width = -(-max(map(len, prompts)) // _LANES) * _LANES
 
@@ -59,15 +57,15 @@ def embed(
         total = jnp.sum(jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
         return total / jnp.maximum(length, 1)[:, None]
 
-    run = jax.jit(pooled, out_shardings=everywhere)
+    run = jax.jit(pooled, out_shardings=grid.everywhere)
 
     def embedded(start: int) -> jax.Array:
         token, length = np.zeros((batch, width), np.int32), np.zeros(batch, np.int32)
         for i, ids in enumerate(prompts[start : start + batch]):
             token[i, : len(ids)], length[i] = ids, len(ids)
-        return run(params, jax.device_put(token, rows), length)
+        return run(params, grids.put(token, grid.rows), grids.put(length, grid.rows))
 
-    return np.concatenate([*grid.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
+    return np.concatenate([*grids.gathered(map(embedded, range(0, len(prompts), batch)))])[: len(prompts)]
 
 
 def fit(
@@ -136,27 +134,3 @@ def weights(
     log_odds = ((embedding - classifier.mean) / classifier.scale) @ classifier.weight + classifier.bias
     ratio = np.exp(np.clip(log_odds, np.log(LEAST), np.log(MOST)))
     return np.where(label > 0.5, 1.0, ratio).astype(np.float32)
-
-
-def cached(
-    file: pathlib.Path,
-    key: dict[str, str],
-    make: Callable[[], list[Float[np.ndarray, " _"]]],
-    tell: Callable[[str], None],
-) -> list[Float[np.ndarray, " _"]]:
-    """Return the weights of every part of the data from `file` if they were made under `key`, else make and keep them.
-
-    Args:
-        file: ends with .npz.
-        key: everything that the weights depend on, by name.
-        make: computes them.
-        tell: takes a line that says whether the file was used.
-    """
-    found = kept.read(file, key) if jax.process_index() == 0 else None
-    known = kept.from_first_host([*found.values()] if isinstance(found, dict) else None)
-    tell(f"weights of the prompts: {'computing' if known is None else f'read from {file}'}")
-    if known is not None:
-        return known
-    made = make()
-    kept.write(file, key, {f"part{i}": weight for i, weight in enumerate(made)})
-    return made

@@ -1,8 +1,11 @@
 """Sampling: from prompts to responses, with the log-prob of every sampled token.
 
-Knows a model's five pure values, token ids and keys; knows no tokenizer, no objective and no configuration. Prompts of
-a batch are padded on the right and read at once (prefill); then one token a step goes through the model's cache until
+Knows a model's pure functions, token ids and keys; knows no tokenizer, no objective and no configuration. Prompts of a
+batch are padded on the right and read at once (prefill); then one token a step goes through the model's cache until
 every response has ended. One compilation serves all batches of a shape.
+
+On a grid the sequences of a batch are split over its devices, those of all hosts. Every host gives the same prompts and
+gets all responses, which are those of a single device.
 """
 
 import functools
@@ -14,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax.base import Array, Bool, Float, Int, Key, Model, Params, Rows, Scored
-from slpojax.logps import token_log_odds
+from slpojax.grid import Grid
+from slpojax.head import positions_at_once, token_log_odds
 
 Ids = Sequence[int] | np.ndarray
 
@@ -46,6 +50,7 @@ def generate(
     top_p: float = 1.0,
     batch: int = 64,
     first: int = 0,
+    grid: Grid | None = None,
 ) -> list[Response]:
     """Sample one response to every prompt.
 
@@ -53,9 +58,9 @@ def generate(
     nor on the batch size.
 
     Args:
-        model: see `slpojax.base.Model`.
+        model: its pure functions.
         params: its parameters.
-        prompts: token ids, of any lengths.
+        prompts: token ids, of any lengths from 1; the same on all hosts.
         key: of this call; the same key gives the same responses.
         max_new_tokens: where a response without EOS is cut.
         eos: ids that end a response.
@@ -64,17 +69,18 @@ def generate(
         top_p: sample among the fewest most probable tokens that together have at least this probability, after
             temperature and top-k (Holtzman et al., The Curious Case of Neural Text Degeneration, 2020,
             arXiv 1904.09751).
-        batch: sequences at once.
+        batch: sequences at once; on a grid rounded up to a multiple of the devices that split them.
         first: the index of the first prompt among those of the key: a split call equals the whole one.
+        grid: the devices that hold the parameters; None where one device does, or several of this host.
 
     Raises:
         ValueError: an empty prompt, or a sampling parameter out of its range.
     """
     _check(prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, batch=batch)
     run = _generator(
-        model.apply, model.unembed, model.empty_cache, max_new_tokens, tuple(eos), temperature, top_k, top_p
+        model.apply, model.unembed, model.empty_cache, max_new_tokens, tuple(eos), temperature, top_k, top_p, grid
     )
-    width = _width(prompts)
+    width, batch = _width(prompts), _round_up(batch, grid.devices if grid else 1)
     responses: list[Response] = []
     for start in range(0, len(prompts), batch):
         here = list(prompts[start : start + batch])
@@ -94,19 +100,21 @@ def score(
     *,
     max_new_tokens: int,
     batch: int = 64,
+    grid: Grid | None = None,
 ) -> list[np.ndarray]:
     """Return log p of every token of given responses, in nats, float32.
 
     Args:
-        model: see `slpojax.base.Model`.
+        model: its pure functions.
         params: its parameters.
-        prompts: token ids.
+        prompts: token ids, at least one each; the same on all hosts.
         responses: token ids, one response to each prompt.
         max_new_tokens: the longest response that may come; fixed, so that one compilation serves many calls.
-        batch: sequences at once.
+        batch: sequences at once; on a grid rounded up to a multiple of the devices that split them.
+        grid: the devices that hold the parameters; None where one device does, or several of this host.
     """
-    run = _scorer(model.apply, model.unembed)
-    width = _width(prompts)
+    run = _scorer(model.apply, model.unembed, _platform(params, grid), grid)
+    width, batch = _width(prompts), _round_up(batch, grid.devices if grid else 1)
     logps: list[np.ndarray] = []
     for start in range(0, len(prompts), batch):
         pair = list(zip(prompts[start : start + batch], responses[start : start + batch], strict=True))
@@ -145,16 +153,18 @@ def _generator(
     temperature: float,
     top_k: int,
     top_p: float,
+    grid: Grid | None,
 ) -> Callable[..., tuple[Array, ...]]:
     """Return the jitted (params, token [R, L], length [R], index [R], key) -> (token, logp [R, T], size, finished)."""
 
     def choose(logits: Float[Array, "R V"], keys: Key, step: Array) -> Int[Array, " R"]:
         if temperature == 0.0:
             return jnp.argmax(logits, axis=-1)
-        kept = filter_logits(logits / temperature, top_k=top_k, top_p=top_p)
-        return jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, step), row))(keys, kept)
+        logits = filter_logits(logits / temperature, top_k=top_k, top_p=top_p)
+        return jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, step), row))(keys, logits)
 
     def run(params: Params, prompt: Array, length: Array, index: Array, key: Key) -> tuple[Array, ...]:
+        prompt, length, index = _split(grid, prompt, length, index)
         rows, width = prompt.shape
         table = unembed(params)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
@@ -172,9 +182,9 @@ def _generator(
             step, hidden, cache, token, logp, size, done = carry
             logits = jnp.einsum("rd,dv->rv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
             new = choose(logits, keys, step)
-            own = jnp.take_along_axis(jax.nn.log_softmax(logits), new[:, None], axis=-1)[:, 0]
+            new_logp = jnp.take_along_axis(jax.nn.log_softmax(logits), new[:, None], axis=-1)[:, 0]
             token = token.at[:, step].set(jnp.where(done, 0, new))
-            logp = logp.at[:, step].set(jnp.where(done, 0.0, own))
+            logp = logp.at[:, step].set(jnp.where(done, 0.0, new_logp))
             size = size + ~done
             done = done | jnp.isin(new, jnp.array(eos, new.dtype))
             column = jnp.ones((rows, 1), jnp.int32)
@@ -187,22 +197,38 @@ def _generator(
         *_, token, logp, size, done = jax.lax.while_loop(unfinished, advance, start)
         return token, logp, size, done
 
-    return jax.jit(run)
+    return jax.jit(run, out_shardings=grid and grid.everywhere)
 
 
 @functools.lru_cache(maxsize=16)
-def _scorer(apply: Callable[..., Any], unembed: Callable[..., Any]) -> Callable[..., Array]:
+def _scorer(
+    apply: Callable[..., Any], unembed: Callable[..., Any], platform: str, grid: Grid | None
+) -> Callable[..., Array]:
     """Return the jitted (params, token [R, L], length [R], target [R, T], prompt length [R]) -> log p [R, T]."""
 
     def run(params: Params, token: Array, length: Array, target: Array, begin: Array) -> Array:
+        token, length, target, begin = _split(grid, token, length, target, begin)
         inside, place = _inside(length, token.shape[1])
         hidden, _ = apply(params, Rows(token, place, inside, jnp.zeros_like(place)), None)
         source = (begin - 1)[:, None] + jnp.arange(target.shape[1])[None, :]
         scored = Scored(jnp.minimum(source, token.shape[1] - 1), target, jnp.zeros_like(target))
-        odds = token_log_odds(hidden, unembed(params), scored, chunk=max(1, 512 // token.shape[0]))
-        return -jax.nn.softplus(-odds)
+        table, rows = unembed(params), token.shape[0] // (grid.devices if grid else 1)
+        chunk = max(1, positions_at_once(platform, table.shape[1]) // rows)
+        return -jax.nn.softplus(-token_log_odds(hidden, table, scored, chunk=chunk))
 
-    return jax.jit(run)
+    return jax.jit(run, out_shardings=grid and grid.everywhere)
+
+
+def _split(grid: Grid | None, *arrays: Array) -> tuple[Array, ...]:
+    """Split arrays of sequences over the devices, by their leading axis."""
+    return arrays if grid is None else jax.lax.with_sharding_constraint(arrays, grid.rows)
+
+
+def _platform(params: Params, grid: Grid | None) -> str:
+    """Return what kind of devices the parameters are on, or will be."""
+    leaf = jax.tree.leaves(params)[0]
+    devices = grid.mesh.devices.flat if grid else leaf.devices() if isinstance(leaf, jax.Array) else jax.devices()
+    return next(iter(devices)).platform
 
 
 def _inside(length: Int[Array, " R"], width: int) -> tuple[Int[Array, "R L"], Int[Array, "R L"]]:
@@ -220,7 +246,11 @@ def _padded(rows: Sequence[Ids], width: int) -> tuple[Int[np.ndarray, "R L"], In
 
 def _width(prompts: Sequence[Ids]) -> int:
     """Return the longest prompt's length, rounded up to 16 so that few shapes are compiled."""
-    return -(-max(map(len, prompts), default=1) // 16) * 16
+    return _round_up(max(map(len, prompts), default=1), 16)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _check(

@@ -53,6 +53,9 @@ NEEDS = ("policy", "ref", "score", "key")
 # The value of a hyperparameter that follows the objective's of the same name.
 FOLLOW = "objective"
 
+# The selector that picks all candidates.
+EVERYTHING = "all"
+
 # Candidates of the example on which `build` tries a selector; more than any data has.
 _MANY = 1024
 

@@ -7,30 +7,33 @@ without gradient over all micro-batches, (2) once, (3) per micro-batch; one that
 model once per micro-batch. Either way accumulation changes memory and no number.
 
 A selector picks among the candidates before the objective sees them. Where scoring all of them without gradient and
-training on the picked is cheaper, `make_picks` does the first and the step then reads batches of the picked alone; the
+training on the picked is cheaper, `picks` does the first and the update then reads batches of the picked alone; the
 numbers are the same.
 
+Everything here is pure: who runs it compiles it, donates its state, or maps it over seeds, rates and hyperparameters.
 Knows a model, an objective and a selector only as functions; knows no configuration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import beside, selectors
-from slpojax.base import TOKEN, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
-from slpojax.logps import Head, head_function, place
+from slpojax import readers, selectors
+from slpojax.base import TOKEN, Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
+from slpojax.grid import Grid
+from slpojax.head import TokenScores
 from slpojax.objectives import Objective, blank
+from slpojax.scores import place, token_scorer
 from slpojax.selectors import Selector
 
 Metrics = dict[str, Array]
-_PER_CANDIDATE = {"policy", "ref", "previous", "score", "probability", *TOKEN}
+# What objectives and selectors ask for, by name, with a leading axis of examples (but for the state).
+Inputs = dict[str, Any]
 
-# What objectives ask for, by name, with a leading axis of examples (but for the state).
-Given = dict[str, Any]
+_PER_CANDIDATE = {"policy", "ref", "previous", "score", "probability", *TOKEN}
 
 
 class Moving(NamedTuple):
@@ -46,43 +49,108 @@ class Moving(NamedTuple):
     mix: float
 
 
-def columns(batch: Batch) -> Given:
+class Method(NamedTuple):
+    """What is trained by.
+
+    Attributes:
+        objective: the loss of one example.
+        selector: picks among the candidates before the objective sees them; None where it sees them all.
+        moving: how the reference follows the policy; None where it stays.
+    """
+
+    objective: Objective
+    selector: Selector | None = None
+    moving: Moving | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The names of all that objective and selector ask for."""
+        return self.objective.needs | (self.selector.needs if self.selector else frozenset())
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Who asks for what: the name of a need -> "objective ..." or "selector ..."."""
+        of_selector = dict.fromkeys(self.selector.needs, f"selector {self.selector.name}") if self.selector else {}
+        return of_selector | dict.fromkeys(self.objective.needs, f"objective {self.objective.name}")
+
+
+class Views(NamedTuple):
+    """The models that a step meets, as functions of what is trained and what is frozen.
+
+    Attributes:
+        policy: (trained parameters, frozen) -> the policy's parameters, those of readers among them. The gradient flows
+            through it.
+        reference: (state, frozen) -> the reference's parameters, or None where its log-probs come with the batch.
+    """
+
+    policy: Callable[[Params, Frozen], Params]
+    reference: Callable[[State, Frozen], Params | None]
+
+
+# All of the policy's weights are trained; the reference stands among the frozen, or in the state where it moves.
+WHOLE = Views(lambda params, frozen: params, lambda state, frozen: state.reference or frozen.reference)
+
+
+class Hyper(NamedTuple):
+    """Hyperparameters that a step takes as arrays, so that steps that differ in them are one program.
+
+    Attributes:
+        learning_rate: the peak; None for the optimiser's own.
+        objective: some of the objective's hyperparameters, by name; the others are those that it was built with.
+    """
+
+    learning_rate: Array | None = None
+    objective: Mapping[str, Array] = {}
+
+
+AS_BUILT = Hyper()
+Update = Callable[..., tuple[State, Metrics]]  # (state, frozen, batch, hyper = AS_BUILT) -> (state, metrics)
+
+
+def columns(batch: Batch) -> Inputs:
     """Return what a batch itself holds of what objectives ask for."""
     return {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
 
 
 def on_examples(
-    objective: Objective, given: Given, key: Key, *, selector: Selector | None = None
+    objective: Objective,
+    inputs: Inputs,
+    key: Key,
+    *,
+    selector: Selector | None = None,
+    hyper: Mapping[str, Array] | None = None,
 ) -> tuple[Array, Metrics, Any]:
     """Apply an objective, a function of one example, to every example of the global batch.
 
     Args:
-        objective: see `slpojax.objectives`.
-        given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
+        objective: the loss of one example, a function of named arrays.
+        inputs: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
             "score" [B, K], "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be
             missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
+        hyper: hyperparameters of the objective that take the place of those it was built with.
 
     Returns:
         The losses [B], the metrics [B] each, those of the selector among them, and the new state.
     """
-    given = {"ref": None, "probability": given["score"], **given}
-    count = given["score"].shape[0]
+    inputs = {"ref": None, "probability": inputs["score"], **inputs}
+    count = inputs["score"].shape[0]
     keys = jax.vmap(jax.random.split)(jax.random.split(key, count))  # one for the selector, one for the objective
     needs = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
-    arguments = {name: given[name] for name in needs - {"key"}} | {"keys": keys}
+    arguments = {name: inputs[name] for name in needs - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}
 
-    def one(arguments: Given) -> tuple[Array, Metrics, Any]:
+    def one(arguments: Inputs) -> tuple[Array, Metrics, Any]:
         keys = arguments["keys"]
-        told: Metrics = {}
+        of_selector: Metrics = {}
         if selector:
-            candidates, told = selectors.choose(selector, arguments | {"key": keys[0]})
+            candidates, of_selector = selectors.choose(selector, arguments | {"key": keys[0]})
             arguments |= selectors.take({name: arguments[name] for name in needs & _PER_CANDIDATE}, candidates)
-        result = objective.function(**{name: (arguments | {"key": keys[1]})[name] for name in objective.needs})
-        loss, metrics, *state = result if "state" in objective.needs else (*result, given.get("state"))
-        return loss, metrics | told, state[0]
+        asked = {name: (arguments | {"key": keys[1]})[name] for name in objective.needs}
+        result = objective.function(**asked, **(hyper or {}))
+        loss, metrics, *state = result if "state" in objective.needs else (*result, inputs.get("state"))
+        return loss, metrics | of_selector, state[0]
 
     # What an objective returns as state rests on statistics of the whole batch, so it is the same for every example.
     out_axes = (0, 0, None)
@@ -101,166 +169,147 @@ def couples_examples(objective: Objective, shapes: Shapes) -> bool:
     return False
 
 
-def make_train_step(
+def update(
     model: Model,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
+    views: Views,
+    method: Method,
+    optimizer: optax.GradientTransformationExtraArgs,
     shapes: Shapes,
-    *,
-    accumulate: int,
-    batch_devices: int,
-    everywhere: jax.sharding.Sharding,
-    state_sharding: Any,
-    selector: Selector | None = None,
-    moving: Moving | None = None,
-) -> Callable[[State, Params | None, Batch], tuple[State, Metrics]]:
-    """Return the jitted (state, ref_params, batch) -> (state, metrics); `state` is donated.
+    grid: Grid,
+) -> Update:
+    """Return the pure (state, frozen, batch, hyper) -> (state, metrics): one step.
 
     Args:
-        model: the policy's, and the reference's where `ref_params` is given.
-        objective: see `slpojax.objectives`.
-        optimizer: see `slpojax.optim`.
-        shapes: the batch's sizes; with P where the objective asks for the prompts' log-probs.
-        accumulate: micro-batches; divides the rows.
-        batch_devices: devices over which the rows are split.
-        everywhere: the sharding of what every device holds.
-        state_sharding: the sharding of every leaf of the state.
-        selector: picks among the candidates of the batch; None where the objective sees them all.
-        moving: how `State.reference`, which then takes the place of `ref_params`, follows the policy.
+        model: the policy's, and the reference's.
+        views: how policy and reference follow from the state and what is frozen.
+        method: objective, selector and how the reference moves.
+        optimizer: a rule that takes `learning_rate` as an extra argument where `hyper` has one.
+        shapes: the batch's sizes; with P where the objective asks for the prompts' log-probs. A group of rows is what
+            one device holds of one micro-batch, so the step has as many micro-batches as a device has groups.
+        grid: the devices.
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), the objective's own and the selector's, each
-    the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there, and `ref_params` is
-    None, unless the objective asks for "kl", which takes its weights.
+    the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there.
     """
-    wanted = sorted(objective.needs & set(TOKEN))
-    rows_per_device = shapes.rows // accumulate // batch_devices
-    numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
+    objective, accumulate = method.objective, shapes.groups // grid.devices
+    score = token_scorer(model, shapes, grid, sorted(objective.needs & set(TOKEN)))
     coupled = objective.state is not None or couples_examples(objective, shapes)
-    reference = _reference(model, shapes, rows_per_device, accumulate, everywhere)
+    reference_of = _reference(model, shapes, grid)
 
     def gradient(
-        params: Params, ref_params: Params | None, batch: Batch, ref: Logps | None, state: Any, key: Key
+        state: State, frozen: Frozen, ref_params: Params | None, batch: Batch, hyper: Mapping[str, Array], key: Key
     ) -> tuple[Array, Metrics, Any, Any]:
         micro = (batch.rows, batch.scored)
 
-        def mean_loss(head: Head, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
-            head = jax.lax.with_sharding_constraint(head, everywhere)
-            return _mean_loss(objective, selector, shapes, head, scored, batch._replace(ref=ref), state, key)
+        def tokens(params: Params, rows: Rows, scored: Scored) -> TokenScores:
+            return score(views.policy(params, frozen), rows, scored, ref_params)
+
+        def mean_loss(tokens: TokenScores, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
+            tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+            return _mean_loss(method, shapes, tokens, scored, batch, state.objective, key, hyper)
 
         def loss_of(params: Params, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
-            return mean_loss(numbers(params, *x, ref_params), x[1])
+            return mean_loss(tokens(params, *x), x[1])
 
-        def pulled(params: Params, x: tuple[Rows, Scored, Head]) -> tuple[Array, None]:
-            return optax.tree.vdot(x[2], numbers(params, *x[:2], ref_params)), None  # its gradient is the pull-back
+        def pulled(params: Params, x: tuple[Rows, Scored, TokenScores]) -> tuple[Array, None]:
+            return optax.tree.vdot(x[2], tokens(params, *x[:2])), None  # its gradient is the pull-back
 
+        params = state.params
         if accumulate == 1:
-            (loss, (metrics, state)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
-            return loss, metrics, state, grads
+            (loss, (metrics, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
+            return loss, metrics, statistics, grads
         if coupled:
-            head = _over_micro_batches(lambda x: numbers(params, *x, ref_params), micro, accumulate)
-            (loss, (metrics, state)), pull = jax.value_and_grad(mean_loss, has_aux=True)(head, batch.scored)
-            return loss, metrics, state, _sum_gradients(pulled, params, (*micro, pull), accumulate)[1]
+            scores = _over_micro_batches(lambda x: tokens(params, *x), micro, accumulate)
+            (loss, (metrics, statistics)), pull = jax.value_and_grad(mean_loss, has_aux=True)(scores, batch.scored)
+            return loss, metrics, statistics, _sum_gradients(pulled, params, (*micro, pull), accumulate)[1]
         (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, micro, accumulate)
-        return loss, metrics, state, grads
+        return loss, metrics, state.objective, grads
 
-    def step(state: State, ref_params: Params | None, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        ref_params = state.reference if moving else ref_params
-        ref = reference(ref_params, batch) if "ref" in objective.needs or selector else None
-        loss, metrics, objective_state, grads = gradient(state.params, ref_params, batch, ref, state.objective, key)
-        updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+        ref_params = views.reference(state, frozen)
+        if "ref" in method.needs or method.selector:
+            batch = batch._replace(ref=reference_of(ref_params, batch))
+        loss, metrics, statistics, grads = gradient(state, frozen, ref_params, batch, hyper.objective, key)
+        rate = {} if hyper.learning_rate is None else {"learning_rate": hyper.learning_rate}
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, **rate)
         params = optax.apply_updates(state.params, updates)
-        moved = _move(moving, state.reference, params, state.step + 1) if moving else state.reference
-        new = State(state.step + 1, params, opt_state, objective_state, state.key, moved)
+        reference = _move(method.moving, state.reference, views.policy(params, frozen), state.step + 1)
+        new = State(state.step + 1, params, optimizer_state, statistics, state.key, reference)
         return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_sharding, everywhere))
+    return step
 
 
-def make_picks(
-    model: Model,
-    selector: Selector,
-    shapes: Shapes,
-    *,
-    batch_devices: int,
-    everywhere: jax.sharding.Sharding,
-) -> Callable[[State, Params | None, Batch], tuple[Int[Array, "B picked"], Metrics]]:
-    """Return the jitted (state, ref_params, batch of all candidates) -> (what the next step trains on, metrics).
+def picks(
+    model: Model, views: Views, selector: Selector, shapes: Shapes, grid: Grid
+) -> Callable[[State, Frozen, Batch], tuple[Int[Array, "B picked"], Metrics]]:
+    """Return the pure (state, frozen, batch of all candidates) -> (what the next step trains on, metrics).
 
-    Candidate 0 comes first. The keys are those of `make_train_step`, so that a step with the selector picks, and
-    reports, the same.
+    Candidate 0 comes first. The keys are those of `update`, so that a step with the selector picks, and reports, the
+    same.
     """
-    rows_per_device = shapes.rows // batch_devices
-    numbers = head_function(model, shapes, rows_per_device=rows_per_device)
-    reference = _reference(model, shapes, rows_per_device, 1, everywhere)
+    score, reference_of = token_scorer(model, shapes, grid), _reference(model, shapes, grid)
 
-    def picks(state: State, ref_params: Params | None, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
-        head = jax.lax.with_sharding_constraint(numbers(state.params, batch.rows, batch.scored), everywhere)
-        policy, _ = place(head, batch.scored, batch.length, shapes)
+    def pick(state: State, frozen: Frozen, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
+        tokens = score(views.policy(state.params, frozen), batch.rows, batch.scored)
+        tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+        policy, _ = place(tokens, batch.scored, batch.length, shapes)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), shapes.examples)
-        given = {"policy": policy, "ref": reference(state.reference or ref_params, batch), "score": batch.score}
-        given["key"] = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
-        picked, metrics = jax.vmap(lambda given: selectors.choose(selector, given))(given)
+        inputs = {"policy": policy, "ref": reference_of(views.reference(state, frozen), batch), "score": batch.score}
+        inputs["key"] = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
+        picked, metrics = jax.vmap(lambda inputs: selectors.choose(selector, inputs))(inputs)
         return picked, jax.tree.map(jnp.mean, metrics)
 
-    return jax.jit(picks, out_shardings=everywhere)
+    return pick
 
 
-def make_objective_step(objective: Objective) -> Callable[[Given, Key], tuple[Array, Metrics]]:
-    """Return the jitted (given, key) -> (mean loss, mean metrics) on given log-probs; see `on_examples`."""
-
-    @jax.jit
-    def objective_step(given: Given, key: Key) -> tuple[Array, Metrics]:
-        losses, metrics, _ = on_examples(objective, given, key)
-        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
-
-    return objective_step
-
-
-def _reference(
-    model: Model, shapes: Shapes, rows_per_device: int, accumulate: int, everywhere: jax.sharding.Sharding
-) -> Callable[[Params | None, Batch], Logps | None]:
+def _reference(model: Model, shapes: Shapes, grid: Grid) -> Callable[[Params | None, Batch], Logps | None]:
     """Return (ref_params, batch) -> the reference's log-probs, those of the batch if it has them."""
-    numbers = head_function(model, shapes, rows_per_device=rows_per_device)
+    score = token_scorer(model, shapes, grid)
 
     def reference(ref_params: Params | None, batch: Batch) -> Logps | None:
         if batch.ref is not None or ref_params is None:
             return batch.ref
-        head = _over_micro_batches(lambda x: numbers(ref_params, *x), (batch.rows, batch.scored), accumulate)
-        head = jax.lax.with_sharding_constraint(head, everywhere)
-        return place(head, batch.scored, batch.length, shapes)[0]
+        micro, count = (batch.rows, batch.scored), shapes.groups // grid.devices
+        tokens = _over_micro_batches(lambda x: score(ref_params, *x), micro, count)
+        tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+        return place(tokens, batch.scored, batch.length, shapes)[0]
 
     return reference
 
 
 def _mean_loss(
-    objective: Objective,
-    selector: Selector | None,
+    method: Method,
     shapes: Shapes,
-    head: Head,
+    tokens: TokenScores,
     scored: Scored,
     batch: Batch,
     state: Any,
     key: Key,
+    hyper: Mapping[str, Array],
 ) -> tuple[Array, tuple[Metrics, Any]]:
+    """Return the mean loss over the global batch of the examples that are scored here, the metrics and the state."""
     # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero. The
     # slots of prompts lie behind the last example's.
     examples = scored.slot // (shapes.candidates * shapes.response)
-    here = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
-    policy, distribution = place(head, scored, jnp.where(here[:, None], batch.length, 0), shapes)
-    given = {"policy": policy, **distribution, **columns(batch), "state": state}
-    losses, metrics, state = on_examples(objective, given, key, selector=selector)
+    present = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
+    policy, others = place(tokens, scored, jnp.where(present[:, None], batch.length, 0), shapes)
+    inputs = {"policy": policy, **others, **columns(batch), "state": state}
+    losses, metrics, state = on_examples(method.objective, inputs, key, selector=method.selector, hyper=hyper)
 
     def mean(x: Array) -> Array:
-        return jnp.sum(jnp.where(here, x, 0.0)) / shapes.examples
+        return jnp.sum(jnp.where(present, x, 0.0)) / shapes.examples
 
     return mean(losses), (jax.tree.map(mean, metrics), state)
 
 
-def _move(moving: Moving, reference: Params, params: Params, step: Array) -> Params:
+def _move(moving: Moving | None, reference: Params | None, policy: Params, step: Array) -> Params | None:
+    if moving is None:
+        return reference
     return jax.lax.cond(
         step % moving.every == 0,
-        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, beside.without(params)),
+        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, readers.without(policy)),
         lambda: reference,
     )
 
@@ -275,7 +324,7 @@ def _micro_batches(x: Any, count: int, groups: int) -> Any:
     return jax.tree.map(split, x)
 
 
-def _over_micro_batches(function: Callable[[Any], Head], x: tuple[Rows, Scored], count: int) -> Head:
+def _over_micro_batches(function: Callable[[Any], TokenScores], x: tuple[Rows, Scored], count: int) -> TokenScores:
     """Apply a function to each micro-batch in turn and put its groups [G / count, ...] back in order."""
     if count == 1:
         return function(x)
@@ -286,21 +335,21 @@ def _over_micro_batches(function: Callable[[Any], Head], x: tuple[Rows, Scored],
 def _sum_gradients(
     function: Callable[[Params, Any], tuple[Array, Any]],
     params: Params,
-    x: tuple[Rows, Scored, *tuple[Head, ...]],
+    x: tuple[Rows, Scored, *tuple[TokenScores, ...]],
     count: int,
 ) -> tuple[tuple[Array, Any], Params]:
-    """Sum a function's value, what it returns beside it, and its gradient over the micro-batches, one at a time.
+    """Sum a function's value, its auxiliary output and its gradient over the micro-batches, one at a time.
 
-    A backward pass adds what it finds to the sum in place, layer by layer: no micro-batch has a gradient of its own,
+    A backward pass adds its gradient to the sum in place, layer by layer: no micro-batch has a gradient of its own,
     which would be as large as the parameters once more.
     """
     total = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
 
     def one(_: None, x: Any) -> tuple[None, tuple[Array, Any]]:
         pull: Any  # of a type that JAX does not tell
-        value, pull, beside_it = jax.vjp(lambda params: function(params, x), params, has_aux=True)
+        value, pull, auxiliary = jax.vjp(lambda params: function(params, x), params, has_aux=True)
         pull.with_refs(total)(jnp.ones_like(value))
-        return None, (value, beside_it)
+        return None, (value, auxiliary)
 
     _, values = jax.lax.scan(one, None, _micro_batches(x, count, x[1].slot.shape[0]))
     return jax.tree.map(lambda a: jnp.sum(a, axis=0), values), jax.tree.map(lambda ref: ref[...], total)

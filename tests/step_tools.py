@@ -9,21 +9,22 @@ import optax
 
 from slpojax import grid, step
 from slpojax.base import Model, Shapes, State
+from slpojax.grid import Grid
 from slpojax.objectives import Objective
+from slpojax.selectors import Selector
 
 
 class Prepared(NamedTuple):
-    """A train step, the state that it starts from, and where their arrays live."""
+    """A train step (state, frozen, batch) -> (state, metrics), the state that it starts from, and where it lives."""
 
     train_step: jax.stages.Wrapped
     state: State
     where: State
-    mesh: jax.sharding.Mesh
 
 
-def mesh_of(*sizes: int) -> jax.sharding.Mesh:
-    """A mesh of as many of the fake devices as the sizes ask for."""
-    return grid.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+def grid_of(*sizes: int) -> Grid:
+    """As many of the fake devices as the sizes ask for."""
+    return grid.make(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
 
 
 def prepare(
@@ -32,25 +33,20 @@ def prepare(
     optimizer: optax.GradientTransformation,
     shapes: Shapes,
     params,
+    devices: Grid,
     *,
-    mesh: jax.sharding.Mesh,
-    accumulate: int = 1,
+    selector: Selector | None = None,
+    donate: bool = True,
 ) -> Prepared:
     """Place the parameters and all that training adds to them on a mesh."""
     statistics = jax.tree.map(jnp.float32, objective.state)
     state = State(jnp.int32(0), params, optimizer.init(params), statistics, jax.random.key(0))
-    where, _ = grid.tree(mesh, model.sharding, state)
-    train_step = step.make_train_step(
-        model,
-        objective,
-        optimizer,
-        shapes,
-        accumulate=accumulate,
-        batch_devices=grid.batch_devices(mesh),
-        everywhere=grid.replicated(mesh),
-        state_sharding=where,
-    )
-    return Prepared(train_step, jax.tree.map(jax.device_put, state, where), where, mesh)
+    where, _ = grid.tree(devices.mesh, model.sharding, state)
+    optimizer = optax.with_extra_args_support(optimizer)
+    update = step.update(model, step.WHOLE, step.Method(objective, selector), optimizer, shapes, devices)
+    out = (where, devices.everywhere)
+    train_step = jax.jit(update, donate_argnums=0 if donate else (), out_shardings=out)
+    return Prepared(train_step, jax.tree.map(jax.device_put, state, where), where)
 
 
 def compiled(function: jax.stages.Wrapped, *inputs):

@@ -16,12 +16,12 @@ from slpojax.models.attention import Cells
 
 # Each as it runs on any device; small tiles, so that rows have several.
 IMPLEMENTATIONS = {
-    "blocks": tiles.blocks,
-    "gpu": partial(kernels.gpu, implementation="xla"),
-    "tpu": partial(kernels.tpu, tile=128, interpret=True),
+    "tiles": tiles.tiles,
+    "cudnn": partial(kernels.cudnn, implementation="xla"),
+    "splash": partial(kernels.splash, tile=128, interpret=True),
 }
 NAMES = tuple(IMPLEMENTATIONS)
-IMPLEMENTATIONS["whole"] = attention.whole
+IMPLEMENTATIONS["dense"] = attention.dense
 LENGTH, DIM = 320, 8  # no multiple of a TPU's tiles
 
 
@@ -88,7 +88,7 @@ def test_the_definition():
     logits = np.einsum("rlhd,rmhd->rhlm", query, key) / np.sqrt(DIM)
     weight = np.exp(logits) * seen(example, branch)[:, None]
     weight /= np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
-    out = pulled("whole")(example, branch, *arrays(0))[0]
+    out = pulled("dense")(example, branch, *arrays(0))[0]
     np.testing.assert_allclose(out, np.einsum("rhlm,rmhd->rlhd", weight, value), atol=1e-5)
 
 
@@ -96,13 +96,13 @@ def test_the_definition():
 def test_the_same_numbers(name):
     for seed in range(6):
         inputs = (*packed(seed), *arrays(seed))
-        for a, b in zip(pulled(name)(*inputs), pulled("whole")(*inputs), strict=True):
+        for a, b in zip(pulled(name)(*inputs), pulled("dense")(*inputs), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name):
-    exact = pulled("whole")(*packed(1), *arrays(1))
+    exact = pulled("dense")(*packed(1), *arrays(1))
     for a, b in zip(pulled(name, jnp.bfloat16)(*packed(1), *arrays(1, jnp.bfloat16)), exact, strict=True):
         assert a.dtype == jnp.bfloat16
         # 8 bits of mantissa in the operands and in the weights.
@@ -125,7 +125,7 @@ def test_tiles_where_nobody_sees_anybody_are_not_visited():
 def test_no_tile_is_left_out_of_unsorted_rows():
     rng = np.random.default_rng(0)
     example, branch = rng.integers(0, 4, (2, 4, LENGTH)).astype(np.int32)
-    for a, b in zip(*(pulled(name)(example, branch, *arrays(0)) for name in ("blocks", "whole")), strict=True):
+    for a, b in zip(*(pulled(name)(example, branch, *arrays(0)) for name in ("tiles", "dense")), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
 
 
@@ -172,7 +172,7 @@ def small():
 
 
 @cache
-def pulled_model(name: str = "blocks", remat: str = "none"):
+def pulled_model(name: str = "tiles", remat: str = "none"):
     """`pull_model`, compiled."""
     return compiled(partial(pull_model, attention=IMPLEMENTATIONS[name], remat=remat), *small())
 
@@ -185,7 +185,7 @@ def near(ours, theirs) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_gradients_of_parameters(name):
-    near(pulled_model(name)(*small()), pulled_model("whole")(*small()))
+    near(pulled_model(name)(*small()), pulled_model("dense")(*small()))
 
 
 @pytest.mark.parametrize("remat", ["layer", *(pytest.param(x, marks=pytest.mark.check) for x in ("dots", "offload"))])
@@ -195,25 +195,25 @@ def test_remat_changes_memory_and_no_number(remat):
     assert again.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", ["blocks", "tpu"])
+@pytest.mark.parametrize("name", ["tiles", "splash"])
 def test_rows_and_heads_over_devices(name):
     mesh = grid.make_mesh(2, 2, 2)
-    attend = partial(IMPLEMENTATIONS[name], mesh=mesh) if name == "tpu" else IMPLEMENTATIONS[name]
+    attend = partial(IMPLEMENTATIONS[name], grid=grid.of_mesh(mesh)) if name == "splash" else IMPLEMENTATIONS[name]
     specs = [PartitionSpec(("data", "fsdp"))] * 2 + [PartitionSpec(("data", "fsdp"), None, "tensor")] * 4
     shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
     inputs = jax.device_put((*packed(0), *arrays(0)), shardings)
     ours = compiled(partial(pull, attend), *inputs)
-    near(ours(*inputs), pulled("whole")(*packed(0), *arrays(0)))
+    near(ours(*inputs), pulled("dense")(*packed(0), *arrays(0)))
     # A device works on what it holds; all that it asks of the others is how many tiles they visit.
     text = ours.as_text()
     assert not [word for word in ("all-gather(", "all-to-all(", "collective-permute(") if word in text]
 
 
-def test_blocks_need_linear_memory_and_a_program_of_one_size():
+def test_tiles_need_linear_memory_and_a_program_of_one_size():
     def lower(length: int):
         array = jax.ShapeDtypeStruct((1, length, 2, DIM), jnp.float32)
         cells = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        return jax.jit(partial(pull, tiles.blocks)).lower(cells, cells, array, array, array, array)
+        return jax.jit(partial(pull, tiles.tiles)).lower(cells, cells, array, array, array, array)
 
     short, long = lower(1024), lower(4096)
     assert len(short.as_text().splitlines()) == len(long.as_text().splitlines())
@@ -224,8 +224,11 @@ def test_blocks_need_linear_memory_and_a_program_of_one_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "flash"}, "model.attention='flash'.*expected one of blocks, gpu, tpu, whole"),
-        ({"attention": "gpu"}, "cuDNN's, which has no float32; set model.dtype='bfloat16', or model.attention='block"),
+        ({"attention": "flash"}, "model.attention='flash'.*expected one of tiles, cudnn, splash, dense"),
+        (
+            {"attention": "cudnn"},
+            "model.attention='cudnn' has no float32; set model.dtype='bfloat16', or model.attention='tiles'",
+        ),
     ],
 )
 def test_an_implementation_that_is_not_there_is_an_error(options, message):
@@ -234,8 +237,8 @@ def test_an_implementation_that_is_not_there_is_an_error(options, message):
 
 
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match="model.attention='gpu'.*model.attention='blocks'"):
-        jax.eval_shape(partial(pull_model, attention="gpu", dtype="bfloat16"), *small())
+    with pytest.raises(ValueError, match="model.attention='cudnn'.*model.attention='tiles'"):
+        jax.eval_shape(partial(pull_model, attention="cudnn", dtype="bfloat16"), *small())
 
 
 @pytest.mark.check
@@ -251,5 +254,5 @@ def test_splash_attention_compiles_for_a_tpu(heads, groups, dim):
         jax.ShapeDtypeStruct((4, 1024, number, dim), jnp.bfloat16, sharding=split) for number in (heads, groups)
     )
     cells = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec("data")))
-    program = jax.jit(partial(pull, partial(kernels.tpu, mesh=mesh)))
+    program = jax.jit(partial(pull, partial(kernels.splash, grid=grid.of_mesh(mesh))))
     assert program.lower(cells, cells, queries, keys, keys, queries).compile().memory_analysis()

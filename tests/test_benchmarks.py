@@ -16,10 +16,10 @@ COMMANDS = (
     "objectives --model tiny --batch 2 --rounds 1 --only orpo_with_prompt",
     "candidates --model tiny --batch 2 --rounds 1 --candidates 2",
     "head --width 16 --tokens 256 --vocabulary 97 --rounds 1",
-    "attention --names blocks --rounds 1",
-    "attention --names tpu --topology v5e:2x2",
-    "attention --names gpu --topology h200:2",
-    "gpu --model tiny --check tiny --attention blocks --dtype float32 --remat none --lengths 1024 --tokens 4096 "
+    "attention --names tiles --rounds 1",
+    "attention --names splash --topology v5e:2x2",
+    "attention --names cudnn --topology h200:2",
+    "gpu --model tiny --check tiny --attention tiles --dtype float32 --remat none --lengths 1024 --tokens 4096 "
     "--product 64 --rounds 1",
     "memory --remat none layer --width 32 --layers 2 --heads 2 --rows 1 --rounds 1",
     "memory --configs sft_hh mcpo_nectar mcpo_ranked --off (none) --width 32 --layers 2 --heads 2",

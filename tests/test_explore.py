@@ -291,23 +291,21 @@ def dot(a, b):
 @functools.cache
 def diagnosed(name, candidates=2, mesh_sizes=(1, 1, 1), row_length=64):
     """Diagnostics of the batch under a reference that is the policy scaled by 0.9; and the objective."""
-    mesh = grid.make_mesh(*mesh_sizes, devices=jax.devices()[: int(np.prod(mesh_sizes))])
-    everywhere, split = grid.replicated(mesh), grid.batch_devices(mesh)
-    model, params, _, shapes, batch = setting(candidates, split, row_length)
+    devices = grid.make(*mesh_sizes, devices=jax.devices()[: int(np.prod(mesh_sizes))])
+    model, params, _, shapes, batch = setting(candidates, devices.devices, row_length)
     objective = objectives.build(name)
     ref = jax.jit(explore.scorer(model, shapes, batch))(jax.tree.map(lambda x: 0.9 * x, params))[0]
     diagnose = explore.make_diagnostics(
         model,
         objective,
         shapes,
-        rows_per_device=shapes.rows // split,
-        everywhere=everywhere,
-        forward_model=models.build(CONFIG, attention="whole") if row_length > SHORT else None,
+        devices,
+        forward_model=models.build(CONFIG, attention="dense") if row_length > SHORT else None,
     )
-    placed, _ = grid.tree(mesh, model.sharding, params)
+    placed, _ = grid.tree(devices.mesh, model.sharding, params)
     given = {"ref": ref, "score": batch.score, "label": batch.label, "weight": batch.weight}
     out = diagnose(
-        jax.tree.map(jax.device_put, params, placed), grid.put_batch(mesh, batch), given, None, jax.random.key(0)
+        jax.tree.map(jax.device_put, params, placed), grid.put_batch(devices, batch), given, None, jax.random.key(0)
     )
     return {key: float(value) for key, value in out.items()}, ref
 
@@ -389,7 +387,6 @@ def test_diagnostics_on_a_mesh_and_in_long_rows_equal_those_of_one_device():
 
 
 def test_one_candidate_has_no_pair():
-    everywhere = grid.replicated(grid.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     objective, shapes = objectives.build("sft.token_mean"), Shapes(1, 1, 4, 1, 16, 8)
     with pytest.raises(ValueError, match="compare two responses"):
-        explore.make_diagnostics(setting()[0], objective, shapes, rows_per_device=1, everywhere=everywhere)
+        explore.make_diagnostics(setting()[0], objective, shapes, grid.one_device())

@@ -53,7 +53,7 @@ def test_a_placed_batch_splits_its_rows_and_repeats_the_rest():
         ref=None,
         previous=None,
     )
-    placed = grid.put_batch(grid.make_mesh(2, 2, 2), batch)
+    placed = grid.put_batch(grid.make(2, 2, 2), batch)
     assert placed.rows.token.sharding.shard_shape((8, 5)) == (2, 5)
     assert placed.length.sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, placed, batch)

@@ -11,7 +11,7 @@ import pytest
 from goldens import make_models as witness
 from safetensors.numpy import load_file, save_file
 
-from slpojax import hf, models
+from slpojax import grid, hf, models
 
 CASES = ("neox_default", "neox_sequential_tied", "llama_grouped", "llama_tied", "qwen2")
 
@@ -65,6 +65,95 @@ def test_half_precision_files_are_widened_exactly(dtype, kind, tmp_path):
     assert written["architectures"] == ["LlamaForCausalLM"]
 
 
+def _watch(monkeypatch, name: str) -> list[np.ndarray]:
+    """What a function of `hf` returns from here on."""
+    function, returned = getattr(hf, name), []
+
+    def watched(*args):
+        returned.append(function(*args))
+        return returned[-1]
+
+    monkeypatch.setattr(hf, name, watched)
+    return returned
+
+
+def _on(mesh: tuple[int, int, int], model, params):
+    """Parameters as they lie on a mesh."""
+    where, _ = grid.tree(grid.make_mesh(*mesh), model.sharding, params)
+    return jax.tree.map(jax.device_put, params, where)
+
+
+MESHES = [(1, 8, 1), (2, 2, 2)]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("case", ["neox_default", "llama_tied"])
+def test_every_device_gets_its_slices_and_nothing_is_read_twice(case, mesh, tmp_path, monkeypatch):
+    config, model, params = _made(case)
+    hf.save(tmp_path, params, model, config)
+    slices, parts = _watch(monkeypatch, "_slice"), _watch(monkeypatch, "_read")
+    loaded = hf.load(tmp_path, model, grid.of_mesh(grid.make_mesh(*mesh)))
+    _equal(jax.tree.map(np.asarray, loaded), params)
+    expected = _on(mesh, model, params)
+    jax.tree.map(lambda a, b: _equal(a.sharding, b.sharding), loaded, expected)
+    assert sum(x.nbytes for x in slices) == sum(x.nbytes for x in jax.tree.leaves(params))
+    # The host has one device's part of one parameter at a time, and never all that is split.
+    assert max(x.nbytes for x in parts) == max(x.addressable_data(0).nbytes for x in jax.tree.leaves(expected))
+
+
+def test_names_of_one_tensor_are_compared_slice_by_slice(tmp_path, monkeypatch):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config)
+    tensors = load_file(tmp_path / hf.WEIGHTS)
+    table = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": table}, tmp_path / hf.WEIGHTS)
+    slices, split = _watch(monkeypatch, "_slice"), grid.of_mesh(grid.make_mesh(1, 8, 1))
+    _equal(jax.tree.map(np.asarray, hf.load(tmp_path, model, split)), params)
+    assert max(x.nbytes for x in slices) < table.nbytes
+    table = table.copy()
+    table[-1, -1] += 1
+    save_file(tensors | {"lm_head.weight": table}, tmp_path / hf.WEIGHTS)
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        hf.load(tmp_path, model, split)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_an_export_brings_one_layer_of_one_parameter_at_a_time(mesh, tmp_path, monkeypatch):
+    config, model, params = _made("neox_default")
+    hf.save(tmp_path / "host", params, model, config, shard_bytes=9000)
+    gathered = _watch(monkeypatch, "_gather")
+    hf.save(tmp_path / "mesh", _on(mesh, model, params), model, config, shard_bytes=9000)
+    files = sorted((tmp_path / "host").iterdir())
+    assert len(files) > 3
+    assert all(file.read_bytes() == (tmp_path / "mesh" / file.name).read_bytes() for file in files)
+    layers = [leaf if leaf.ndim < 2 else leaf[0] for leaf in jax.tree.leaves(params["layers"])]
+    assert max(x.nbytes for x in gathered) == max(x.nbytes for x in (*layers, params["embed"]["weight"]))
+
+
+def test_an_export_that_breaks_off_leaves_the_older_one(tmp_path, monkeypatch):
+    config, model, params = _made("llama_tied")
+    hf.save(tmp_path, params, model, config)
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    written = []
+
+    def full(tensors, file, metadata):
+        written.append(file)
+        if len(written) > 1:
+            raise OSError("no space left on device")
+        save_file(tensors, file, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "save_file", full)
+        with pytest.raises(OSError, match="no space"):
+            hf.save(tmp_path, params, model, config, shard_bytes=9000)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / ".part").mkdir()
+    (tmp_path / ".part" / "model-00001-of-00009.safetensors").write_text("of a process that was killed")
+    hf.save(tmp_path, params, model, config)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_a_second_save_leaves_no_old_files(tmp_path):
     config, model, params = _made("llama_tied")
     hf.save(tmp_path, params, model, config, shard_bytes=9000)
@@ -115,8 +204,8 @@ def test_old_buffers_and_the_other_name_of_the_head_are_known(neox):
         (["gpt_neox.final_layer_norm.bias"], {}, "Missing: gpt_neox.final_layer_norm.bias. Unknown: none"),
         (["embed_out.weight"], {}, "Missing: embed_out.weight or lm_head.weight"),
         ([], {"gpt_neox__layers__2__mlp__dense_h_to_4h__bias": np.ones(3)}, "Unknown: gpt_neox.layers.2.mlp"),
-        ([], {"gpt_neox__final_layer_norm__bias": np.ones(3, np.float32)}, r"final_layer_norm.bias is float32\[3\]"),
-        ([], {"gpt_neox__final_layer_norm__bias": np.ones(32, np.int8)}, r"final_layer_norm.bias is int8\[32\]"),
+        ([], {"gpt_neox__final_layer_norm__bias": np.ones(3, np.float32)}, r"final_layer_norm.bias is F32\[3\]"),
+        ([], {"gpt_neox__final_layer_norm__bias": np.ones(32, np.int8)}, r"final_layer_norm.bias is I8\[32\]"),
         ([], {"lm_head__weight": np.ones((97, 32), np.float32)}, "lm_head.weight differs from embed_out.weight"),
     ],
 )

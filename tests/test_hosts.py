@@ -10,7 +10,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from slpojax import logger
+from slpojax import metrics
 
 pytestmark = pytest.mark.check
 
@@ -55,7 +55,7 @@ def test_two_hosts_equal_one_and_resume(tmp_path):
     assert "resumed behind step 2 of 4" in shown[0] and "step" not in shown[1]
     # The first host alone reads and writes the reference's log-probs; the other one has them from it.
     assert "reference log-probs (train): read from" in shown[0] and not (folder / "two" / "cache1").exists()
-    one, two = (logger.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    one, two = (metrics.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
     key = {(row["split"], row["step"]): row for row in two}
     for row in one:
         for name in ("loss", "logps/chosen", "rewards/margins"):

@@ -1,11 +1,13 @@
 """The shape of the house: who may import whom, which keys there are, and that what the documents name exists."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import pathlib
 import pkgutil
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,23 +16,23 @@ import pytest
 
 import slpojax
 from configs import base
-from slpojax import settings
+from slpojax import defaults, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "slpojax"
 
+
+def floors() -> tuple[set[str], ...]:
+    """Return the modules of every floor, the lowest first, as README's table has them."""
+    rows = re.findall(r"^\| (\d), [^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == [*range(len(rows), 0, -1)], "floors are numbered from the top"
+    return tuple(set(re.findall(r"`(\w+)`", names)) for _, names in reversed(rows))
+
+
 # Imports point down only; within a floor, nobody imports a neighbour, but for base. Packages are one tenant each.
-FLOORS = (
-    {"base", "beside", "degrees", "masks", "named", "numerics"},
-    {"sequence", "logps", "grid", "optim", "checkpoint", "kept", "settings", "logger", "plots", "flops"},
-    {"objectives", "selectors", "models", "data"},
-    {"hf", "prompts", "reference", "step", "sampling"},
-    {"run"},
-    {"evaluate", "online", "explore", "judges", "worlds", "catalogue"},
-    {"measure"},
-    {"train", "generate", "export"},
-)
+FLOORS = floors()
 FLOOR = {tenant: floor for floor, tenants in enumerate(FLOORS) for tenant in tenants}
+PROGRAMS = len(FLOORS) - 1
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -41,10 +43,10 @@ KEYS = """
     data.eval_split data.format data.match_prompts data.max_length data.max_prompt_length data.mismatched data.order
     data.pack data.pairs data.path data.row_length data.rows data.split data.ties data.tokenizer data.too_long
     data.unpair diagnostics epochs eval_every export keep_best keep_last learning_rate log_every mesh.data
-    mesh.distributed mesh.fsdp mesh.tensor model.attention model.dtype model.path model.remat model.weights moments
-    objective.name optimizer.name output profile reference.batch_size reference.cache reference.every reference.mix
-    reference.mode reference.path reference.previous resume schedule seed selection selector.name steps tensorboard
-    wandb warmup_steps world
+    mesh.distributed mesh.fsdp mesh.tensor model.attention model.dtype model.family model.path model.remat model.weights
+    moments objective.name optimizer.name output profile reference.batch_size reference.cache reference.every
+    reference.mix reference.mode reference.path reference.previous resume schedule seed selection selector.name steps
+    tensorboard wandb warmup_steps world
 """.split()
 
 
@@ -67,6 +69,30 @@ def imports(path: pathlib.Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names) if module == "slpojax" else [module]
 
 
+def imports_of_modules(path: pathlib.Path, names: dict[str, pathlib.Path]) -> Iterator[str]:
+    """Every module of the package that a file imports when it is itself imported, by its full dotted name."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "slpojax":
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & names.keys()
+            yield from submodules
+            if len(submodules) < len(node.names):
+                yield node.module
+
+
+def functions(path: pathlib.Path) -> Iterator[tuple[str, int]]:
+    """Every function of a file, and how many lines of code it has."""
+    source = path.read_text().splitlines()
+    tree = ast.parse(path.read_text())
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    prose = {line for node in strings for line in range(node.lineno, node.end_lineno + 1)}
+    prose |= {number for number, line in enumerate(source, 1) if not line.strip() or line.strip().startswith("#")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, len(set(range(node.lineno, node.end_lineno + 1)) - prose)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     here = tenant(path)
@@ -78,7 +104,7 @@ def test_imports_point_down(path):
         assert top not in ("configs", "tests")
         if top == "slpojax" and rest and rest[0] != here:
             assert rest[0] in FLOOR, f"give {rest[0]!r} a floor in FLOORS"
-            floor = FLOOR["train"] if path.stem == "__main__" else FLOOR.get(here, 0)  # a __main__ is a program
+            floor = PROGRAMS if path.stem == "__main__" else FLOOR.get(here, 0)  # a __main__ is a program
             down = rest[0] == "base" or FLOOR[rest[0]] < floor
             assert down, f"{here} (floor {floor}) may not import {module}"
 
@@ -88,13 +114,45 @@ def test_modules_say_what_they_know_and_do_not_print(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "a module says what it knows and what it does not"
     calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if FLOOR.get(tenant(path), 0) < FLOOR["train"]:
+    if FLOOR.get(tenant(path), 0) < PROGRAMS:
         assert not {"print", "jax.debug.print", "debug.print"} & set(calls)
 
 
-def test_only_train_and_what_it_asks_see_a_config_dict():
-    users = {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))}
-    assert users <= {"settings", "worlds", *FLOORS[FLOOR["train"]]}
+def test_no_more_floors_than_seven_and_every_module_has_one():
+    assert len(FLOORS) <= 7 and sum(map(len, FLOORS)) == len(FLOOR), "a module stands on one floor"
+    assert FLOOR.keys() == {tenant(path) for path in MODULES} - {""}
+
+
+def test_no_two_modules_import_each_other():
+    """Within packages, too: the imports of all modules have an order."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    graph = {name: {of for of in imports_of_modules(path, names) if of != name} for name, path in names.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_sizes_of_files_and_functions():
+    """What a reader can hold in mind: code lines are those that are neither blank, nor comments, nor docstrings."""
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    lines = {name: count for name, count in lines.items() if count > 1}
+    too_long = {name: count for name, count in lines.items() if count > 450}
+    assert not too_long
+    assert statistics.median(lines.values()) <= 180
+    code = {f"{path.relative_to(ROOT)}:{name}": count for path in MODULES for name, count in functions(path)}
+    assert not {name: count for name, count in code.items() if count > 80}
+    assert code["slpojax/train.py:train"] <= 40 and lines["slpojax/train.py"] <= 150
+
+
+def test_only_acts_and_programs_see_a_config():
+    users = {
+        tenant(path) for path in MODULES if "Config" in path.read_text() and tenant(path) not in ("settings", "models")
+    }
+    assert users <= {"bench", *FLOORS[-3], *FLOORS[-2], *FLOORS[-1]}
+    assert {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))} <= {
+        "defaults",
+        "settings",
+        "simulate",
+        "worlds",
+    }
 
 
 def test_nothing_imports_torch():
@@ -107,13 +165,18 @@ def test_nothing_imports_torch():
 
 
 def test_the_option_surface():
-    assert settings._leaves(base.get_config().to_dict()) and set(settings._leaves(base.get_config().to_dict())) == set(
-        KEYS
-    )
+    assert settings.flat(base.get_config().to_dict()).keys() == set(KEYS)
+
+
+def test_keys_that_change_no_number_are_keys_or_groups_of_them():
+    listed = defaults.CHANGE_NO_NUMBER
+    assert len(set(listed)) == len(listed)
+    for name in listed:
+        assert name in KEYS or any(key.startswith(f"{name}.") for key in KEYS), name
 
 
 def test_every_key_has_a_comment():
-    lines = inspect.getsource(base.get_config).splitlines()
+    lines = inspect.getsource(defaults.get_config).splitlines()
     for number, line in enumerate(lines):
         if re.match(r"\s+c\.[\w.]+ = (?!ConfigDict\(\))", line):
             group = [lines[number - back] for back in (0, 1, 2)]  # a comment may cover the keys that follow it

@@ -240,7 +240,11 @@ def test_tables_cover_every_parameter(case):
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        ("llama", {"model_type": "lama"}, "model_type='lama'.*gpt_neox, llama, mistral, qwen2; the nearest: llama"),
+        (
+            "llama",
+            {"model_type": "lama"},
+            r"model_type='lama' is not known \(near: llama\); expected one of gpt_neox, llama, mistral, qwen2, or",
+        ),
         ("llama", {"hidden_act": "xielu"}, "hidden_act='xielu'.*silu"),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'.*linear, llama3"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "rope_type='linear' needs factor"),
@@ -273,8 +277,39 @@ def test_what_a_shorter_run_allows():
         models.build(CONFIGS["llama"], remat="full")
 
 
+FAMILY = """
+from slpojax.models import llama
+from slpojax.models.llama import NORM, TENSORS, Block
+
+ARCHITECTURES = {"other": "OtherForCausalLM"}
+
+
+class Config:
+    from_hf = staticmethod(lambda config, length: llama.Config.from_hf({**config, "model_type": "llama"}, length))
+"""
+
+
+def test_a_family_of_another_package(tmp_path, monkeypatch):
+    (tmp_path / "other_family.py").write_text(FAMILY)
+    (tmp_path / "no_family.py").write_text("Config = None")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = CONFIGS["llama"] | {"model_type": "other", "architectures": ["OtherForCausalLM"]}
+    model, same = models.build(config, family="other_family"), models.build(CONFIGS["llama"])
+    params, rows = jax.jit(same.init)(jax.random.key(0)), plain([[1, 2, 3]])
+    np.testing.assert_array_equal(logits_of(model, params, rows), logits_of(same, params, rows))
+    hf.save(tmp_path / "out", params, model, config)
+    assert hf.read_config(tmp_path / "out")["architectures"] == ["OtherForCausalLM"]
+    jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / "out", model), params)
+    with pytest.raises(ValueError, match="model_type='other' is not known.*or model.family=package.module"):
+        models.build(config)
+    with pytest.raises(ValueError, match="does not know model_type='llama'.*it knows other"):
+        models.build(CONFIGS["llama"], family="other_family")
+    with pytest.raises(ValueError, match="has no ARCHITECTURES, Block, NORM, TENSORS"):
+        models.build(config, family="no_family")
+
+
 def test_an_old_jax_does_not_offload_on_several_devices(monkeypatch):
     mesh = grid.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
     with pytest.raises(ValueError, match="offload' on 2 devices takes JAX 0.11.*Set model.remat='layer'"):
-        models.build(CONFIGS["llama"], remat="offload", mesh=mesh)
+        models.build(CONFIGS["llama"], remat="offload", grid=grid.of_mesh(mesh))

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import grid, models, objectives, prompts, settings, train
+from slpojax import grid, loop, models, objectives, prompts, settings, train
 
 
 def test_the_odds_are_the_ratio_of_two_known_densities():
@@ -49,31 +49,17 @@ def test_the_fit_is_the_minimum_and_prompts_that_do_not_differ_weigh_one():
 def test_a_prompt_is_the_mean_of_its_own_states_whatever_it_is_batched_with():
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))
-    mesh = grid.make_mesh(2, 2, 2)
-    where = {"rows": grid.split_rows(mesh), "everywhere": grid.replicated(mesh)}
+    devices = grid.make(2, 2, 2)
     listed = [np.array(ids, np.int32) for ids in ([1, 2, 3], [4], [5, 6, 7, 8, 9, 1], [2, 2], [3, 1])]
-    got = prompts.embed(model, params, listed, batch=4, **where)
+    got = prompts.embed(model, params, listed, batch=4, grid=devices)
     assert got.shape == (5, tiny.MODEL["hidden_size"])
     order = [4, 2, 0, 1, 3]
-    again = prompts.embed(model, params, [listed[i] for i in order], batch=4, **where)
+    again = prompts.embed(model, params, [listed[i] for i in order], batch=4, grid=devices)
     np.testing.assert_allclose(again, got[order], atol=1e-6)
     row = np.array([[5, 6, 7, 8, 9, 1]], np.int32)
     one, zero, place = np.ones_like(row), np.zeros_like(row), np.arange(6, dtype=np.int32)[None]
     hidden, _ = model.apply(params, prompts.Rows(row, place, one, zero), None)
     np.testing.assert_allclose(got[2], np.asarray(hidden)[0].mean(0), atol=1e-5)
-
-
-def test_what_was_computed_is_read_under_the_same_key_alone(tmp_path):
-    told, made = [], [np.float32([1, 2]), np.float32([3])]
-
-    def get(key, make):
-        return prompts.cached(tmp_path / "cache" / "weights.npz", key, make, told.append)
-
-    get({"a": "1"}, lambda: made)
-    kept = get({"a": "1"}, lambda: pytest.fail("computed again"))
-    jax.tree.map(np.testing.assert_array_equal, kept, made)
-    assert get({"a": "2"}, lambda: made[:1]) == made[:1]
-    assert [line.split(":")[1].split()[0] for line in told] == ["computing", "read", "computing"]
 
 
 @pytest.fixture
@@ -106,9 +92,9 @@ def configuration(folder, **changes):
 @pytest.mark.check
 def test_prompts_that_the_desirable_lack_weigh_less_in_training(labelled, capsys, monkeypatch):
     seen = []
-    batches = train.data.batches
+    batches = loop.data.batches
     monkeypatch.setattr(
-        train.data, "batches", lambda examples, *a, **k: (seen.append(examples), batches(examples, *a, **k))[1]
+        loop.data, "batches", lambda examples, *a, **k: (seen.append(examples), batches(examples, *a, **k))[1]
     )
     train.train(configuration(labelled))
     (examples,) = seen

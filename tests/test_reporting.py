@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import data, logger, run, settings, train
+from slpojax import bench, data, flops, grid, metrics, objectives, settings, step, tracing, train, training
 from slpojax.data.examples import Example
 
 MISS = "/jax/compilation_cache/cache_misses"
@@ -24,7 +24,7 @@ def go(folder, output, **changes):
     """Run the program; return its lines of metrics.jsonl."""
     values = tiny.changes(folder, output) | {"steps": 4, "eval_every": 0, "checkpoint_every": 2, "export": False}
     train.train(settings.resolve(base.get_config(), values | changes, choices=train.CHOICES))
-    return logger.read_jsonl(folder / output / "metrics.jsonl")
+    return metrics.read_jsonl(folder / output / "metrics.jsonl")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def no_cache_afterwards():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-    train.compilation_cache.reset_cache()
+    bench.compilation_cache.reset_cache()
 
 
 @pytest.mark.check
@@ -109,7 +109,7 @@ def profiler(monkeypatch):
     ids=str,
 )
 def test_a_trace_is_begun_and_ended_once(tmp_path, profiler, capsys, steps, seen, said):
-    trace = run.tracer(tmp_path, "3:5")
+    trace = tracing.tracer(tmp_path, "3:5")
     for n in steps:
         trace.before(n, None)
     trace.close()
@@ -125,7 +125,9 @@ def test_counts_are_those_of_the_examples():
     ]
     pairs, order = data.build(listed, candidates=2), np.arange(2)
     shapes = data.plan(pairs, [order], row_length=32)
-    found = run.counts(data.pack([pairs[int(i)] for i in order], shapes, order.astype(np.int32)), shapes)
+    found = training.counts(
+        data.pack([pairs[int(i)] for i in order], shapes, order.astype(np.int32)), shapes, grid.one_device()
+    )
     scored = sum(map(sum, responses))
     assert found == {
         "examples": 2,
@@ -141,4 +143,7 @@ def test_counts_are_those_of_the_examples():
     [(True, {"policy", "ref"}, 2), (True, {"kl"}, 2), (True, {"policy"}, 0), (False, {"policy", "ref"}, 0)],
 )
 def test_the_reference_costs_where_its_weights_are_asked_for(online, needs, cost):
-    assert train._reference_cost(online, frozenset(needs)) == cost
+    objective = objectives.build("sft.token_mean")._replace(needs=frozenset(needs))
+    one = {"tokens": 1, "scored": 0}
+    operations = training._operations((1, 0), step.Method(objective), False, online, one, one)
+    assert operations == flops.TRAIN + cost

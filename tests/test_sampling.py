@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slpojax import models
+from slpojax import grid, models
 from slpojax.base import Rows
 from slpojax.sampling import filter_logits, generate, score
 
@@ -103,6 +103,27 @@ def test_a_response_does_not_depend_on_its_batch(policy):
     assert [r.token.tolist() for r in same] == [r.token.tolist() for r in together]
     other = generate(*policy, PROMPTS, batch=1, **(settings | {"key": jax.random.key(9)}))
     assert [r.token.tolist() for r in other] != [r.token.tolist() for r in together]
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.check) for x in ((1, 8, 1), (8, 1, 1)))]
+)
+def test_a_mesh_samples_what_one_device_does(llama, sizes):
+    split = grid.of_mesh(grid.make_mesh(*sizes))
+    model = models.build(LLAMA, grid=split)
+    where, _ = grid.tree(split.mesh, model.sharding, llama[1])
+    params = jax.tree.map(jax.device_put, llama[1], where)
+    settings = dict(key=jax.random.key(2), max_new_tokens=8, eos=(EOS,))
+    one = generate(*llama, PROMPTS, batch=len(PROMPTS), **settings)
+    several = generate(model, params, PROMPTS, batch=len(PROMPTS), grid=split, **settings)
+    for ours, theirs in zip(several, one, strict=True):
+        np.testing.assert_array_equal(ours.token, theirs.token)
+        np.testing.assert_allclose(ours.logp, theirs.logp, atol=1e-5)
+        assert ours.finished == theirs.finished
+    tokens = [response.token for response in one]
+    again = score(model, params, PROMPTS, tokens, max_new_tokens=8, batch=3, grid=split)
+    for logp, response in zip(again, one, strict=True):
+        np.testing.assert_allclose(logp, response.logp, atol=1e-5)
 
 
 @pytest.mark.check

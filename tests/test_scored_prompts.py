@@ -9,13 +9,13 @@ import optax
 import pytest
 import tiny
 from model_tools import logits_of, plain
-from step_tools import compiled, mesh_of, prepare
+from step_tools import compiled, grid_of, prepare
 from test_rows import ragged, random_examples
 from test_train import configuration
 from test_train_candidates import RANKED
 
-from slpojax import data, explore, grid, logger, models, objectives, run, selectors, train
-from slpojax.base import ABSENT, Logps, Shapes
+from slpojax import data, explore, grid, metrics, models, objectives, selectors, step, train, training
+from slpojax.base import ABSENT, Frozen, Logps, Shapes
 from slpojax.data import orders, pipeline, planning, report, rows
 from slpojax.data.examples import Example
 
@@ -94,7 +94,7 @@ def test_a_plan_holds_the_prompts_of_every_batch(picks):
             batch = pipeline.make_batch(stored, shapes, index)
         here = (batch.scored.slot < end).sum(axis=1)
         assert here.sum() == batch.length.sum() + stored.lengths.prompt[index].sum() - 8
-        assert run.counts(batch, shapes)["scored"] == here.sum()
+        assert training.counts(batch, shapes, grid.one_device())["scored"] == here.sum()
         most, used = max(most, here.max()), used + here.sum()
     assert most <= shapes.scored
     if not picks:
@@ -170,13 +170,11 @@ def test_the_log_probs_are_those_of_the_text_read_alone():
 def test_the_diagnostics_gradient_has_the_prompts_in_it():
     """Pulled back example by example, it is the step's, which is one pass; responses alone have theirs as ever."""
     model, params, listed = setting()
-    shapes, mesh, objective = planned(listed, 5), mesh_of(1, 1, 1), objectives.build(NAME)
+    shapes, devices, objective = planned(listed, 5), grid_of(1, 1, 1), objectives.build(NAME)
     batch = data.pack(listed, shapes)
-    ready = prepare(model, objective, optax.sgd(0.0), shapes, params, mesh=mesh)
-    expected = compiled(ready.train_step, ready.state, None, batch)(ready.state, None, batch)[1]["grad_norm"]
-    diagnose = explore.make_diagnostics(
-        model, objective, shapes, rows_per_device=shapes.rows, everywhere=grid.replicated(mesh)
-    )
+    ready = prepare(model, objective, optax.sgd(0.0), shapes, params, devices)
+    expected = compiled(ready.train_step, ready.state, Frozen(), batch)(ready.state, Frozen(), batch)[1]["grad_norm"]
+    diagnose = explore.make_diagnostics(model, objective, shapes, devices)
     given = {name: getattr(batch, name) for name in ("ref", "score", "label", "weight")}
     got = diagnose(params, batch, given, None, jax.random.key(0))
     np.testing.assert_allclose(got["diagnostic/grad_norm"], expected, rtol=1e-5)
@@ -269,21 +267,23 @@ def losses(folder, output, **changes):
     """[(loss, nll_loss)] of the steps, then of the evaluations, of a run without a reference."""
     changes = {"objective.name": NAME, "reference.mode": "none", "export": False, "checkpoint_every": -1} | changes
     train.train(configuration(folder, output, **changes))
-    parts = (logger.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
+    parts = (metrics.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
     return [(row["loss"], row["nll_loss"]) for part in parts for row in part]
 
 
 @pytest.mark.parametrize("selection", ["together", "score_first"])
 def test_prompts_are_scored_where_the_objective_reads_them(folder, selection):
     stored = data.build(random_examples(0, 24), candidates=3)
-    part = run.Part("train", stored, report.make("", 24, report.tally(), stored, ""))
     config = configuration(folder, "", **{"data.row_length": 0}, selection=selection, steps=2)
-    plan = train._plan(config, selectors.build("random"), part, None, 1, True)
+    layouts = [
+        training.layout(config, step.Method(objectives.build(name), selectors.build("random")), [stored], grid_of(1))
+        for name in (NAME, "reference_free.orpo")
+    ]
+    plan = layouts[0]
     first = selection == "score_first"
     assert (plan.train.prompt > 0) != first and plan.scan.prompt == stored.lengths.prompt.max() - 1
     assert plan.picked.prompt == plan.scan.prompt if first else plan.picked is None
-    plan = train._plan(config, selectors.build("random"), part, None, 1)
-    assert not any(shapes.prompt for shapes in (plan.train, plan.scan, plan.picked) if shapes)
+    assert not any(shapes.prompt for shapes in layouts[1][3:] if shapes)
 
 
 @pytest.mark.check
@@ -291,7 +291,7 @@ def test_accumulation_and_what_is_scored_first_change_no_loss_of_a_run(folder):
     whole = losses(folder, "whole", steps=3, diagnostics=2)
     assert len(whole) == 5 and all(loss > likelihood > 0 for loss, likelihood in whole)
     assert whole[3] != whole[4]  # the held-out split, before and after
-    last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
+    last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
     assert last["diagnostic/grad_norm"] > 0
     np.testing.assert_allclose(losses(folder, "parts", steps=3, accumulate=16), whole, rtol=1e-5)
     ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "random", "steps": 3}

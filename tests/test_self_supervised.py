@@ -11,9 +11,10 @@ import step_tools
 import tiny
 
 from configs import base
-from slpojax import beside, degrees, hf, logger, logps, models, objectives, settings, train
+from slpojax import grid, hf, metrics, models, objectives, readers, scores, settings, train
 from slpojax.base import ABSENT, Logps, Rows, Scored, Shapes
 from slpojax.data import degrade
+from slpojax.readers import degrees
 
 K, T, C = 6, 4, 3
 LENGTHS = (4, 2, 3, 0, 1, 1)  # the copies of short responses are absent
@@ -132,7 +133,7 @@ def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     """Of packed responses as of the same responses alone, in the places of their tokens."""
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))
-    own = beside.linear(jax.random.key(1), degrees.sizes(width=WIDTH, classes=2))
+    own = readers.linear(jax.random.key(1), degrees.learned(readers.Sizes(1, WIDTH, 4), "degree"))
     token = np.array([[7, 8, 9, 3, 4, 5, 6, 0]], np.int32)
     rows = Rows(
         token,
@@ -142,13 +143,13 @@ def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     )
     source, target, slot = (np.array([ids], np.int32) for ids in ([2, 3, 4, 2], [3, 4, 5, 6], [0, 1, 2, 3]))
     scored, shapes = Scored(source, target, slot), Shapes(1, 2, 3, 1, 8, 4)
-    numbers = logps.head_function(model, shapes, rows_per_device=1, wanted=["degree"])
+    score = scores.token_scorer(model, shapes, grid.one_device(), ["degree"])
 
     def placed(params):
-        _, found = logps.place(numbers(params, rows, scored), scored, jnp.array([[3, 1]]), shapes)
+        _, found = scores.place(score(params, rows, scored), scored, jnp.array([[3, 1]]), shapes)
         return found["degree"][0, 0, 2, 1], found["degree"][0]
 
-    whole = params | {beside.KEY: {"degree": own}}
+    whole = params | {readers.KEY: {"degree": own}}
     grad, found = step_tools.compiled(jax.jit(jax.grad(placed, has_aux=True)), whole)(whole)
     hidden = np.asarray(jax.jit(lambda p: model.apply(p, rows, None)[0])(params), np.float64)[0]
     want = [[network(own, hidden[i]) for i in of] for of in ([2, 3, 4], [2])]
@@ -156,11 +157,13 @@ def test_it_reads_the_states_that_predict_and_its_gradient_reaches_them():
     np.testing.assert_allclose(found[1, :1], want[1], atol=1e-5)
     assert not np.any(found[1, 1:])
     for name in ("inner", "outer"):
-        assert np.any(grad[beside.KEY]["degree"][name]["weight"])
+        assert np.any(grad[readers.KEY]["degree"][name]["weight"])
     layers = jax.tree.leaves(grad["layers"])
     assert all(np.any(x) for x in layers) and not np.any(grad["head"]["weight"])
 
-    by_states = jax.grad(lambda x: degrees.logits(own, x[None, None])[0, 0, 1])(jnp.float32(hidden[4]))
+    by_states = jax.grad(lambda x: degrees.read({"degree": own}, x[None, None], ["degree"])["degree"][0, 0, 1])(
+        jnp.float32(hidden[4])
+    )
     step = 1e-6 * np.eye(WIDTH)
     slope = [(network(own, hidden[4] + e)[1] - network(own, hidden[4] - e)[1]) / 2e-6 for e in step]
     np.testing.assert_allclose(by_states, slope, atol=1e-5)
@@ -178,7 +181,7 @@ def run(folder, output, **changes):
     wanted = {"objective.name": "self_supervised.spo", "objective.gamma": 1.0, "data.degrade": 1, "mesh.fsdp": 1}
     values = tiny.changes(folder, output) | wanted | changes
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
-    rows = logger.read_jsonl(folder / output / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(folder / output / "metrics.jsonl", "train")
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 
@@ -216,5 +219,5 @@ def test_a_moving_reference_has_no_network(folder):
 @pytest.mark.check
 def test_diagnostics_look_at_the_pair_alone(folder):
     run(folder, "diagnosed", diagnostics=2, steps=2)
-    found = logger.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval")[-1]
+    found = metrics.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval")[-1]
     assert np.isfinite(found["diagnostic/cosine"]) and "diagnostic/effective_sample_size" not in found

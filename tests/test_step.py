@@ -14,10 +14,10 @@ import optax
 import pytest
 from model_tools import named
 from safetensors.numpy import load_file
-from step_tools import compiled, mesh_of, prepare
+from step_tools import compiled, grid_of, prepare
 
-from slpojax import data, grid, hf, logps, models, objectives, optim, step
-from slpojax.base import Batch, Logps, Model, Params, Shapes
+from slpojax import data, grid, head, hf, models, objectives, optim, scores, step
+from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
 from slpojax.data.examples import Example
 from slpojax.models import attention
 
@@ -82,29 +82,28 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 @functools.cache
 def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
-    objective, steps, mesh = objectives.build(name), 2, mesh_of(*mesh_sizes)
-    model = models.build(CONFIG, dtype=dtype, mesh=mesh)
+    objective, steps, devices = objectives.build(name), 2, grid_of(*mesh_sizes)
+    model = models.build(CONFIG, dtype=dtype, grid=devices)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
-    groups = grid.batch_devices(mesh) * accumulate
+    groups = devices.devices * accumulate
     prompts = "prompt" in objective.needs
     shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups, prompts=prompts)
     shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
     params, ref_params = (drawn(seed) for seed in (0, 1))
-    ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, mesh=mesh, accumulate=accumulate)
+    ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, devices)
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     batches = [
-        grid.put_batch(mesh, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
+        grid.put_batch(devices, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
         for index in order
     ]
     if "ref" in objective.needs and not online:
-        everywhere = grid.replicated(mesh)
-        in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
-        batches = [batch._replace(ref=in_order(ref_params, batch)) for batch in batches]
-    state, ref_params, seen = ready.state, ref_params if online else None, []
-    train_step = ready.train_step if lengths else compiled(ready.train_step, state, ref_params, batches[0])
+        in_order = scores.scorer(model, shapes, devices)
+        batches = [batch._replace(ref=in_order(ref_params, batch)[0]) for batch in batches]
+    state, frozen, seen = ready.state, Frozen(reference=ref_params if online else None), []
+    train_step = ready.train_step if lengths else compiled(ready.train_step, state, frozen, batches[0])
     for batch in batches:
-        state, metrics = train_step(state, ref_params, batch)
+        state, metrics = train_step(state, frozen, batch)
         seen.append({k: float(v) for k, v in metrics.items()})
     return seen, jax.tree.map(np.asarray, state.params), state
 
@@ -162,14 +161,14 @@ def test_eight_devices_equal_one(sizes):
 
 def test_weights_travel_between_devices_and_activations_stay():
     config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
-    mesh, length = mesh_of(1, 8, 1), attention.SHORT + 32
-    model, objective = models.build(config, mesh=mesh), objectives.build("sft.token_mean")
+    devices, length = grid_of(1, 8, 1), attention.SHORT + 32
+    model, objective = models.build(config, grid=devices), objectives.build("sft.token_mean")
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=length, pack=False, multiple_of=8)._replace(length=length)
-    batch = grid.put_batch(mesh, data.pack([pairs[i] for i in range(8)], shapes))
+    batch = grid.put_batch(devices, data.pack([pairs[i] for i in range(8)], shapes))
     params = jax.jit(model.init)(jax.random.key(0))
-    ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh)
-    inputs = (ready.state, None, batch)
+    ready = prepare(model, objective, optax.sgd(0.1), shapes, params, devices)
+    inputs = (ready.state, Frozen(), batch)
     # Some kernels say nothing of how their results are split, and then the weights' split by width would win.
     states = f"tensor<{shapes.rows}x{length}x{config['hidden_size']}xf32>"
     asked = re.findall(f"sharding_constraint .*{states}", ready.train_step.lower(*inputs).as_text())
@@ -218,15 +217,15 @@ def test_bfloat16_computes_and_float32_remembers():
 
 def test_no_array_of_the_step_holds_both_the_scored_tokens_and_the_vocabulary(monkeypatch):
     words, positions = 2003, 8  # prime: its parts are of one stretch
-    monkeypatch.setattr(logps, "POSITIONS_AT_ONCE", positions)
+    monkeypatch.setattr(head, "POSITIONS_AT_ONCE", positions)
     model = models.build(CONFIG | {"vocab_size": words})
     pairs = examples(8)
     shapes = data.plan(pairs, [np.arange(8)], row_length=32)  # attention takes little
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = data.pack([pairs[i] for i in range(8)], shapes)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
-    ready = prepare(model, objectives.build("dpo.sigmoid"), optax.sgd(1.0), shapes, zeros, mesh=mesh_of(1, 1, 1))
-    sizes = sizes_in(compiled(ready.train_step, ready.state, zeros, batch).as_text())
+    ready = prepare(model, objectives.build("dpo.sigmoid"), optax.sgd(1.0), shapes, zeros, grid_of(1, 1, 1))
+    sizes = sizes_in(compiled(ready.train_step, ready.state, Frozen(reference=zeros), batch).as_text())
     assert (words, CONFIG["hidden_size"]) in sizes and any(shapes.scored in shape for shape in sizes)
     largest = max(map(math.prod, sizes))
     assert largest < 0.5 * shapes.scored * words, [shape for shape in sizes if math.prod(shape) == largest]
@@ -267,10 +266,10 @@ def lowered(depth: int, shapes: Shapes, optimizer: optax.GradientTransformation)
     """The train step of a model of some depth on one device, lowered; and its state."""
     model, objective = models.build(CONFIG | {"num_hidden_layers": depth}), objectives.build("sft.token_mean")
     params = jax.jit(model.init)(jax.random.key(0))
-    ready = prepare(model, objective, optimizer, shapes, params, mesh=mesh_of(1, 1, 1))
+    ready = prepare(model, objective, optimizer, shapes, params, grid_of(1, 1, 1))
     pairs, index = examples(4), np.arange(4, dtype=np.int32)
     batch = data.pack([pairs[int(i)] for i in index], shapes, index)
-    return ready.train_step.lower(ready.state, None, batch), ready.state
+    return ready.train_step.lower(ready.state, Frozen(), batch), ready.state
 
 
 @pytest.mark.check
@@ -299,9 +298,9 @@ def test_micro_batches_add_up_their_gradients_in_place(name):
     pairs = examples(4)
     shapes = data.plan(pairs, [np.arange(4)], row_length=64, multiple_of=2)
     params, objective = jax.jit(model.init)(jax.random.key(0)), objectives.build(name)
-    ready = prepare(model, objective, optax.sgd(0.1), shapes, params, mesh=mesh_of(1, 1, 1), accumulate=2)
+    ready = prepare(model, objective, optax.sgd(0.1), shapes, params, grid_of(1, 1, 1))
     batch = data.pack([pairs[i] for i in range(4)], shapes)
-    temporary = ready.train_step.lower(ready.state, None, batch).compile().memory_analysis().temp_size_in_bytes
+    temporary = ready.train_step.lower(ready.state, Frozen(), batch).compile().memory_analysis().temp_size_in_bytes
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert temporary < 1.9 * held  # 1.6: the sum and activations; with a gradient of every micro-batch it was 2.4
 
@@ -352,19 +351,19 @@ def test_the_first_batch_equals_trl(trl, tmp_path):
         assert any(
             batch.rows.token[r, c : c + sum(map(len, ids))].tolist() == sum(ids, []) for r, c in place.tolist()
         ), example
-    mesh = mesh_of(1, 1, 1)
-    logps_of = logps.logps_function(trl.model, trl.shapes, rows_per_device=1, everywhere=grid.replicated(mesh))
+    devices = grid_of(1, 1, 1)
+    logps_of = scores.scorer(trl.model, trl.shapes, devices)
     # TRL's rows: the chosen of all four pairs, then the rejected; a log-prob stands before the token it predicts.
     scored = np.array(k["first_batch"]["completion_mask"])[:, 1:] == 1
     for who, params in (("policy", trl.params), ("ref", trl.ref_params)):
-        ours, theirs = logps_of(params, batch), np.array(k[f"first_batch_{who}_token_logps"])
+        ours, theirs = logps_of(params, batch)[0], np.array(k[f"first_batch_{who}_token_logps"])
         for row in range(8):
             got = np.asarray(ours.token)[row % 4, row // 4][: int(batch.length[row % 4, row // 4])]
             np.testing.assert_allclose(got, theirs[row][scored[row]], rtol=1e-5, atol=1e-5)
     ready = prepare(
-        trl.model, objectives.build("dpo.sigmoid", beta=0.1), optax.trace(0.0), trl.shapes, trl.params, mesh=mesh
+        trl.model, objectives.build("dpo.sigmoid", beta=0.1), optax.trace(0.0), trl.shapes, trl.params, devices
     )
-    state, metrics = ready.train_step(ready.state, trl.ref_params, batch)
+    state, metrics = ready.train_step(ready.state, Frozen(reference=trl.ref_params), batch)
     assert float(metrics["loss"]) == pytest.approx(k["first_batch_loss"], rel=1e-5)
     ours = named(state.optimizer.trace, trl.model, hf.read_config(trl.folder / "policy"), tmp_path / "gradient")
     theirs = load_file(trl.folder / "first_batch_grads.safetensors")
@@ -382,7 +381,8 @@ def test_ten_steps_equal_trl(trl, tmp_path, loss_type):
         "adamw", learning_rate=1e-3, schedule="constant", warmup_steps=0, total_steps=10, clip_norm=1.0
     )
     objective = objectives.build(f"dpo.{loss_type}", beta=run["config"].get("beta", 0.1))
-    ready = prepare(trl.model, objective, optimizer, trl.shapes, trl.params, mesh=mesh_of(1, 1, 1))
+    devices = grid_of(1, 1, 1)
+    ready = prepare(trl.model, objective, optimizer, trl.shapes, trl.params, devices)
     state = ready.state
     names = {"loss": "loss", "grad_norm": "grad_norm"} | {
         name: name
@@ -391,7 +391,7 @@ def test_ten_steps_equal_trl(trl, tmp_path, loss_type):
     log = [row for row in run["log"] if "loss" in row][:10]
     assert len(log) == 10
     for batch, expected in zip(trl.batches, log, strict=True):
-        state, metrics = ready.train_step(state, trl.ref_params, grid.put_batch(ready.mesh, batch))
+        state, metrics = ready.train_step(state, Frozen(reference=trl.ref_params), grid.put_batch(devices, batch))
         for ours, theirs in names.items():
             np.testing.assert_allclose(float(metrics[ours]), expected[theirs], rtol=1e-4, atol=1e-4, err_msg=ours)
     if loss_type == "sigmoid":

@@ -6,7 +6,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from configs import base
-from slpojax import logger, settings, train
+from slpojax import metrics, settings, train
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def run(folder, output, **changes):
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
     return [
         {"step": row["step"], **{k: v for k, v in row.items() if k == "loss" or "/" in k}}
-        for row in logger.read_jsonl(folder / output / "metrics.jsonl")
+        for row in metrics.read_jsonl(folder / output / "metrics.jsonl")
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_second_frozen_model(folder):
 @pytest.mark.check
 def test_diagnostics_look_at_the_gradients(folder):
     run(folder, "diagnosed", diagnostics=4)
-    for row in logger.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval"):
+    for row in metrics.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval"):
         assert -1 <= row["diagnostic/cosine"] <= 1 and row["diagnostic/norm_chosen"] > 0
         assert row["diagnostic/change_chosen"] > row["diagnostic/change_rejected"]
 
@@ -127,7 +127,7 @@ def test_a_mixture_logs_its_terms(folder):
 def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
     moving = {"reference.mode": "moving", "reference.every": 2, "reference.mix": 1.0, "eval_every": 1}
     whole = run(folder, "moving", **moving, steps=4, checkpoint_every=3)
-    held_out = [row for row in logger.read_jsonl(folder / "moving" / "metrics.jsonl", "eval")]
+    held_out = [row for row in metrics.read_jsonl(folder / "moving" / "metrics.jsonl", "eval")]
     margins = [row["rewards/margins"] for row in held_out]
     assert [margin == 0 for margin in margins] == [True, False, True, False, True]
     run(folder, "moved", **moving, steps=3, checkpoint_every=3)

@@ -1,6 +1,6 @@
 """However a batch is laid out and computed, the loss and the gradients are those of one response per row.
 
-The plain side reads one response at a time on one device, after its prompt and nothing else, with whole attention, the
+The plain side reads one response at a time on one device, after its prompt and nothing else, with dense attention, the
 log_softmax over all words and no remat; the objective sees one example at a time and Python means over the examples. It
 has the model's `apply` and the objective's function in common with the package, and nothing of the step, the head, the
 rows or the mesh.
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from step_tools import compiled, mesh_of, prepare
+from step_tools import compiled, grid_of, prepare
 from test_attention import IMPLEMENTATIONS
 
-from slpojax import data, grid, logps, models, objectives, reference
-from slpojax.base import ABSENT, Logps, Rows
+from slpojax import columns, data, grid, head, models, objectives, scores
+from slpojax.base import ABSENT, Frozen, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
@@ -68,7 +68,7 @@ CHOICES = {
     "pack": [True, False],
     "mesh": [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1), (1, 1, 4)],
     "accumulate": [1, 2, 4],
-    "attention": ["blocks", "gpu", "tpu", "whole"],
+    "attention": ["tiles", "cudnn", "splash", "dense"],
     # JAX 0.10.1 cannot offload on several devices.
     "remat": ["none", "dots", "layer", "offload" if jax.__version_info__ >= (0, 11) else "layer"],
     "cached": [True, False],
@@ -136,7 +136,7 @@ def plain_program(config: str):
     """(parameters, tokens [ROOM], where the response begins, direction) -> (log p, log(1 - p)) [RESPONSE], and the
     gradient by the parameters of their product with the direction.
     """
-    model = models.build(CONFIGS[config], attention="whole")
+    model = models.build(CONFIGS[config], attention="dense")
 
     def forward(params, tokens, start):
         one = jnp.ones((1, ROOM), jnp.int32)
@@ -230,9 +230,9 @@ def packed(draw: Draw, listed: list[Example], row_length: int):
 
 def package(draw: Draw, listed: list[Example], row_length: int):
     """The loss, and the gradient by the parameters, of one step."""
-    mesh, name = mesh_of(*draw.mesh), draw.attention
-    attend = partial(IMPLEMENTATIONS[name], mesh=mesh) if name == "tpu" else IMPLEMENTATIONS[name]
-    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat, mesh=mesh)
+    devices, name = grid_of(*draw.mesh), draw.attention
+    attend = partial(IMPLEMENTATIONS[name], grid=devices) if name == "splash" else IMPLEMENTATIONS[name]
+    model = models.build(CONFIGS[draw.config], attention=attend, remat=draw.remat, grid=devices)
     shapes, batch = packed(draw, listed, row_length)
     params, ref_params = (parameters(draw.config, seed) for seed in (1, 2))
     # Its state is the gradient: nothing is rounded against the parameters.
@@ -242,17 +242,15 @@ def package(draw: Draw, listed: list[Example], row_length: int):
         optax.trace(decay=0.0),
         shapes,
         params,
-        mesh=mesh,
-        accumulate=draw.accumulate,
+        devices,
     )
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     if draw.cached:
-        everywhere = grid.replicated(mesh)
-        in_order = logps.logps_function(model, shapes, rows_per_device=1, everywhere=everywhere)
-        scored = reference.compute(lambda batch: in_order(ref_params, grid.put_batch(mesh, batch)), [batch])
-        columns = reference.join(list(scored), batch.length)
-        batch, ref_params = data.pack(listed, shapes, ref=[columns[i] for i in range(len(listed))]), None
-    inputs = (ready.state, ref_params, grid.put_batch(mesh, batch))
+        in_order = scores.scorer(model, shapes, devices)
+        scored = columns.compute(lambda batch: in_order(ref_params, grid.put_batch(devices, batch))[0], [batch])
+        cached = columns.join(list(scored), batch.length)
+        batch, ref_params = data.pack(listed, shapes, ref=[cached[i] for i in range(len(listed))]), None
+    inputs = (ready.state, Frozen(reference=ref_params), grid.put_batch(devices, batch))
     state, metrics = compiled(ready.train_step, *inputs)(*inputs)
     return float(metrics["loss"]), state.optimizer.trace
 
@@ -263,7 +261,8 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     ids=described,
 )
 def test_the_same_loss_and_gradients_as_one_response_per_row(draw, monkeypatch):
-    monkeypatch.setattr(logps, "POSITIONS_AT_ONCE", draw.positions)
+    monkeypatch.setattr(head, "POSITIONS_AT_ONCE", draw.positions)
+    scores._scorer.cache_clear()
     listed, row_length = batch_of(draw)
     loss, gradient = package(draw, listed, row_length)
     expected, truth = plain(draw, listed)

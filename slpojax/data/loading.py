@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from slpojax import logger
+from slpojax import log
 from slpojax.data import (
     candidates,
     chain,
@@ -79,7 +79,7 @@ def load(
     read = sources.read(source.path, split=source.split, rows=source.rows)
     items: Iterable[Any] = enumerate(read.records, read.first)
     if len(read.records) >= _LONG:
-        items = logger.track(items, len(read.records), f"reading {source.path}")
+        items = log.track(items, len(read.records), f"reading {source.path}")
     tally = report.tally()
     for transform in (*ready, chain.settle(setup)):
         items = transform(items, tally)

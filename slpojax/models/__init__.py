@@ -2,30 +2,71 @@
 
 Knows how a family module becomes a `base.Model`; knows no objective. A family module has `ARCHITECTURES`
 (model type -> the class that an export names), `Config` (with `from_hf`), `Block`, `NORM` and `TENSORS`, the table that
-ties each parameter to its sharding and to the tensor of a checkpoint; everything else is shared.
+ties each parameter to its sharding and to the tensor of a checkpoint; everything else is shared. Every such module of
+this package is found by its model types, one of another package by its name.
 """
 
-import difflib
+import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from slpojax import base, grid
-from slpojax.models import gpt_neox, llama
-from slpojax.models.attention import Attend, Cache, empty_cache, whole
-from slpojax.models.kernels import gpu, tpu
+from slpojax import base, named
+from slpojax.grid import Grid
+from slpojax.models import kernels, tiles
+from slpojax.models.attention import Attend, Cache, dense, empty_cache
 from slpojax.models.layers import REMATS, Decoder
-from slpojax.models.tiles import blocks
 
-_FAMILIES = {model_type: family for family in (gpt_neox, llama) for model_type in family.ARCHITECTURES}
-ARCHITECTURES = gpt_neox.ARCHITECTURES | llama.ARCHITECTURES
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS: dict[str, Attend] = {"blocks": blocks, "gpu": gpu, "tpu": tpu, "whole": whole}
+ATTENTIONS: dict[str, Attend] = {
+    "tiles": tiles.tiles,
+    "cudnn": kernels.cudnn,
+    "splash": kernels.splash,
+    "dense": dense,
+}
+
+
+@cache
+def families() -> dict[str, ModuleType]:
+    """Return the family modules of this package by the model types that they know."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {model_type: module for module in modules for model_type in getattr(module, "ARCHITECTURES", ())}
+
+
+def find_family(model_type: str, name: str = "") -> Any:
+    """Return the module that knows a model type.
+
+    Args:
+        model_type: as config.json has it.
+        name: of the module, package and all, where it is none of this package's; "" searches these.
+
+    Raises:
+        ValueError: no module knows it.
+    """
+    if not name:
+        known = families()
+        if model_type not in known:
+            raise ValueError(
+                f"config.json: model_type={model_type!r} is not known{named.near(str(model_type), known)}; expected "
+                f"one of {', '.join(known)}, or model.family=package.module of a family that knows it."
+            )
+        return known[model_type]
+    family = importlib.import_module(name)
+    parts = ("ARCHITECTURES", "Config", "Block", "NORM", "TENSORS")
+    if absent := [part for part in parts if not hasattr(family, part)]:
+        raise ValueError(f"model.family={name!r} has no {', '.join(absent)}; see slpojax/models/llama.py for them.")
+    if model_type not in family.ARCHITECTURES:
+        raise ValueError(
+            f"model.family={name!r} does not know model_type={model_type!r} of config.json; it knows "
+            f"{', '.join(family.ARCHITECTURES)}."
+        )
+    return family
 
 
 def build(
@@ -33,24 +74,26 @@ def build(
     *,
     dtype: str = "float32",
     remat: str = "none",
-    attention: str | Attend = "blocks",
+    attention: str | Attend = "tiles",
     max_length: int | None = None,
-    mesh: Mesh | None = None,
+    grid: Grid | None = None,
+    family: str = "",
 ) -> base.Model:
     """The model that a config.json describes, as pure functions and two tables.
 
     Args:
         hf_config: the content of config.json.
         dtype: of the computation, float32 or bfloat16; parameters are float32 and cast on use.
-        remat: what the backward pass recomputes, from nothing to all of a layer: none, dots, layer, offload; see
-            `layers.REMATS`.
-        attention: the implementation, all with the same numbers: blocks (any device), gpu (cuDNN, bfloat16 only), tpu
-            (splash attention), whole (quadratic memory; the one to differentiate forward), or a function like
-            `attention.whole`.
+        remat: what the backward pass recomputes, from nothing to all of a layer: none, dots, layer, or offload, which
+            keeps the input of each layer in the host's memory.
+        attention: the kernel, all with the same numbers: tiles (any device), cudnn (GPUs, bfloat16 only), splash
+            (TPUs), dense (quadratic memory; the one to differentiate forward), or a function (query, key, value,
+            reader, read) like `attention.dense`.
         max_length: longest sequence of the run. Only two options of a config look at it: dynamic rope scaling (see
             `rotary.frequencies`) and sliding windows, which are refused where they would matter. None means
             `max_position_embeddings`.
-        mesh: over which the rows will be split; None for one device.
+        grid: over whose devices the rows will be split; None for one device.
+        family: the module of a family outside of this package; "" finds one of the package by its model type.
 
     Returns:
         The model.
@@ -64,48 +107,24 @@ def build(
         >>> sorted(jax.eval_shape(build(config).init, jax.random.key(0)))
         ['embed', 'final_norm', 'head', 'layers']
     """
-    model_type = hf_config.get("model_type")
-    if model_type not in _FAMILIES:
-        near = difflib.get_close_matches(str(model_type), _FAMILIES)
-        raise ValueError(
-            f"config.json: model_type={model_type!r} is not known; expected one of {', '.join(_FAMILIES)}"
-            + (f"; the nearest: {', '.join(near)}." if near else ".")
-        )
-    names: dict[str, tuple[Any, Mapping[str, Any]]] = {
-        "dtype": (dtype, _DTYPES),
-        "remat": (remat, REMATS),
-        "attention": (attention, ATTENTIONS),
-    }
-    for name, (value, allowed) in names.items():
-        if value not in allowed and not callable(value):
-            raise ValueError(f"model.{name}={value!r} is not known; expected one of {', '.join(allowed)}.")
-    if attention == "gpu" and dtype != "bfloat16":
-        raise ValueError(
-            f"model.attention='gpu' is cuDNN's, which has no {dtype}; set model.dtype='bfloat16', or "
-            "model.attention='blocks'."
-        )
-    if remat == "offload" and mesh is not None and mesh.size > 1 and jax.__version_info__ < (0, 11):
-        raise ValueError(
-            f"model.remat='offload' on {mesh.size} devices takes JAX 0.11, which takes Python 3.12; this is JAX "
-            f"{jax.__version__}. Set model.remat='layer'."
-        )
+    module = find_family(hf_config.get("model_type", ""), family)
+    _check(dtype, remat, attention, grid)
     attend = ATTENTIONS[attention] if isinstance(attention, str) else attention
-    if attention == "tpu":
-        attend = partial(attend, mesh=mesh)
-    family: Any = _FAMILIES[model_type]
-    config = family.Config.from_hf(hf_config, max_length)
-    module = Decoder(family.Block, family.NORM, config, _DTYPES[dtype], attend, remat, _pin(mesh))
+    if attention == "splash":
+        attend = partial(attend, grid=grid)
+    config = module.Config.from_hf(hf_config, max_length)
+    decoder = Decoder(module.Block, module.NORM, config, _DTYPES[dtype], attend, remat, _pin(grid))
 
     def init(key: base.Key) -> base.Params:
         one = jnp.ones((1, 1), jnp.int32)
-        return module.init(key, base.Rows(one, one, one, one))["params"]
+        return decoder.init(key, base.Rows(one, one, one, one))["params"]
 
     def apply(params: base.Params, rows: base.Rows, cache: Cache | None = None) -> tuple[base.Array, Cache | None]:
-        return module.apply({"params": params}, rows, cache)[:2]
+        return decoder.apply({"params": params}, rows, cache)[:2]
 
     def layers(params: base.Params, rows: base.Rows, read: Callable[[base.Array], Any]) -> tuple[base.Array, Any]:
-        hidden, _, found = module.apply({"params": params}, rows, None, read)
-        return hidden, found
+        hidden, _, readings = decoder.apply({"params": params}, rows, None, read)
+        return hidden, readings
 
     def unembed(params: base.Params) -> base.Array:
         return params["embed" if config.tied else "head"]["weight"].T
@@ -113,17 +132,39 @@ def build(
     def cache_of(rows: int, length: int) -> Cache:
         return empty_cache(config.layers, rows, length, config.kv_heads, config.head_dim, _DTYPES[dtype])
 
-    tensors = _tensors(family.TENSORS, init, config.tied)
+    tensors = _tensors(module.TENSORS, init, config.tied)
     rules = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
     return base.Model(init, apply, layers, unembed, cache_of, rules, tensors)
 
 
-def _pin(mesh: Mesh | None) -> Callable[[base.Array], base.Array]:
+def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -> None:
+    """Refuse options that there are not, and those that do not go together."""
+    for name, value, allowed in (
+        ("dtype", dtype, _DTYPES),
+        ("remat", remat, REMATS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if value not in allowed and not callable(value):
+            raise ValueError(
+                f"model.{name}={value!r} is not known{named.near(str(value), allowed)}; expected one of "
+                f"{', '.join(allowed)}."
+            )
+    if attention == "cudnn" and dtype != "bfloat16":
+        raise ValueError(
+            f"model.attention='cudnn' has no {dtype}; set model.dtype='bfloat16', or model.attention='tiles'."
+        )
+    if remat == "offload" and grid is not None and grid.mesh.size > 1 and jax.__version_info__ < (0, 11):
+        raise ValueError(
+            f"model.remat='offload' on {grid.mesh.size} devices takes JAX 0.11, which takes Python 3.12; this is JAX "
+            f"{jax.__version__}. Set model.remat='layer'."
+        )
+
+
+def _pin(grid: Grid | None) -> Callable[[base.Array], base.Array]:
     """Return what keeps arrays split by rows, where the devices divide them."""
-    if mesh is None or mesh.size == 1:
+    if grid is None or grid.mesh.size == 1:
         return lambda x: x
-    where, devices = grid.split_rows(mesh), grid.batch_devices(mesh)
-    return lambda x: x if x.shape[0] % devices else jax.lax.with_sharding_constraint(x, where)
+    return lambda x: x if x.shape[0] % grid.devices else jax.lax.with_sharding_constraint(x, grid.rows)
 
 
 def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """Who sees whom in packed rows, attention over what is seen, and the cache of a decoder.
 
-Knows rows, cells and heads; knows no family and no rotary embedding. `whole` is the definition; every other
+Knows rows, cells and heads; knows no family and no rotary embedding. `dense` is the definition; every other
 implementation is a function of the same signature that gives the same numbers.
 """
 
@@ -13,14 +13,14 @@ from jax import lax
 
 from slpojax.base import Array, Bool, Float, Int, Rows
 
-Attend: TypeAlias = Callable[..., Array]  # (query, key, value, reader, read) -> as `whole`
+Attend: TypeAlias = Callable[..., Array]  # (query, key, value, reader, read) -> as `dense`
 
 # Rows of up to so many tokens, and calls with a cache, attend all at once whatever the implementation.
 SHORT = 128
 UNSEEN = -1e30  # far below any logit, yet finite
 
 # Names under which remat policies find what attention keeps for its backward pass, and the input of a block.
-KEPT, INPUT = "attention", "input"
+SAVED, INPUT = "attention", "input"
 
 
 class Cells(NamedTuple):
@@ -89,7 +89,7 @@ def empty_cache(layers: int, rows: int, length: int, heads: int, head_dim: int, 
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), cells, cells, jnp.zeros((), jnp.int32))
 
 
-def look(rows: Rows, cache: Cache | None) -> Sight:
+def view(rows: Rows, cache: Cache | None) -> Sight:
     """Where the tokens of this call stand, and the cells they may read.
 
     Args:
@@ -161,8 +161,8 @@ def sees(reader: Cells, read: Cells) -> Bool[Array, "R L M"]:
     Every query sees itself: padding, which nobody else sees, then has a softmax of one logit instead of none.
     """
     example, branch, place = (  # [R, L, 1] and [R, 1, M]
-        (own[:, :, None], other[:, None, :])
-        for own, other in (
+        (a[:, :, None], b[:, None, :])
+        for a, b in (
             (reader.example, read.example),
             (reader.branch, read.branch),
             (reader.place, read.place),
@@ -172,7 +172,7 @@ def sees(reader: Cells, read: Cells) -> Bool[Array, "R L M"]:
     return (same & (place[0] >= place[1]) & ((branch[1] == 0) | (branch[0] == branch[1]))) | (place[0] == place[1])
 
 
-def whole(
+def dense(
     query: Float[Array, "R L H d"],
     key: Float[Array, "R M G d"],
     value: Float[Array, "R M G d"],

@@ -10,16 +10,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from slpojax.base import Array, Float
-from slpojax.models.attention import KEPT, SHORT, Cells, pad_length, sees, whole
+from slpojax.grid import Grid
+from slpojax.models.attention import SAVED, SHORT, Cells, dense, pad_length, sees
 
 LANES = 128  # a TPU's lanes: splash attention wants rows, and tiles, of whole multiples
 TILE = 512  # the largest side of a tile of splash attention
 
 
-def gpu(
+def cudnn(
     query: Float[Array, "R L H d"],
     key: Float[Array, "R M G d"],
     value: Float[Array, "R M G d"],
@@ -28,17 +29,17 @@ def gpu(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "R L H d"]:
-    """Attend as `attention.whole` does, with `jax.nn.dot_product_attention`.
+    """Attend as `attention.dense` does, with `jax.nn.dot_product_attention`.
 
     cuDNN's flash attention wants bfloat16, a head_dim that is a multiple of 8 and at most 256 (128 before Hopper), and
     an even length, to which rows are padded.
 
     Args:
         query: [R, L, H, d].
-        key: [R, M, G, d].
+        key: [R, M, G, d]; G divides H.
         value: [R, M, G, d].
-        reader: the cells of the queries.
-        read: the cells of the keys.
+        reader: the cells of the queries, [R, L].
+        read: the cells of the keys, [R, M].
         implementation: cudnn, or xla, which runs anywhere and takes any dtype.
 
     Raises:
@@ -46,7 +47,7 @@ def gpu(
     """
     length = query.shape[1]
     if length != key.shape[1] or length <= SHORT:
-        return whole(query, key, value, reader, read)
+        return dense(query, key, value, reader, read)
     query, key, value, example, branch = pad_length(2, query, key, value, reader.example, reader.branch)
     cells = Cells(jnp.arange(query.shape[1])[None], example, branch)
     try:
@@ -60,52 +61,52 @@ def gpu(
         )
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"model.attention='gpu': cuDNN does not take {query.dtype} queries of {query.shape} here ({error}). "
-            "Choose model.dtype='bfloat16' on an NVIDIA GPU, or model.attention='blocks'."
+            f"model.attention='cudnn': cuDNN does not take {query.dtype} queries of {query.shape} here ({error}). "
+            "Choose model.dtype='bfloat16' on an NVIDIA GPU, or model.attention='tiles'."
         ) from error
     return out[:, :length]
 
 
-def tpu(
+def splash(
     query: Float[Array, "R L H d"],
     key: Float[Array, "R M G d"],
     value: Float[Array, "R M G d"],
     reader: Cells,
     read: Cells,
     *,
-    mesh: Mesh | None = None,
+    grid: Grid | None = None,
     tile: int = TILE,
     interpret: bool = False,
 ) -> Float[Array, "R L H d"]:
-    """Attend as `attention.whole` does, with splash attention.
+    """Attend as `attention.dense` does, with splash attention.
 
     Args:
         query: [R, L, H, d]; scaled in float32 and rounded once more, if it is bfloat16.
-        key: [R, M, G, d].
+        key: [R, M, G, d]; G divides H.
         value: [R, M, G, d].
-        reader: the cells of the queries.
-        read: the cells of the keys.
-        mesh: over which rows and heads are split, as in `slpojax.grid`; the compiler cannot split a Pallas kernel
-            itself. None for one device.
+        reader: the cells of the queries, [R, L].
+        read: the cells of the keys, [R, M].
+        grid: over whose devices rows and heads are split, which the compiler cannot do for a Pallas kernel; None for
+            one device.
         tile: the largest side of a tile, a multiple of 128.
         interpret: run the kernel's program on any device, slowly.
     """
     length, heads, dim = query.shape[1:]
     if length != key.shape[1] or length <= SHORT:
-        return whole(query, key, value, reader, read)
+        return dense(query, key, value, reader, read)
     query = (query.astype(jnp.float32) * dim**-0.5).astype(query.dtype)
     arrays = pad_length(LANES, query, key, value, reader.example, reader.branch)
-    attend = partial(_splash, most=tile, interpret=interpret)
-    if mesh is not None and mesh.size > 1:
+    attend = partial(_kernel, most=tile, interpret=interpret)
+    if grid is not None and grid.mesh.size > 1:
         # Heads are split as the weights that make them are; where they cannot be, every device has them all.
-        tensor = "tensor" if key.shape[2] % mesh.shape["tensor"] == 0 else None
-        cells, states = PartitionSpec(("data", "fsdp"), None), PartitionSpec(("data", "fsdp"), None, tensor, None)
-        specs = (states, states, states, cells, cells)
-        attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=states, check_vma=False)
+        tensor = "tensor" if key.shape[2] % grid.mesh.shape["tensor"] == 0 else None
+        states = PartitionSpec(*grid.rows.spec, None, tensor)
+        specs = (states, states, states, grid.rows.spec, grid.rows.spec)
+        attend = jax.shard_map(attend, mesh=grid.mesh, in_specs=specs, out_specs=states, check_vma=False)
     return attend(*arrays)[:, :length]
 
 
-def _splash(
+def _kernel(
     query: Array, key: Array, value: Array, example: Array, branch: Array, *, most: int, interpret: bool
 ) -> Array:
     # Pallas and its TPU compiler take a while to import, and nobody else needs them.
@@ -123,7 +124,7 @@ def _splash(
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
-            residual_checkpoint_name=KEPT,
+            residual_checkpoint_name=SAVED,
             interpret=interpret,
         )
         # It has made an array of this flag and asks it in Python; under a scan that array has no value yet.

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from slpojax.base import Array, Float, Rows
-from slpojax.models.attention import INPUT, KEPT, Attend, Cache, look, remember
+from slpojax.models.attention import INPUT, SAVED, Attend, Cache, remember, view
 from slpojax.models.rotary import angles
 
 
@@ -132,7 +132,7 @@ REMATS: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
     # The products with weights and what attention keeps of its forward pass: norms, activations and rotations again.
     "dots": _again(
         _policies.save_from_both_policies(
-            _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(KEPT)
+            _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(SAVED)
         )
     ),
     # The block's input: the whole block again, a third more work in all.
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         norm: the family's norm, made from eps.
         config: the family's Config.
         dtype: the compute dtype.
-        attend: see `attention.whole`.
+        attend: see `attention.dense`.
         remat: one of `REMATS`.
         pin: keeps hidden states [R, L, D] split by rows over the devices. Left to itself a compiler may split them by
             width, as the weights are, and send activations around instead of weights.
@@ -184,10 +184,10 @@ class Decoder(nn.Module):
             x = Table(c.vocabulary, c.width, c.scale, name="embed")()[rows.token].astype(self.dtype)
         if not c.tied:
             Table(c.vocabulary, c.width, c.scale, name="head")()
-        sight, turn = look(rows, cache), angles(rows.position, c.frequencies)
+        sight, turn = view(rows, cache), angles(rows.position, c.frequencies)
 
-        def one(block: nn.Module, x: Array, past: Any, view: Any) -> tuple[Array, Any]:
-            x, new = block(self.pin(x), past, view)
+        def one(block: nn.Module, x: Array, past: Any, shared: Any) -> tuple[Array, Any]:
+            x, new = block(self.pin(x), past, shared)
             return x, (new, read and read(x))
 
         stack = nn.scan(
@@ -198,7 +198,7 @@ class Decoder(nn.Module):
             length=c.layers,
         )
         block = REMATS[self.remat](self.block)(c, self.dtype, self.attend, name="layers")
-        x, (new, found) = stack(block, x, None if cache is None else (cache.key, cache.value), (turn, sight))
+        x, (new, readings) = stack(block, x, None if cache is None else (cache.key, cache.value), (turn, sight))
         with jax.named_scope("final_norm"):
             x = self.norm(c.eps, name="final_norm")(self.pin(x))
-        return x, None if cache is None else remember(cache, sight, *new), found
+        return x, None if cache is None else remember(cache, sight, *new), readings

@@ -5,7 +5,7 @@ tiles in which somebody sees somebody, which in packed rows are few: about a qua
 of 1,024 tokens. The softmax is taken online, and the backward pass makes the weights again from the log-sum-exp that
 the forward pass keeps (Dao, Fu, Ermon, Rudra, Re: FlashAttention, 2022, arXiv:2205.14135). The loop is a `while` with
 as many rounds as the fullest row has tiles, so that the program is the same for every length, and reverse mode is its
-own; forward mode (`jax.jvp`) is not: ask for `attention.whole` there.
+own; forward mode (`jax.jvp`) is not: ask for `attention.dense` there.
 """
 
 import jax
@@ -15,30 +15,30 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from slpojax.base import Array, Float, Int
-from slpojax.models.attention import KEPT, SHORT, UNSEEN, Cells, pad_length, sees, whole
+from slpojax.models.attention import SAVED, SHORT, UNSEEN, Cells, dense, pad_length, sees
 
 BLOCK = 64  # of queries, and of keys: on a CPU 64 is a little faster than 128, and 32 is slower
 
 
-def blocks(
+def tiles(
     query: Float[Array, "R L H d"],
     key: Float[Array, "R M G d"],
     value: Float[Array, "R M G d"],
     reader: Cells,
     read: Cells,
 ) -> Float[Array, "R L H d"]:
-    """Attend as `attention.whole` does, tile by tile."""
+    """Attend as `attention.dense` does, tile by tile."""
     rows, length, heads, dim = query.shape
     if length != key.shape[1] or length <= SHORT:
-        return whole(query, key, value, reader, read)
+        return dense(query, key, value, reader, read)
     query, key, value, example, branch = pad_length(BLOCK, query, key, value, reader.example, reader.branch)
-    tiles = query.shape[1] // BLOCK
+    number = query.shape[1] // BLOCK
 
     def cut(x: Array) -> Array:  # [R, L, H, d] -> [R, tiles, G, H / G, BLOCK, d]
-        x = x.reshape(rows, tiles, BLOCK, key.shape[2], -1, dim)
+        x = x.reshape(rows, number, BLOCK, key.shape[2], -1, dim)
         return jnp.moveaxis(x, 2, 4)
 
-    cells = jnp.stack([x.reshape(rows, tiles, BLOCK) for x in (example, branch)], axis=2)
+    cells = jnp.stack([x.reshape(rows, number, BLOCK) for x in (example, branch)], axis=2)
     out = _attend(cut(query), cut(key)[:, :, :, 0], cut(value)[:, :, :, 0], cells)
     return jnp.moveaxis(out, 4, 2).reshape(rows, -1, heads, dim)[:, :length]
 
@@ -49,12 +49,12 @@ def _attend(query: Array, key: Array, value: Array, cells: Array) -> Array:
 
 
 def _forward(query: Array, key: Array, value: Array, cells: Array) -> tuple[Array, tuple[Array, ...]]:
-    rows, tiles, *heads, dim = query.shape  # heads: G, H / G, BLOCK
-    own, other, count = visits(cells)
+    rows, number, *heads, dim = query.shape  # heads: G, H / G, BLOCK
+    of_query, of_key, count = visits(cells)
 
     def visit(t: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         out, lse, total, norm, top, last = carry
-        i, j = own[:, t], other[:, t]
+        i, j = of_query[:, t], of_key[:, t]
         new = _wide(i != last, 4)
         norm, top, total = jnp.where(new, 0.0, norm), jnp.where(new, UNSEEN, top), jnp.where(new[..., None], 0.0, total)
         logits = _logits(_at(query, i), _at(key, j), _seen(cells, i, j, t < count))
@@ -66,21 +66,21 @@ def _forward(query: Array, key: Array, value: Array, cells: Array) -> tuple[Arra
         return out, lse, total, norm, higher, i
 
     one = jnp.zeros((rows, *heads), jnp.float32)
-    begin = (jnp.zeros_like(query), jnp.zeros((rows, tiles, *heads)), jnp.zeros((*one.shape, dim)), one, one)
+    begin = (jnp.zeros_like(query), jnp.zeros((rows, number, *heads)), jnp.zeros((*one.shape, dim)), one, one)
     out, lse, *_ = lax.fori_loop(0, count.max(), visit, (*begin, jnp.full(rows, -1)))
-    out, lse = checkpoint_name(out, KEPT), checkpoint_name(lse, KEPT)
+    out, lse = checkpoint_name(out, SAVED), checkpoint_name(lse, SAVED)
     return out, (query, key, value, cells, out, lse)
 
 
-def _backward(kept: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
-    query, key, value, cells, out, lse = kept
-    own, other, count = visits(cells)
+def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
+    query, key, value, cells, out, lse = saved
+    of_query, of_key, count = visits(cells)
     scale = query.shape[-1] ** -0.5
     inner = jnp.einsum("rtghqd,rtghqd->rtghq", out, d_out, preferred_element_type=jnp.float32)
 
     def visit(t: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         d_query, d_key, d_value, total, last = carry
-        i, j = own[:, t], other[:, t]
+        i, j = of_query[:, t], of_key[:, t]
         q, k, v, d = _at(query, i), _at(key, j), _at(value, j), _at(d_out, i)
         weight = jnp.exp(_logits(q, k, _seen(cells, i, j, t < count)) - _at(lse, i)[..., None])
         d_weight = _product("rghqd,rgkd->rghqk", d, v)

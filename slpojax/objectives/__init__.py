@@ -33,9 +33,9 @@ What it gets. Its positional parameters name what it needs, among
     activity  [K, T] the mean over the vocabulary of the reference's logits there;
     layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out there;
     reward_mask, kl_mask  [K, T] learned masks, numbers from 0 on whose weights are trained beside the policy
-            (`slpojax.masks`); the gradient flows through these too. All four need the reference's weights as `kl` does.
+            (`slpojax.readers.masks`); the gradient flows through these too. All four need the reference's weights as `kl` does.
     degree  [K, T, C] logits of how much of a response was taken away, read off the policy's last states by a network
-            beside it (`slpojax.degrees`), for data that has such copies (`data.degrade`); the gradient flows to both.
+            beside it (`slpojax.readers.degrees`), for data that has such copies (`data.degrade`); the gradient flows to both.
     key     a random key of its own.
     state   running statistics; the parameter's default is their initial value, any tree of numbers.
 Its keyword-only parameters are its hyperparameters, Python numbers and strings with the paper's values as defaults.

@@ -197,7 +197,7 @@ def sparsepo(
     .. math:: L = -\log \sigma(\beta (v(y_w) - v(y_l))) + \lambda \sum_t (m_t(y_w) + m_t(y_l)), \quad
         v(y) = \sum_t m_t \Big(\log \frac{p(y_t)}{p_{ref}(y_t)} + KL_t\Big)
 
-    The mask, from 0 on, is a rectified linear map of what the reference's layers put out, `slpojax.masks`; its weights
+    The mask, from 0 on, is a rectified linear map of what the reference's layers put out, `slpojax.readers.masks`; its weights
     start at random and are trained with the policy's, by the same optimiser.
 
     Args:

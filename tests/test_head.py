@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import grid
 from slpojax.base import ABSENT, Scored, Shapes
-from slpojax.logps import POSITIONS_AT_ONCE, head, place, token_log_odds
+from slpojax.head import POSITIONS_AT_ONCE, positions_at_once, token_log_odds, token_scores
+from slpojax.scores import place
 
 R, L, S, D, V = 3, 40, 21, 16, 97
 
@@ -167,7 +168,7 @@ def test_every_number_and_its_gradients_equal_the_definitions(dtype, words, chun
     states = [jnp.asarray(x, dtype) for x in (hidden, reference[0])]
 
     def ours(hidden, unembed):
-        return head(hidden, unembed, scored, chunk=chunk, wanted=WANTED, reference=(states[1], reference[1]))
+        return token_scores(hidden, unembed, scored, chunk=chunk, requested=WANTED, reference=(states[1], reference[1]))
 
     got, grads = _pulled(ours, states[0], unembed, weights)
     with jax.enable_x64(True):
@@ -196,7 +197,7 @@ def test_certain_and_impossible_tokens_have_exact_gradients():
     scored = Scored(np.array([[0, 1]], np.int32), np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32))
 
     def value(hidden, k):
-        out = head(hidden, unembed, scored, chunk=2, wanted=("collision", "entropy"))
+        out = token_scores(hidden, unembed, scored, chunk=2, requested=("collision", "entropy"))
         return sum(x[0, k] for x in out.values()), out
 
     for k, sign in enumerate((1, -1)):
@@ -211,14 +212,18 @@ def test_certain_and_impossible_tokens_have_exact_gradients():
 
 def test_no_divergence_where_policy_and_reference_agree():
     hidden, unembed, scored = _case()
-    out = jax.jit(lambda: head(hidden, unembed, scored, chunk=8, wanted=("kl",), reference=(hidden, unembed)))()
+    out = jax.jit(
+        lambda: token_scores(hidden, unembed, scored, chunk=8, requested=("kl",), reference=(hidden, unembed))
+    )()
     assert not np.any(out["kl"])
 
 
 def test_activity_is_the_mean_of_the_references_logits():
     hidden, unembed, scored = _case()
     reference = _reference(hidden, unembed)
-    got = jax.jit(lambda: head(hidden, unembed, scored, chunk=8, wanted=("activity",), reference=reference))()
+    got = jax.jit(
+        lambda: token_scores(hidden, unembed, scored, chunk=8, requested=("activity",), reference=reference)
+    )()
     states = np.take_along_axis(np.float64(reference[0]), scored.source[..., None], 1)
     np.testing.assert_allclose(got["activity"], (states @ reference[1]).mean(-1), atol=1e-5)
 
@@ -300,3 +305,11 @@ def test_place_puts_every_token_at_its_slot_and_drops_the_unused():
     np.testing.assert_allclose(got.token, [[[expected[0], expected[1]], [0, 0]], [[0, 0], [expected[2], 0]]], rtol=1e-6)
     np.testing.assert_allclose(got.other[0, 0], np.log(1 / (1 + np.exp([0.5, -1.0]))), rtol=1e-6)
     assert got.other[0, 1, 0] == got.other[1, 1, 1] == np.float32(ABSENT)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu"])
+@pytest.mark.parametrize(("vocabulary", "positions"), [(97, 1024), (50304, 1024), (128256, 512), (262144, 256)])
+def test_an_accelerator_has_more_logits_at_once_up_to_a_bound_of_memory(platform, vocabulary, positions):
+    assert positions_at_once(platform, vocabulary) == positions
+    assert 4 * positions * vocabulary <= 2**28
+    assert positions_at_once("cpu", vocabulary) == POSITIONS_AT_ONCE

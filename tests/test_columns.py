@@ -1,7 +1,7 @@
 """The cache of a frozen model's log-probs: when it is read, what makes it worthless, and what a kill leaves of it."""
 
-import functools
 import os
+import re
 import shutil
 import threading
 
@@ -11,10 +11,10 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import data, grid, hf, models, reference, run, settings, train
-from slpojax.base import ABSENT, Logps
+from slpojax import bench, cached, columns, grid, scores, settings, train, training
+from slpojax import frozen as frozen_models
+from slpojax.base import ABSENT, Frozen, Logps
 from slpojax.data import pipeline
-from slpojax.kept import write
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def said(monkeypatch):
     """What was told, one line after the other."""
     lines = []
-    monkeypatch.setattr("slpojax.logger.tell", lines.append)
+    monkeypatch.setattr("slpojax.log.say", lines.append)
     return lines
 
 
@@ -36,14 +36,17 @@ def configuration(folder, cache, **changes):
 
 
 @pytest.fixture(scope="module")
-def kept(folder, tmp_path_factory):
+def made(folder, tmp_path_factory):
     """A folder with the columns of a whole run, and the columns."""
-    path = tmp_path_factory.mktemp("kept")
+    path = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        return path, frozen(configuration(folder, path), Frozen(), patch)
+        return path, frozen(configuration(folder, path), Model(), patch)
 
 
-class Frozen:
+NEAREST = "no cached reference.train for these settings; nearest differs in"
+
+
+class Model:
     """Stands for a frozen model: log-probs that tell example, candidate and token, and how often it was asked."""
 
     def __init__(self, dies=None, wrong=None):
@@ -61,20 +64,21 @@ class Frozen:
         return Logps(np.where(there, token, 0), np.where(there, np.float32(0.5) * token, ABSENT), length)
 
 
-tokenizer_of = functools.cache(data.load_tokenizer)
-
-
 def frozen(config, model, monkeypatch):
     """The columns of both parts as a run gets them, but that `model` stands for the frozen one."""
-    monkeypatch.setattr(run, "load_params", lambda work, folder: None)
-    monkeypatch.setattr(run, "draw_params", lambda work, seed: None)
-    tokenizer = tokenizer_of(config.data.tokenizer or config.model.path)
-    pairs, held_out = train._load(config, tokenizer)
-    plan = train._plan(config, None, pairs, held_out, 1)
-    mesh = grid.make_mesh(devices=jax.devices()[:1])
-    work = run.Run(mesh, hf.resolve(config.model.path), None, plan.scan, None, model)
-    pairs, held_out, _ = train._frozen(config, work, frozenset({"ref"}), tokenizer, pairs, held_out)
-    return pairs, held_out
+    monkeypatch.setattr(bench, "load_params", lambda bench, folder: None)
+    monkeypatch.setattr(bench, "draw_params", lambda bench: None)
+    monkeypatch.setattr(scores, "scorer", lambda *what: lambda params, batch: (model(params, batch), {}))
+    made, parts, scan = prepared(config, 1)
+    return frozen_models.prepare(config, made, training.method(config), scan, parts).parts
+
+
+def prepared(config, devices):
+    """The bench, the parts of the data, and the sizes of the batches that go through them once."""
+    made = bench.make(config, devices=jax.devices()[:devices])
+    parts = train.load(config, made)
+    layout = training.layout(config, training.method(config), [part.examples for part in parts], made.grid)
+    return made, parts, layout.scan
 
 
 def same(ours, theirs):
@@ -82,8 +86,14 @@ def same(ours, theirs):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
+def names(cache):
+    """What the files of a cache are called, without their digests; all of them are whole."""
+    assert all(re.fullmatch(r".*-[0-9a-f]{12}\.npz", name) for name in os.listdir(cache))
+    return sorted(name.rpartition("-")[0] for name in os.listdir(cache))
+
+
 def expected(examples):
-    """The log-probs of `Frozen`, response by response."""
+    """The log-probs of `Model`, response by response."""
     return [
         -np.float32(1 + i + k / 10 + np.arange(n) / 100)
         for i, lengths in enumerate(np.asarray(examples.lengths.response))
@@ -92,13 +102,13 @@ def expected(examples):
 
 
 def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_path, said, monkeypatch):
-    config, model = configuration(folder, tmp_path), Frozen()
+    config, model = configuration(folder, tmp_path), Model()
     pairs, held_out = frozen(config, model, monkeypatch)
-    assert model.calls == 10 + 3 and "reference log-probs (train): computing; none are kept yet" in said
+    assert model.calls == 10 + 3 and "reference log-probs (train): computing; nothing cached yet" in said
     for part in (pairs, held_out):
         np.testing.assert_array_equal(part.ref.token, np.concatenate(expected(part.examples)))
         np.testing.assert_array_equal(part.ref.other, part.ref.token / 2)
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    assert names(tmp_path) == ["reference.eval", "reference.train"]
 
     again = frozen(config, model, monkeypatch)
     assert model.calls == 10 + 3
@@ -108,12 +118,13 @@ def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("changes", "differing"),
     [
         ({"seed": 1}, "weights"),
         ({"model.weights": "load"}, "weights"),
         ({"model.path": "wider"}, "model"),
         ({"model.dtype": "bfloat16"}, "dtype"),
+        ({"model.attention": "dense"}, "attention"),
         ({"data.tokenizer": "other"}, "tokenizer, examples"),
         ({"data.max_length": 15}, "data.max_length"),
         ({"data.max_prompt_length": 7}, "data.max_prompt_length"),
@@ -129,15 +140,15 @@ def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_p
     ids=lambda value: "=".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "",
 )
 def test_what_the_numbers_depend_on_makes_it_anew_and_is_named(
-    folder, kept, tmp_path, said, monkeypatch, changes, names
+    folder, made, tmp_path, said, monkeypatch, changes, differing
 ):
     for name, change in (("other", ("tokenizer.json", '"w29"', '"W29"')), ("wider", ("config.json", "24", "32"))):
         if name in changes.values():
             changes = {key: str(copied(folder, tmp_path / name, *change)) for key in changes}
-    cache, model = shutil.copytree(kept[0], tmp_path / "cache"), Frozen()
+    cache, model = shutil.copytree(made[0], tmp_path / "cache"), Model()
     pairs, _ = frozen(configuration(folder, cache, **changes), model, monkeypatch)
     assert model.calls
-    assert f"reference log-probs (train): computing; 1 file(s) not used, changed: {names}" in said
+    assert f"reference log-probs (train): computing; {NEAREST}: {differing}" in said
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
 
 
@@ -150,90 +161,102 @@ def copied(folder, new, file, old, by):
     return new
 
 
-def test_what_the_numbers_do_not_depend_on_reads(folder, kept, said, monkeypatch):
+def test_what_the_numbers_do_not_depend_on_reads(folder, made, said, monkeypatch):
     changes = {"reference.batch_size": 3, "batch_size": 5, "data.row_length": 64, "learning_rate": 1.0}
-    frozen(configuration(folder, kept[0], **changes), None, monkeypatch)
-    assert f"reference log-probs (train): read from {kept[0]}" in said
+    frozen(configuration(folder, made[0], **changes), None, monkeypatch)
+    assert f"reference log-probs (train): read from {made[0]}" in said
 
 
 @pytest.mark.parametrize("dies", [1, 3, 6, 10, 12])
-def test_a_kill_costs_a_part_at_most_and_changes_no_number(folder, kept, tmp_path, said, monkeypatch, dies):
+def test_a_kill_costs_a_part_at_most_and_changes_no_number(folder, made, tmp_path, said, monkeypatch, dies):
     """Ten batches of the training part, two to a part; a batch is counted in when the next one is on its way."""
-    monkeypatch.setattr(reference, "_BATCHES", 2)
+    monkeypatch.setattr(columns, "_BATCHES", 2)
     config = configuration(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        frozen(config, Frozen(dies=dies), monkeypatch)
+        frozen(config, Model(dies=dies), monkeypatch)
     parts = max(0, dies - 2) // 2 if dies <= 10 else 0
-    assert len([*tmp_path.glob("reference.train.*.part")]) == parts
+    assert len([*tmp_path.glob("reference.train-*.part")]) == parts
 
     said.clear()
-    model = Frozen()
+    model = Model()
     parted = frozen(config, model, monkeypatch)
     assert model.calls == (10 - 2 * parts if dies <= 10 else 0) + 3
-    known = f"reference log-probs (train): computing; {4 * parts} of 20 examples are kept from a run that was stopped"
+    known = f"reference log-probs (train): computing; {4 * parts} of 20 examples are cached from a run that was stopped"
     assert (known in said) == (parts > 0)
-    for ours, theirs in zip(parted, kept[1], strict=True):
+    for ours, theirs in zip(parted, made[1], strict=True):
         same(ours.ref, theirs.ref)
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    assert names(tmp_path) == ["reference.eval", "reference.train"]
 
 
-def test_parts_under_another_key_are_not_used_and_told(folder, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(reference, "_BATCHES", 2)
+def test_parts_under_another_key_are_not_used_and_stay(folder, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(columns, "_BATCHES", 2)
+    other = configuration(folder, tmp_path, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        frozen(configuration(folder, tmp_path, seed=1), Frozen(dies=7), monkeypatch)
-    model = Frozen()
+        frozen(other, Model(dies=7), monkeypatch)
+    model = Model()
     pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
     assert model.calls == 13
-    assert "reference log-probs (train): computing; 2 file(s) not used, changed: weights" in said
+    assert f"reference log-probs (train): computing; {NEAREST}: weights" in said
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    model = Model()
+    frozen(other, model, monkeypatch)
+    assert model.calls == 13 - 4, "the other run's two parts of two batches are still used"
+    assert names(tmp_path) == ["reference.eval"] * 2 + ["reference.train"] * 2
 
 
 def test_a_killed_run_may_go_on_with_batches_of_another_size(folder, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(reference, "_BATCHES", 2)
+    monkeypatch.setattr(columns, "_BATCHES", 2)
     with pytest.raises(KeyboardInterrupt):
-        frozen(configuration(folder, tmp_path), Frozen(dies=7), monkeypatch)
-    pairs, _ = frozen(configuration(folder, tmp_path, **{"reference.batch_size": 3}), Frozen(), monkeypatch)
+        frozen(configuration(folder, tmp_path), Model(dies=7), monkeypatch)
+    pairs, _ = frozen(configuration(folder, tmp_path, **{"reference.batch_size": 3}), Model(), monkeypatch)
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
 
 
-def test_a_torn_file_is_never_taken(tmp_path):
-    """However much of a file is missing, or whichever bit of a number is wrong."""
-    key, piece = {"weights": "a"}, reference.Piece(np.arange(3), np.ones(50, np.float32), np.ones(50, np.float32))
-    file = tmp_path / "reference.train.npz"
-    write(file, key, piece._asdict())
-    good = file.read_bytes()
-    assert isinstance(reference._read(file, key), reference.Piece)
-    for size in range(0, len(good), 7):
-        file.write_bytes(good[:size])
-        assert reference._read(file, key) == "torn, or of another version", size
-    at = good.index(np.ones(50, np.float32).tobytes()) + 90
-    file.write_bytes(good[:at] + b"\xff" + good[at + 1 :])
-    assert reference._read(file, key) == "torn, or of another version"
-
-
-def test_a_torn_cache_or_part_is_computed_anew_and_told(folder, tmp_path, said, monkeypatch):
-    monkeypatch.setattr(reference, "_BATCHES", 2)
+def test_a_torn_cache_or_part_is_computed_anew_and_reported(folder, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(columns, "_BATCHES", 2)
     with pytest.raises(KeyboardInterrupt):
-        frozen(configuration(folder, tmp_path), Frozen(dies=8), monkeypatch)
-    part = tmp_path / "reference.train.0001.part"
+        frozen(configuration(folder, tmp_path), Model(dies=8), monkeypatch)
+    (part,) = tmp_path.glob("reference.train-*.0001.part")
     part.write_bytes(part.read_bytes()[:-30])
-    (tmp_path / "reference.train.npz.123").write_bytes(b"what a kill left of a file that was being written")
-    model = Frozen()
+    model = Model()
     pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
     assert model.calls == 10 - 4 + 3
-    told = "8 of 20 examples are kept from a run that was stopped; 1 file(s) not used, torn, or of another version"
-    assert any(told in line for line in said)
+    report = "8 of 20 examples are cached from a run that was stopped; 1 damaged file(s) not used"
+    assert any(report in line for line in said)
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": np.ones(7, np.float32), "other": np.ones(7, np.float32)},
+        {"token": np.ones(10)},
+        {"token": np.ones((1, 10), np.float32)},
+        {"example": np.int32([1000, 1])},
+        {"example": np.int32([-1, 0])},
+        {"example": np.int32([0])},
+        {"more": np.ones(1)},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_the_examples_are_computed_anew(tmp_path, said, change):
+    lengths = np.int32([[2, 3], [1, 4]])
+    whole = columns.Piece(np.arange(2, dtype=np.int32), np.ones(10, np.float32), np.ones(10, np.float32))
+    cached.save(cached.Entry(tmp_path, "reference.train", {"a": "1"}), whole._asdict() | change)
+    fresh = whole._replace(token=np.zeros(10, np.float32))
+    made = columns.load_or_compute(
+        tmp_path, "reference", "train", {"a": "1"}, lengths, lambda done: [fresh], said.append
+    )
+    assert "1 file(s) of other shapes not used" in said[0] and not made.token.any()
 
 
 def test_log_probs_that_are_not_finite_or_missing_are_an_error(folder, tmp_path, said, monkeypatch):
     with pytest.raises(ValueError, match=r"of \d+ response tokens of a batch have no finite log-prob.*check its weigh"):
-        frozen(configuration(folder, tmp_path), Frozen(wrong=7), monkeypatch)
-    assert not (tmp_path / "reference.train.npz").exists()
-    lengths, piece = np.ones((3, 1), int), reference.Piece(np.array([0, 2]), np.ones(2, np.float32), np.ones(2))
+        frozen(configuration(folder, tmp_path), Model(wrong=7), monkeypatch)
+    assert not [*tmp_path.glob("reference.train-*.npz")]
+    lengths, piece = np.ones((3, 1), int), columns.Piece(np.array([0, 2]), np.ones(2, np.float32), np.ones(2))
     with pytest.raises(ValueError, match="1 of 3 examples were in no batch, the first one is 1"):
-        reference.cached(tmp_path, "reference", "eval", {}, lengths, lambda done: [piece], said.append)
+        columns.load_or_compute(tmp_path, "reference", "eval", {}, lengths, lambda done: [piece], said.append)
 
 
 def test_a_batch_is_fetched_once_the_next_one_is_on_its_way():
@@ -260,7 +283,7 @@ def test_batches_are_packed_beside_the_main_thread(folder, tmp_path, said, monke
         return make(*arguments)
 
     monkeypatch.setattr(pipeline, "make_batch", noted)
-    frozen(configuration(folder, tmp_path), Frozen(), monkeypatch)
+    frozen(configuration(folder, tmp_path), Model(), monkeypatch)
     assert len(threads) == 13 and threading.main_thread() not in threads
 
 
@@ -278,38 +301,30 @@ def test_batches_are_packed_beside_the_main_thread(folder, tmp_path, said, monke
 )
 def test_how_many_examples_are_scored_at_once(folder, tmp_path, said, changes, examples):
     config = configuration(folder, tmp_path, **{"reference.batch_size": 0} | changes)
-    pairs, held_out = train._load(config, tokenizer_of(config.model.path))
-    assert train._plan(config, None, pairs, held_out, 2).scan.examples == examples
+    assert prepared(config, 2)[2].examples == examples
 
 
 def test_fewer_than_no_examples_at_once_are_refused(folder, tmp_path, said):
     config = configuration(folder, tmp_path, **{"reference.batch_size": -1})
-    pairs, held_out = train._load(config, tokenizer_of(config.model.path))
     with pytest.raises(ValueError, match=r"config.reference.batch_size=-1: expected"):
-        train._plan(config, None, pairs, held_out, 1)
+        prepared(config, 1)
 
 
-def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said):
+def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monkeypatch):
     """A model of its own, so that nothing else holds its weights."""
     config = configuration(folder, tmp_path)
-    tokenizer = tokenizer_of(config.model.path)
-    pairs, held_out = train._load(config, tokenizer)
-    plan = train._plan(config, None, pairs, held_out, 1)
-    mesh, model = grid.make_mesh(devices=jax.devices()[:1]), models.build(hf.read_config(folder / "model"))
-    function = train.logps.logps_function(
-        model, plan.scan, rows_per_device=plan.scan.rows, everywhere=grid.replicated(mesh)
-    )
-    during = []
+    made, parts, scan = prepared(config, 1)
+    function, during = scores.scorer(made.model, scan, made.grid), []
 
     def noted(params, batch):
         during.append(held())
         return function(params, batch)
 
-    work = run.Run(mesh, folder / "model", model, plan.scan, None, noted)
-    before, drawn = held(), jax.eval_shape(model.init, jax.random.key(0))
+    monkeypatch.setattr(scores, "scorer", lambda *what: noted)
+    before, drawn = held(), jax.eval_shape(made.model.init, jax.random.key(0))
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
-    pairs, held_out, ref_params = train._frozen(config, work, frozenset({"ref"}), tokenizer, pairs, held_out)
-    assert ref_params is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
+    (pairs, _), weights, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    assert weights == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
     assert min(during) >= before + weights, "the weights were never there"
     assert held() <= before + 64, "weights, or batches, are still on the devices"
 

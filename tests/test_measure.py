@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slpojax import evaluate, objectives
+from slpojax import measure, objectives
 from slpojax.base import Batch, Logps
 
 COUNT, HERE = 7, __name__
@@ -43,9 +43,9 @@ def test_neither_the_batches_nor_their_fillers_change_a_number(order):
         return {"policy": policy, "score": np.zeros(token.shape[:2])}
 
     objective, key = objectives.build(f"{HERE}.sampled"), jax.random.key(0)
-    got = evaluate.make_evaluation(objective, batches, key)(given, None)
+    got = measure.evaluation(objective, batches, key)(given, None)
     policy, score = Logps(logp, logp, np.full((COUNT, 2), 3)), np.zeros((COUNT, 2))
-    loss, metrics = evaluate.make_objective_step(objective)({"policy": policy, "score": score, "state": None}, key)
+    loss, metrics = measure.objective_step(objective)({"policy": policy, "score": score, "state": None}, key)
     assert got == {"loss": float(loss), "mean": float(metrics["mean"])}
     # The next batch is on its way before one is fetched.
     assert seen == ["dispatch", *["dispatch", "fetch"] * (len(order) - 1), "fetch"]

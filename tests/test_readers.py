@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import beside, logger, logps, masks, models, settings, train
+from slpojax import grid, metrics, models, readers, scores, settings, train
 from slpojax.base import Rows, Scored, Shapes
+from slpojax.readers import masks
 
 WIDTH, LAYERS = 16, 3
 MODELS = {
@@ -27,7 +28,7 @@ MODELS = {
 
 def draw(seed: int, *names: str):
     """The weights of masks, as they stand beside a policy's parameters."""
-    return beside.draw(jax.random.key(seed), dict.fromkeys(names, (LAYERS, WIDTH)))
+    return readers.draw(jax.random.key(seed), dict.fromkeys(names, (LAYERS, WIDTH)))
 
 
 def alone(token: list[int]) -> Rows:
@@ -59,7 +60,7 @@ def test_numbers_and_their_gradients():
     rng = np.random.default_rng(0)
     states = rng.normal(1.0, 2.0, (LAYERS, 2, 4, WIDTH))
     with jax.enable_x64(True):
-        drawn = beside.of(draw(1, "kl_mask", "reward_mask"))
+        drawn = readers.of(draw(1, "kl_mask", "reward_mask"))
     drawn = jax.tree.map(lambda x: 3 * np.asarray(x, np.float64), drawn)
 
     def mask(own, g, s):
@@ -71,7 +72,7 @@ def test_numbers_and_their_gradients():
         return total / LAYERS
 
     def ours(own, states):
-        return masks.numbers(own, states, ["kl_mask", "layer_activity", "reward_mask"])
+        return masks.read(own, states, ["kl_mask", "layer_activity", "reward_mask"])
 
     small, held = jax.tree.map(jnp.float32, drawn), jnp.float32(states)
     found = jax.jit(ours)(small, held)
@@ -110,15 +111,15 @@ def test_they_come_to_their_places():
         np.array([[2, 3, 4, 2]], np.int32), np.array([[3, 4, 5, 6]], np.int32), np.array([[0, 1, 2, 3]], np.int32)
     )
     shapes = Shapes(1, 2, 3, 1, 8, 4)
-    numbers = logps.head_function(model, shapes, rows_per_device=1, wanted=["reward_mask", "layer_activity"])
-    head = jax.jit(numbers)(policy | own, rows, scored, ref)
-    _, placed = logps.place(head, scored, jnp.array([[3, 1]]), shapes)
+    score = scores.token_scorer(model, shapes, grid.one_device(), ["reward_mask", "layer_activity"])
+    tokens = jax.jit(score)(policy | own, rows, scored, ref)
+    _, placed = scores.place(tokens, scored, jnp.array([[3, 1]]), shapes)
     assert placed["reward_mask"].shape == (1, 2, 3) and placed["layer_activity"].shape == (1, 2, 3, LAYERS)
 
     @jax.jit
     def separately(rows):
         states = model.layers(ref, rows, lambda x: x)[1][:, :, len(prompt) - 1 : -1]
-        return masks.numbers(beside.of(own), states, ["reward_mask", "layer_activity"])
+        return masks.read(readers.of(own), states, ["reward_mask", "layer_activity"])
 
     for k, answer in enumerate(answers):
         for name, value in separately(alone([*prompt, *answer])).items():
@@ -135,7 +136,7 @@ def run(folder, output, **changes):
     wanted = {"objective.name": "token_level.sparsepo", "objective.beta": 0.5, "reference.mode": "online", "steps": 4}
     values = tiny.changes(folder, output) | wanted | changes
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
-    rows = logger.read_jsonl(folder / output / "metrics.jsonl")
+    rows = metrics.read_jsonl(folder / output / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 

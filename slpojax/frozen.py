@@ -1,0 +1,223 @@
+"""Frozen models: what they say of the data, as cached log-probs, or their weights on the devices.
+
+Knows which of the two a configuration asks for, what their log-probs depend on, and what it refuses. The weights of a
+model whose log-probs are cached are brought to the devices only where the cache has nothing, and leave again.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from slpojax import bench as benches
+from slpojax import cached, columns, data, hf, log, prompts, scores
+from slpojax.base import Batch, Frozen, Logps, Params, Shapes
+from slpojax.bench import Bench
+from slpojax.columns import Columns, Part
+from slpojax.grid import Grid
+from slpojax.settings import Config
+from slpojax.step import Method
+
+MODES = ("cached", "online", "moving", "none")
+
+
+class Prepared(NamedTuple):
+    """What frozen models say.
+
+    Attributes:
+        parts: of the data, with cached log-probs.
+        frozen: weights that a step reads and never changes.
+        reference: the parameters that a moving reference starts from; None where it does not move.
+    """
+
+    parts: list[Part]
+    frozen: Frozen
+    reference: Params | None
+
+
+def refuse(config: Config, asked: Mapping[str, str]) -> None:
+    """Refuse what no reference of this configuration can give.
+
+    Args:
+        config: its group `reference`.
+        asked: the name of what is needed -> who asks, as "objective dpo.sigmoid".
+
+    Raises:
+        ValueError: says who asks for what, and which key helps.
+    """
+    mode = config.reference.mode
+    if mode not in MODES:
+        raise ValueError(f"config.reference.mode={mode!r}: expected one of {', '.join(MODES)}")
+    if "ref" in asked and mode == "none":
+        raise ValueError(
+            f"{asked['ref']} compares with a reference, but config.reference.mode is 'none'; "
+            "set --config.reference.mode=cached or online"
+        )
+    of_weights = sorted(name for name in asked if scores.takes_weights({name}))
+    if of_weights and mode not in ("online", "moving"):
+        raise ValueError(
+            f"{asked[of_weights[0]]} asks for {', '.join(of_weights)} at every token, which takes the reference's "
+            f"weights, but config.reference.mode is {mode!r}; set --config.reference.mode=online"
+        )
+    if "previous" in asked and not config.reference.previous:
+        raise ValueError(
+            f"{asked['previous']} compares with a second frozen model, the iterate that training starts from; set "
+            "--config.reference.previous to its folder"
+        )
+    if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
+        raise ValueError(
+            f"config.reference.every={config.reference.every} and mix={config.reference.mix}: expected steps from 1 "
+            "and a share above 0, up to 1"
+        )
+
+
+def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: Sequence[Part]) -> Prepared:
+    """Give the parts of the data what frozen models say of them, or bring the reference's weights to the devices.
+
+    Args:
+        config: its groups `reference`, `model` and `data`.
+        bench: devices, model and tokenizer.
+        method: what asks.
+        scan: sizes of the batches that go through a part once.
+        parts: of the data.
+
+    Raises:
+        ValueError: a folder is no model, or a log-prob is not finite.
+    """
+    mode, needs, parts = config.reference.mode, method.needs, list(parts)
+    cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
+    compiled = scores.scorer(bench.model, scan, bench.grid)
+
+    def log_probs_of(name: str, source: Source) -> list[Columns]:
+        def score(batch: Batch) -> Logps:
+            return compiled(source.params(), batch)[0]
+
+        return [log_probs(bench.grid, part, scan, score, name=name, cache=cache, key=source.key) for part in parts]
+
+    if "previous" in needs:  # its weights go before the reference's come: one frozen model at a time
+        before = log_probs_of("previous", _source(config, bench, "reference.previous", config.reference.previous))
+        parts = [part._replace(previous=columns) for part, columns in zip(parts, before, strict=True)]
+    source = _source(config, bench, "reference.path", config.reference.path)
+    if config.data.match_prompts:
+        parts = match_prompts(bench, parts, source, cache=cache, batch=config.batch_size, seed=config.seed)
+    if mode == "moving":
+        return Prepared(parts, Frozen(), source.params())
+    if mode == "cached" and "ref" in needs:
+        parts = [
+            part._replace(ref=columns) for part, columns in zip(parts, log_probs_of("reference", source), strict=True)
+        ]
+        return Prepared(parts, Frozen(), None)
+    online = "ref" in needs or scores.takes_weights(needs)
+    return Prepared(parts, Frozen(reference=source.params() if online else None), None)
+
+
+class Source(NamedTuple):
+    """A frozen model.
+
+    Attributes:
+        params: brings it to the devices, once; its weights go with the last reference to this record.
+        key: what its log-probs depend on, by name, but for the examples.
+    """
+
+    params: Callable[[], Params]
+    key: dict[str, str]
+
+
+def _source(config: Config, bench: Bench, key: str, path: str) -> Source:
+    """Return the frozen model of a folder, or where `path` is empty the one that the policy starts from."""
+    folder = hf.resolve(path, key=key) if path else bench.folder
+    assert folder is not None
+
+    @functools.cache
+    def params() -> Params:
+        return benches.load_params(bench, folder) if path else benches.first_params(config, bench)
+
+    loaded = path or config.model.weights == "load"
+    depends = {
+        "weights": columns.weights_digest(folder) if loaded else f"drawn, seed {config.seed}",
+        "model": json.dumps(hf.read_config(folder), sort_keys=True),
+        "dtype": config.model.dtype,
+        "attention": config.model.attention,
+        "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows"),
+        "jax": jax.__version__,
+        "tokenizer": data.tokenizer_digest(bench.tokenizer),
+        **{f"data.{name}": str(config.data[name]) for name in data.FIELDS},
+    }
+    return Source(params, depends)
+
+
+def log_probs(
+    devices: Grid,
+    part: Part,
+    scan: Shapes,
+    score: Callable[[Batch], Logps],
+    *,
+    name: str,
+    cache: pathlib.Path,
+    key: dict[str, str],
+) -> Columns:
+    """Return a frozen model's log-probs of a part, from the cache if it has them.
+
+    The rows of every batch are split over the devices of all hosts, and each host packs its own; the log-probs come
+    back to all of them, so that every host holds all columns.
+
+    Args:
+        devices: the grid.
+        part: whose responses are scored.
+        scan: sizes of the batches.
+        score: batch on the devices -> [B, K, T] log-probs; called only for what the cache does not have.
+        name: of the model in reports and files, "reference" or "previous".
+        cache: folder.
+        key: what the log-probs depend on, but for the examples.
+    """
+
+    def make(done: np.ndarray) -> Iterator[columns.Piece]:
+        order = data.scan_order(part.examples, scan)
+        left = [index for index in order if not done[index[index >= 0]].all()]
+        batches = columns.batches(devices, part, scan, left)
+        return columns.compute(score, log.track(batches, len(left), f"{name} log-probs ({part.name})"))
+
+    key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
+    return columns.load_or_compute(cache, name, part.name, key, lengths, make, log.say)
+
+
+def match_prompts(
+    bench: Bench, parts: list[Part], source: Source, *, cache: pathlib.Path, batch: int, seed: int
+) -> list[Part]:
+    """Weigh the undesirable examples so that their prompts are as the desirable ones'; the first part decides for all.
+
+    Args:
+        bench: devices and model.
+        parts: what is trained on, and what is held out, if anything.
+        source: the model that embeds the prompts; loaded only where the cache does not have the weights.
+        cache: folder.
+        batch: prompts that are read at once, rounded up to a number that the devices share.
+        seed: of the draw of prompts, where there are many.
+    """
+    examples, devices = [part.examples for part in parts], bench.grid.devices
+    batch = -(-batch // devices) * devices
+
+    def make() -> list[np.ndarray]:
+        embedded = [
+            prompts.embed(
+                bench.model, source.params(), [every[i].prompt for i in range(len(every))], batch=batch, grid=bench.grid
+            )
+            for every in examples
+        ]
+        classifier = prompts.fit(embedded[0], examples[0].label, seed=seed)
+        return [prompts.weights(classifier, x, every.label) for x, every in zip(embedded, examples, strict=True)]
+
+    key = source.key | {f"examples {i}": every.digest() for i, every in enumerate(examples)} | {"seed": str(seed)}
+    entry = cached.Entry(cache, "prompt_weights", key | {"weighing": cached.code_digest("slpojax.prompts")})
+    weights = cached.get(entry, make, log.say, what="weights of the prompts")
+    undesirable = weights[0][examples[0].label < 0.5]
+    log.say(f"weights of the prompts of undesirable responses: {undesirable.min():.2f} to {undesirable.max():.2f}")
+    return [
+        part._replace(examples=dataclasses.replace(part.examples, weight=weight))
+        for part, weight in zip(parts, weights, strict=True)
+    ]
