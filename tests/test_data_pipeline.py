@@ -10,7 +10,7 @@ import pytest
 
 from slpojax import data
 from slpojax.base import Share
-from slpojax.data import orders, pipeline, rows
+from slpojax.data import orders, pipeline, planning
 from slpojax.data.examples import Example
 
 COUNT, BATCH, STEPS = 50, 8, 20
@@ -28,7 +28,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def shapes(stored):
-    return rows.plan(stored, orders.order(stored.lengths, BATCH, seed=3, steps=STEPS), row_length=64, multiple_of=2)
+    return planning.plan(stored, orders.order(stored.lengths, BATCH, seed=3, steps=STEPS), row_length=64, multiple_of=2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def alone(stored):
     """Sizes of batches by length in which every example has a row of its own, of one length or another."""
     order = orders.order(stored.lengths, BATCH, seed=3, steps=STEPS, kind="by_length")
     size = (stored.lengths.prompt + stored.lengths.response.sum(axis=1))[np.stack(order)]
-    planned = rows.plan(stored, order, row_length=64, multiple_of=2, pack=False)
+    planned = planning.plan(stored, order, row_length=64, multiple_of=2, pack=False)
     lengths = ((int(np.sort(size.max(axis=1))[STEPS // 2]), planned.scored), (64, planned.scored))
     return planned._replace(lengths=lengths)
 
@@ -59,7 +59,7 @@ def same(a, b):
 @pytest.mark.parametrize("kind", orders.KINDS)
 def test_the_stream_is_the_planned_order(stored, kind):
     order = orders.order(stored.lengths, BATCH, seed=3, steps=STEPS, kind=kind)
-    shapes = rows.plan(stored, order, row_length=64)
+    shapes = planning.plan(stored, order, row_length=64)
     stream = [*pipeline.batches(stored, shapes, seed=3, steps=STEPS, kind=kind)]
     assert len(stream) == len(order) == STEPS
     for batch, index in zip(stream, order, strict=True):
@@ -120,7 +120,7 @@ def test_hosts_together_hold_the_batch_of_one(stored, shapes, hosts):
 @pytest.mark.parametrize("parts", [(1, 3), (0,), (2, 3, 5)], ids=str)
 def test_a_share_need_not_be_contiguous(stored, parts):
     order = orders.order(stored.lengths, BATCH, seed=3, steps=3)
-    shapes = rows.plan(stored, order, row_length=64, multiple_of=6)
+    shapes = planning.plan(stored, order, row_length=64, multiple_of=6)
     whole = pipeline.batches(stored, shapes, seed=3, steps=3)
     shares = pipeline.batches(stored, shapes, seed=3, steps=3, share=Share(parts, 6))
     for batch, ours in zip(whole, shares, strict=True):
@@ -183,7 +183,7 @@ def test_columns_of_a_second_model_travel_beside_the_reference_s(stored, shapes)
 
 def test_the_picked_of_a_batch_are_trained_on_with_their_columns(stored, shapes):
     order = orders.order(stored.lengths, BATCH, seed=3, steps=STEPS)
-    picked = rows.plan(stored, order, row_length=64, multiple_of=2, picks=1)
+    picked = planning.plan(stored, order, row_length=64, multiple_of=2, picks=1)
     [scored] = pipeline.batches(stored, shapes, seed=3, steps=1, ref=Columns(stored))
     index = np.where(np.arange(BATCH) < 6, scored.index, -1)
     picks = np.tile([0, 1], (BATCH, 1))
@@ -204,7 +204,7 @@ def test_the_picked_of_a_batch_are_trained_on_with_their_columns(stored, shapes)
 
 def test_an_evaluation_takes_every_example_once_and_fills_up(stored):
     order = orders.evaluation_order(stored.lengths, BATCH)
-    shapes = rows.plan(stored, order, row_length=64)
+    shapes = planning.plan(stored, order, row_length=64)
     for batch, index in zip(pipeline.evaluation_batches(stored, shapes, ref=Columns(stored)), order, strict=True):
         np.testing.assert_array_equal(batch.index, index)
         filler = batch.index < 0
@@ -213,6 +213,6 @@ def test_an_evaluation_takes_every_example_once_and_fills_up(stored):
 
 def test_an_evaluation_of_rows_of_one_example_takes_the_shortest_first(stored):
     order = orders.evaluation_order(stored.lengths, BATCH, kind="by_length")
-    shapes = rows.plan(stored, order, row_length=0, pack=False)
+    shapes = planning.plan(stored, order, row_length=0, pack=False)
     for batch, index in zip(pipeline.evaluation_batches(stored, shapes), order, strict=True):
         np.testing.assert_array_equal(batch.index, index)

@@ -16,7 +16,7 @@ from test_train_candidates import RANKED
 
 from slpojax import data, explore, grid, metrics, models, objectives, selectors, step, train, training
 from slpojax.base import ABSENT, Frozen, Logps, Shapes
-from slpojax.data import orders, pipeline, report, rows
+from slpojax.data import orders, pipeline, planning, report, rows
 from slpojax.data.examples import Example
 
 NAME = "reference_free.orpo_with_prompt"
@@ -62,7 +62,7 @@ def test_where_the_tokens_of_two_prompts_go():
 def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups):
     listed = ragged(seed, random_examples(seed, 12))
     stored, order = data.build(listed, candidates=3), [np.arange(12)]
-    shapes = rows.plan(stored, order, row_length=64, pack=pack, multiple_of=groups, prompts=True)
+    shapes = planning.plan(stored, order, row_length=64, pack=pack, multiple_of=groups, prompts=True)
     batch, before = rows.pack(listed, shapes), 12 * 3 * shapes.response
     token, seen = batch.rows.token.reshape(groups, -1), {}
     for g, s in np.argwhere((batch.scored.slot >= before) & (batch.scored.slot < before + 12 * shapes.prompt)):
@@ -73,7 +73,7 @@ def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups
         for t in range(len(e.prompt) - 1)
     }
     assert seen == expected
-    plainly = rows.plan(stored, order, row_length=64, pack=pack, multiple_of=groups)
+    plainly = planning.plan(stored, order, row_length=64, pack=pack, multiple_of=groups)
     responses = np.sort(batch.scored.slot[batch.scored.slot < before])
     slots = rows.pack(listed, plainly).scored.slot
     np.testing.assert_array_equal(responses, np.sort(slots[slots < before]))
@@ -83,7 +83,7 @@ def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups
 def test_a_plan_holds_the_prompts_of_every_batch(picks):
     stored, draw = data.build(random_examples(0, 60), candidates=3), np.random.default_rng(0)
     order = orders.order(stored.lengths, 8, seed=1, steps=10)
-    shapes = rows.plan(stored, order, row_length=90, multiple_of=2, picks=picks, prompts=True)
+    shapes = planning.plan(stored, order, row_length=90, multiple_of=2, picks=picks, prompts=True)
     assert shapes.prompt == stored.lengths.prompt.max() - 1
     end, most, used = 8 * (shapes.candidates * shapes.response + shapes.prompt), 0, 0
     for index in order:

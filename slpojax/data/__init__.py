@@ -7,8 +7,9 @@ from slpojax.data.options import FIELDS, Settings, Setup, Source, settings
 from slpojax.data.options import as_dict as settings_as_dict
 from slpojax.data.orders import evaluation_order, order, passes
 from slpojax.data.pipeline import batches, evaluation_batches, make_picked, scan_order
+from slpojax.data.planning import plan, plan_together
 from slpojax.data.report import Report, as_dict, render, with_packing
-from slpojax.data.rows import pack, plan, plan_together
+from slpojax.data.rows import pack
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
 from slpojax.data.tokenise import digest as tokenizer_digest
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from slpojax.base import Array, Batch, Int, Shapes, Share
-from slpojax.data import orders, rows
+from slpojax.data import orders, planning, rows
 from slpojax.data.examples import Examples, pick
 
 _WHOLE = Share()
@@ -161,7 +161,7 @@ def make_picked(
         real,
         of_picked(ref),
         of_picked(previous),
-        rows.reserve(examples.lengths.response[real], shapes.candidates - 1),
+        planning.reserve(examples.lengths.response[real], shapes.candidates - 1),
     )
     return take_share(batch, share)
 
