@@ -31,7 +31,11 @@ def said(monkeypatch):
 
 
 def configuration(folder, cache, **changes):
-    values = tiny.changes(folder, "output") | {"reference.cache": str(cache), "reference.batch_size": 2, "mesh.fsdp": 1} | changes
+    values = (
+        tiny.changes(folder, "output")
+        | {"reference.cache": str(cache), "reference.batch_size": 2, "mesh.fsdp": 1}
+        | changes
+    )
     return settings.resolve(base.get_config(), values, choices=train.CHOICES)
 
 
