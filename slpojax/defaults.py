@@ -50,56 +50,7 @@ def get_config() -> ConfigDict:
     c.warmup_steps = 150  # linear: step s (from 0) uses (s + 1) / (warmup_steps + 1) of the peak
     c.clip_norm = 10.0  # largest global norm of the gradient; 0 turns clipping off
 
-    c.model = ConfigDict()
-    c.model.path = ""  # local folder in Hugging Face layout, or a hub name
-    c.model.weights = "load"  # load | random (only config.json and the tokenizer are read from path)
-    c.model.family = ""  # module of a family that slpojax.models lacks, as my_lab.gemma; "" finds it by the model type
-    c.model.dtype = "float32"  # compute: float32 | bfloat16; master weights are always float32
-    c.model.attention = "tiles"  # tiles (any device) | cudnn (bfloat16) | splash (TPUs) | dense (quadratic memory)
-    c.model.remat = "none"  # what the backward pass recomputes: none | dots | layer | offload
-
-    c.data = ConfigDict()
-    c.data.path = ""  # hub name, `datasets` folder, or .jsonl, .jsonl.gz, .parquet file(s) (comma-separated)
-    c.data.eval_path = ""  # the same for evaluation; "" takes eval_split or eval_rows of path
-    c.data.split = "train"  # split of a hub or saved dataset
-    c.data.eval_split = ""  # "" means no split of its own
-    c.data.rows = ""  # "start:stop" of the source rows used for training; "" for all
-    c.data.eval_rows = ""  # "start:stop" of the source rows used for evaluation; "" for all of the evaluation's source
-    c.data.format = "hh"  # a parser of slpojax.data.formats
-    c.data.tokenizer = ""  # folder or hub name; "" takes the model's
-    c.data.candidates = 2  # candidates kept per example, best first
-    c.data.ties = "drop"  # candidates that are as good as the best: drop | keep (for objectives that read scores)
-    # Pairs out of ranked candidates: best (the best with each lower one) | all (each with every lower one) | random
-    # (disjoint); "" for none
-    c.data.pairs = ""
-    c.data.accept = 0  # candidates that rejection sampling by score keeps for those pairs (RSO); 0 for all
-    c.data.accept_beta = 0.5  # its temperature, in the unit of the scores
-    c.data.unpair = False  # make two labelled examples of each pair
-    # Weigh undesirable examples so that their prompts are distributed as the desirable ones' (BCO's UDM)
-    c.data.match_prompts = False
-    c.data.mismatched = False  # add another prompt's response as the last candidate (KTO's estimate of the divergence)
-    c.data.degrade = 0  # copies added of each response of a pair, with more and more of its key content removed (SPO)
-    c.data.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
-    c.data.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file
-    c.data.max_length = 512  # tokens of prompt plus one response
-    c.data.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
-    c.data.too_long = "cut_prompt"  # drop | cut_prompt | cut_response (loses EOS, counted) | original (the same)
-    # balanced (shuffled by seed, the batches made equal in tokens) | shuffled | by_length (batches of similar examples,
-    # for pack=False) | source (as the rows come) | original (that of the first DPO program)
-    c.data.order = "balanced"
-    c.data.row_length = 0  # tokens of a packed row; 0 for the length with the least padding
-    c.data.pack = True  # False: one example per row, in up to four lengths of rows (see by_length)
-
-    c.reference = ConfigDict()
-    c.reference.mode = "cached"  # cached | online | moving (follows the policy) | none (for objectives without one)
-    c.reference.path = ""  # "" means the model the policy starts from
-    c.reference.cache = ""  # folder; "" means <output>/reference_cache
-    # Examples scored at once where there is no gradient, in evaluations too; 0 for one to four times a micro-batch,
-    # such that the held-out ones fill their batches.
-    c.reference.batch_size = 0
-    c.reference.every = 512  # steps between the moves of a moving reference,
-    c.reference.mix = 0.6  # each to mix * policy + (1 - mix) * reference
-    c.reference.previous = ""  # a second frozen model, the iterate of INPO; "" for none
+    c.model, c.data, c.reference = _model(), _data(), _reference()
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along each axis; one of them may be -1: all that are left
@@ -125,4 +76,67 @@ def get_config() -> ConfigDict:
     c.lock()  # an experiment that sets a key which is not above is stopped
     for group in (c.objective, c.selector, c.optimizer):  # hyperparameters belong to the function named
         group.unlock()
+    return c
+
+
+def _model() -> ConfigDict:
+    """Return the keys of models."""
+    c = ConfigDict()
+    c.path = ""  # local folder in Hugging Face layout, or a hub name
+    c.weights = "load"  # load | random (only config.json and the tokenizer are read from path)
+    c.family = ""  # module of a family that slpojax.models lacks, as my_lab.gemma; "" finds it by the model type
+    c.dtype = "float32"  # compute: float32 | bfloat16; master weights are always float32
+    c.attention = "tiles"  # tiles (any device) | cudnn (bfloat16) | splash (TPUs) | dense (quadratic memory)
+    c.remat = "none"  # what the backward pass recomputes: none | dots | layer | offload
+    return c
+
+
+def _data() -> ConfigDict:
+    """Return the keys of data."""
+    c = ConfigDict()
+    c.path = ""  # hub name, `datasets` folder, or .jsonl, .jsonl.gz, .parquet file(s) (comma-separated)
+    c.eval_path = ""  # the same for evaluation; "" takes eval_split or eval_rows of path
+    c.split = "train"  # split of a hub or saved dataset
+    c.eval_split = ""  # "" means no split of its own
+    c.rows = ""  # "start:stop" of the source rows used for training; "" for all
+    c.eval_rows = ""  # "start:stop" of the source rows used for evaluation; "" for all of the evaluation's source
+    c.format = "hh"  # a parser of slpojax.data.formats
+    c.tokenizer = ""  # folder or hub name; "" takes the model's
+    c.candidates = 2  # candidates kept per example, best first
+    c.ties = "drop"  # candidates that are as good as the best: drop | keep (for objectives that read scores)
+    # Pairs out of ranked candidates: best (the best with each lower one) | all (each with every lower one) | random
+    # (disjoint); "" for none
+    c.pairs = ""
+    c.accept = 0  # candidates that rejection sampling by score keeps for those pairs (RSO); 0 for all
+    c.accept_beta = 0.5  # its temperature, in the unit of the scores
+    c.unpair = False  # make two labelled examples of each pair
+    # Weigh undesirable examples so that their prompts are distributed as the desirable ones' (BCO's UDM)
+    c.match_prompts = False
+    c.mismatched = False  # add another prompt's response as the last candidate (KTO's estimate of the divergence)
+    c.degrade = 0  # copies added of each response of a pair, with more and more of its key content removed (SPO)
+    c.bos = "tokenizer"  # before plain prompts: tokenizer (as it does by itself) | always | never
+    c.chat_template = ""  # for conversations: "" (the tokenizer's) | dialogue | a Jinja file
+    c.max_length = 512  # tokens of prompt plus one response
+    c.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
+    c.too_long = "cut_prompt"  # drop | cut_prompt | cut_response (loses EOS, counted) | original (the same)
+    # balanced (shuffled by seed, the batches made equal in tokens) | shuffled | by_length (batches of similar examples,
+    # for pack=False) | source (as the rows come) | original (that of the first DPO program)
+    c.order = "balanced"
+    c.row_length = 0  # tokens of a packed row; 0 for the length with the least padding
+    c.pack = True  # False: one example per row, in up to four lengths of rows (see by_length)
+    return c
+
+
+def _reference() -> ConfigDict:
+    """Return the keys of frozen models."""
+    c = ConfigDict()
+    c.mode = "cached"  # cached | online | moving (follows the policy) | none (for objectives without one)
+    c.path = ""  # "" means the model the policy starts from
+    c.cache = ""  # folder; "" means <output>/reference_cache
+    # Examples scored at once where there is no gradient, in evaluations too; 0 for one to four times a micro-batch,
+    # such that the held-out ones fill their batches.
+    c.batch_size = 0
+    c.every = 512  # steps between the moves of a moving reference,
+    c.mix = 0.6  # each to mix * policy + (1 - mix) * reference
+    c.previous = ""  # a second frozen model, the iterate of INPO; "" for none
     return c

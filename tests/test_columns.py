@@ -26,12 +26,16 @@ def folder(tmp_path_factory):
 def said(monkeypatch):
     """What was told, one line after the other."""
     lines = []
-    monkeypatch.setattr("slpojax.log.say", lines.append)
+    monkeypatch.setattr("slpojax.log.say", lambda text, console=None: lines.append(text))
     return lines
 
 
 def configuration(folder, cache, **changes):
-    values = tiny.changes(folder, "output") | {"reference.cache": str(cache), "reference.batch_size": 2} | changes
+    values = (
+        tiny.changes(folder, "output")
+        | {"reference.cache": str(cache), "reference.batch_size": 2, "mesh.fsdp": 1}
+        | changes
+    )
     return settings.resolve(base.get_config(), values, choices=train.CHOICES)
 
 
@@ -323,8 +327,8 @@ def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monke
     monkeypatch.setattr(scores, "scorer", lambda *what: noted)
     before, drawn = held(), jax.eval_shape(made.model.init, jax.random.key(0))
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
-    (pairs, _), weights, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
-    assert weights == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
+    (pairs, _), stays, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    assert stays == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
     assert min(during) >= before + weights, "the weights were never there"
     assert held() <= before + 64, "weights, or batches, are still on the devices"
 
