@@ -269,22 +269,22 @@ def test_rows_of_one_example_come_in_a_few_lengths_that_hold_every_batch(multipl
         assert packed.rows.token.shape == (shapes.rows, length) and packed.rows.example.max() == 1
         assert packed.scored.slot.shape == (multiple_of, dict(shapes.lengths)[length])
         cells += packed.rows.token.size
-    told = report.with_packing(report.make("", 200, report.tally(), stored, ""), stored, order, shapes)
-    assert told.packing.padding == pytest.approx(1 - size[np.stack(order)].sum() / cells)
+    summary = report.with_packing(report.make("", 200, report.tally(), stored, ""), stored, order, shapes)
+    assert summary.packing.padding == pytest.approx(1 - size[np.stack(order)].sum() / cells)
     text = ", ".join(map(str, lengths[:-1])) + f" or {lengths[-1]}"
-    assert told.packing.lengths == lengths and f"x {text} tokens" in report.render(told)
-    assert "a program for each length" in report.render(told)
-    assert report.as_dict(told)["data/packing/lengths"] == text
+    assert summary.packing.lengths == lengths and f"x {text} tokens" in report.render(summary)
+    assert "a program for each length" in report.render(summary)
+    assert report.as_dict(summary)["data/packing/lengths"] == text
 
 
 def test_the_report_tells_of_rows_that_only_groups_need():
     stored = data.build(random_examples(0, 40), candidates=3)
-    order, told = [np.arange(40)], report.make("", 40, report.tally(), stored, "")
+    order, summary = [np.arange(40)], report.make("", 40, report.tally(), stored, "")
     tokens = int((stored.lengths.prompt + stored.lengths.response.sum(axis=1)).sum())
 
     def lines(multiple_of):
         shapes = planning.plan(stored, order, row_length=128, multiple_of=multiple_of)
-        return report.render(report.with_packing(told, stored, order, shapes))
+        return report.render(report.with_packing(summary, stored, order, shapes))
 
     assert "rows would do" not in lines(1) and "rows would do" not in lines(2)
     assert f"packing   {-(-tokens // 128)} rows would do, but devices and micro-batches are 32 groups" in lines(32)
@@ -336,8 +336,8 @@ def test_the_report_expects_every_other_candidate_to_be_picked_equally_often():
     ]
     stored, order = data.build(listed, candidates=3), [np.array([0, 1])]
     shapes = planning.plan(stored, order, row_length=11, picks=1)
-    told = report.make("", 2, report.tally(), stored, "")
-    packing = report.with_packing(told, stored, order, shapes).packing
+    summary = report.make("", 2, report.tally(), stored, "")
+    packing = report.with_packing(summary, stored, order, shapes).packing
     assert (shapes.rows, shapes.scored) == (2, 24)
     np.testing.assert_allclose([packing.padding, packing.unscored], [1 - 18 / 22, 1 - 16 / 24])
     np.testing.assert_allclose(packing.saved, 1 - 18 / 20)
@@ -384,12 +384,12 @@ def dialogues(shared_data):
     [(64, 1024, (15, 1024), 0.05), (64, 0, (21, 736), 0.05), (32, 0, (8, 960), 0.05), (16, 0, (4, 960), 0.05)],
 )
 def test_real_dialogues_fill_the_rows(dialogues, batch_size, row_length, rows_and_length, most):
-    stored, told = dialogues
+    stored, summary = dialogues
     run = orders.passes(len(stored), batch_size)
     order = orders.order(stored.lengths, batch_size, seed=0, steps=run.steps)
     shapes = planning.plan(stored, order, row_length=row_length)
     assert (shapes.rows, shapes.length, shapes.response) == (*rows_and_length, 427)
-    packing = report.with_packing(told, stored, order, shapes, unused=run.unused).packing
+    packing = report.with_packing(summary, stored, order, shapes, unused=run.unused).packing
     assert (packing.batches, packing.unused) == (run.steps, len(stored) - run.steps * batch_size)
     assert packing.padding < most and packing.unscored < 0.02 and 0.35 < packing.saved < 0.38
     begin = time.process_time()

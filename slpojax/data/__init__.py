@@ -8,6 +8,7 @@ from slpojax.data.options import as_dict as settings_as_dict
 from slpojax.data.orders import evaluation_order, order, passes
 from slpojax.data.pipeline import batches, evaluation_batches, make_picked, scan_order
 from slpojax.data.planning import plan, plan_together
+from slpojax.data.refusals import refuse
 from slpojax.data.report import Report, as_dict, render, with_packing
 from slpojax.data.rows import pack
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
@@ -41,6 +42,7 @@ __all__ = [
     "pick",
     "plan",
     "plan_together",
+    "refuse",
     "render",
     "scan_order",
     "settings",

@@ -12,7 +12,7 @@ from slpojax.base import Float, Int, Shapes
 from slpojax.data import planning
 from slpojax.data.examples import Examples
 
-_ROUNDED = 0.05  # share of the rows that there are only to make them a multiple of something, without a word
+_ROUNDED = 0.05  # share of the rows that rounding up may add before `lines` speaks of it
 
 
 class Packing(NamedTuple):

@@ -63,8 +63,8 @@ def load(
         settings: how they are encoded, and what is made of their candidates.
         tokenizer: of `load_tokenizer`.
         seed: of what the transforms draw.
-        transforms: the chain, `Setup -> Transform` or None; see `slpojax.data.chain`. A list with one more of them adds
-            what is not here, such as `(*CHAIN, mine)`.
+        transforms: the chain, functions `Setup -> Transform` or None. One that is not here is added to the tuple, as in
+            `(*CHAIN, mine)`.
 
     Returns:
         The examples, in the order of the source, and a report that counts each record that was dropped or changed.

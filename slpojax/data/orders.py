@@ -53,9 +53,9 @@ def order(
         batch_size: B.
         seed: decides any order but "source" and "original".
         steps: number of batches; more of them begin with the same ones.
-        kind: "balanced", shuffled anew for every pass, then traded until the batches are nearly equal in tokens;
-            "shuffled", anew for every pass; "by_length", shuffled anew, then sorted by length but for 32 tokens, and
-            the batches shuffled; "source", as the rows come; "original", that of the original DPO program.
+        kind: "balanced", shuffled for every pass, then traded until the batches are nearly equal in tokens;
+            "shuffled", for every pass; "by_length", shuffled for every pass, then sorted by length but for 32 tokens,
+            and the batches shuffled; "source", as the rows come; "original", that of the original DPO program.
 
     Raises:
         ValueError: an unknown kind.

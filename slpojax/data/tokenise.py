@@ -31,7 +31,7 @@ STRAY = "EOS inside the text"
 _END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _AT_ONCE = 1024  # texts in one call: a fast tokenizer is many times faster on a list than on its items
 _COMPARED = 1024  # first records whose tokens are compared with those of the whole text
-_DEPENDENT = f"tokens of the response depend on its prompt (looked at in the first {_COMPARED:,} rows)"
+_DEPENDENT = f"tokens of the response depend on its prompt (of the first {_COMPARED:,} rows)"
 
 
 def load_tokenizer(path: str) -> Tokenizer:
