@@ -70,6 +70,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     check(config, method)
     bench = benches.make(config)
     parts = load(config, bench)
+    check_data(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
     describe(config, layout, parts, bench)
 
@@ -99,7 +100,7 @@ def load(config: Config, bench: benches.Bench) -> list[Part]:
     d = config.data
     if not d.path:
         raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
-    chosen = data.settings({name: d[name] for name in data.FIELDS})
+    chosen = data_settings(config)
 
     def part(name: str, path: str, split: str, rows: str) -> Part:
         source = data.Source(path, split, rows)
@@ -118,6 +119,27 @@ def check(config: Config, method: Method) -> None:
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
     loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
+
+
+def check_data(config: Config, method: Method, parts: list[Part]) -> None:
+    """Refuse data that lacks what the method asks for, before anything is compiled."""
+    objective, selector = method.objective, method.selector
+    data.refuse(
+        method.asked,
+        data_settings(config),
+        {part.name: part.examples for part in parts},
+        objective=objective.name,
+        fewest=objectives.fewest(objective),
+        selector=selector.name if selector else "",
+        seen=selectors.count(selector, parts[0].examples.candidates) if selector else None,
+        match_prompts=config.data.match_prompts,
+        diagnostics=config.diagnostics,
+    )
+
+
+def data_settings(config: Config) -> data.Settings:
+    """Return what the examples are made by."""
+    return data.settings({name: config.data[name] for name in data.FIELDS})
 
 
 def describe(config: Config, layout: training.Layout, parts: list[Part], bench: benches.Bench) -> None:
