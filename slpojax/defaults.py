@@ -38,9 +38,9 @@ def get_config() -> ConfigDict:
     # arguments. Another name starts from that function's own defaults.
     c.objective = ConfigDict({"name": "dpo.sigmoid"})
 
-    # Which candidates the objective sees: a function of slpojax.selectors (all | mc_kernel | random | max | min) plus
-    # its keyword arguments; one of the value "objective" follows the objective's.
-    c.selector = ConfigDict({"name": "all"})
+    # Which candidates the objective sees: a function of slpojax/selectors/ (everything | mc_kernel | uniform |
+    # likeliest | least_likely) plus its keyword arguments; one of the value "objective" follows the objective's.
+    c.selector = ConfigDict({"name": "everything"})
     c.selection = "cheaper"  # how: together (a gradient through all) | score_first | cheaper (counted in tokens)
 
     c.optimizer = ConfigDict({"name": "adamw"})  # rmsprop | adamw | lion | adafactor, plus its keyword arguments
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     c.mesh.distributed = False  # call jax.distributed.initialize() first (several hosts)
 
     c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end, with 0 only there
-    c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore.py); 0 for none
+    c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore/); 0 for none
     c.log_every = 1  # steps between lines of metrics.jsonl and updates of the console
     c.profile = ""  # "first:last" steps whose trace goes to <output>/profile, for XProf; "" for none
     c.compiled = ""  # folder that keeps compiled programs from run to run; "" for none

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slpojax import data, log, objectives, selectors
+from slpojax import data, log, selectors
 from slpojax.base import Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -36,14 +36,20 @@ def load(config: Config, bench: Bench) -> list[Part]:
 def refuse(config: Config, method: Method, parts: Sequence[Part]) -> None:
     """Refuse data that lacks what the method asks for, before anything is compiled."""
     objective, selector = method.objective, method.selector
+    if selector:
+        selectors.refuse(
+            selector,
+            objective=objective.name,
+            fewest=objective.fewest,
+            candidates=parts[0].examples.candidates,
+            degrade=config.data.degrade,
+        )
     data.refuse(
         method.asked,
         settings(config),
         {part.name: part.examples for part in parts},
         objective=objective.name,
-        fewest=objectives.fewest(objective),
-        selector=selector.name if selector else "",
-        seen=selectors.count(selector, parts[0].examples.candidates) if selector else None,
+        fewest=objective.fewest,
         match_prompts=config.data.match_prompts,
         diagnostics=config.diagnostics,
     )

@@ -95,7 +95,7 @@ def method(config: Config) -> Method:
     """
     objective = objectives.build(**config.objective)
     selector = None
-    if config.selector.name != selectors.EVERYTHING:
+    if config.selector.name != "everything":
         selector = selectors.build(objective=objective.hyperparameters, **config.selector)
     moving = step.Moving(config.reference.every, config.reference.mix) if config.reference.mode == "moving" else None
     return Method(objective, selector, moving)

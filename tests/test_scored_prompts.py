@@ -276,7 +276,7 @@ def test_prompts_are_scored_where_the_objective_reads_them(folder, selection):
     stored = data.build(random_examples(0, 24), candidates=3)
     config = configuration(folder, "", **{"data.row_length": 0}, selection=selection, steps=2)
     layouts = [
-        training.layout(config, step.Method(objectives.build(name), selectors.build("random")), [stored], grid_of(1))
+        training.layout(config, step.Method(objectives.build(name), selectors.build("uniform")), [stored], grid_of(1))
         for name in (NAME, "reference_free.orpo")
     ]
     plan = layouts[0]
@@ -294,7 +294,7 @@ def test_accumulation_and_what_is_scored_first_change_no_loss_of_a_run(folder):
     last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
     assert last["diagnostic/grad_norm"] > 0
     np.testing.assert_allclose(losses(folder, "parts", steps=3, accumulate=16), whole, rtol=1e-5)
-    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "random", "steps": 3}
+    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "uniform", "steps": 3}
     del ranked["objective.name"], ranked["selector.temperature"]
     together = losses(folder, "together", **ranked, selection="together")
     np.testing.assert_allclose(losses(folder, "first", **ranked, selection="score_first"), together, rtol=1e-5)

@@ -27,8 +27,6 @@ def refuse(
     *,
     objective: str,
     fewest: int,
-    selector: str = "",
-    seen: int | None = None,
     match_prompts: bool = False,
     diagnostics: int = 0,
 ) -> None:
@@ -41,8 +39,6 @@ def refuse(
         parts: name of a part, "train" or "eval" -> its examples; what is trained on comes first.
         objective: name of the objective.
         fewest: candidates of an example that the objective reads at least, from 1.
-        selector: name of the selector; "" where the objective sees all candidates.
-        seen: candidates of an example that the objective sees; None for all.
         match_prompts: whether examples are weighed by their prompts.
         diagnostics: held-out examples whose gradients are evaluated; 0 for none.
 
@@ -56,8 +52,8 @@ def refuse(
     if match_prompts:
         _check_weights(objective, asked, offer)
     if settings.candidates.degrade:
-        _check_copies(objective, selector, asked, settings)
-    _check_candidates(objective, selector, asked, offer, seen)
+        _check_copies(objective, asked, settings)
+    _check_candidates(objective, asked, offer)
     if diagnostics:
         _check_diagnostics(diagnostics, offer)
 
@@ -128,33 +124,27 @@ def _check_weights(objective: str, asked: Mapping[str, str], offer: _Offer) -> N
         )
 
 
-def _check_copies(objective: str, selector: str, asked: Mapping[str, str], settings: Settings) -> None:
-    """Refuse copies of the responses that nobody reads, or whose places a selector would change."""
+def _check_copies(objective: str, asked: Mapping[str, str], settings: Settings) -> None:
+    """Refuse copies of the responses that nobody reads."""
     count = settings.candidates.degrade
     if "degree" not in asked:
         raise ValueError(
             f"config.data.degrade={count} adds copies of the responses, which objective {objective} does not read; set "
             "it to 0, or take an objective that does, such as self_supervised.spo"
         )
-    if selector:
-        raise ValueError(
-            f"selector {selector} picks among the copies that config.data.degrade={count} makes, which the objective "
-            "knows by their place; set --config.selector.name=all"
-        )
 
 
-def _check_candidates(objective: str, selector: str, asked: Mapping[str, str], offer: _Offer, seen: int | None) -> None:
+def _check_candidates(objective: str, asked: Mapping[str, str], offer: _Offer) -> None:
     """Refuse fewer candidates than the objective reads."""
     count, fewest = min(examples.candidates for examples in offer.parts.values()), offer.fewest
-    seen = count if seen is None else seen
-    if seen >= fewest:
+    if count >= fewest:
         return
     more = f"--config.data.candidates={fewest}, with data that has as many"
     if "label" in asked and not offer.settings.candidates.mismatched:
         more = "--config.data.mismatched=True, which adds a response to another prompt"
-    elif selector and seen < count:
-        more = f"--config.selector.picks={fewest - 1}: {selector} leaves {seen} of {count}"
-    raise ValueError(f"objective {objective} reads {fewest} responses of an example, the data gives {seen}; set {more}")
+    raise ValueError(
+        f"objective {objective} reads {fewest} responses of an example, the data gives {count}; set {more}"
+    )
 
 
 def _check_diagnostics(diagnostics: int, offer: _Offer) -> None:
