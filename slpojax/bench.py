@@ -71,7 +71,7 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
     """Prepare what a program works with; nothing is loaded but config.json and the tokenizer.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         devices: of the mesh; all there are where None.
 
     Raises:
@@ -95,7 +95,7 @@ def of_model(config: Config, hf_config: dict[str, Any], devices: Grid) -> Bench:
     """Return the bench of a model that is known by its config.json alone, on devices that need not be there.
 
     Args:
-        config: every key of configs/base.py; `model.path`, `data.tokenizer` and the mesh are not looked at.
+        config: every key of slpojax/defaults.py; `model.path`, `data.tokenizer` and the mesh are not looked at.
         hf_config: the content of config.json.
         devices: the grid.
     """
@@ -106,7 +106,7 @@ def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention
     """Build the model of a config.json as a configuration computes it.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         hf_config: the content of config.json.
         devices: over which rows and weights are split.
         attention: the kernel; "" for the configuration's.

@@ -6,7 +6,7 @@ and no objective.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -28,7 +28,7 @@ class Loop:
         total: the steps of the run.
         restored: the state of the newest checkpoint, on its devices; None in a new run. `begin` lets go of it.
         done: steps behind that state.
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         stream: the batches from there on.
         log: where metrics go.
         checkpoints: the folder.
@@ -54,14 +54,17 @@ class Loop:
             self.trace.before(n, self.last)
             yield n, batch
 
-    def begin(self, state: State, size: str, compare: Callable[[State], str] | None) -> None:
+    def begin(self, state: State, notes: Iterable[str], size: str, compare: Callable[[State], str] | None) -> None:
         """Say where the run stands; of a new one, how far the policy is from the reference, and evaluate it.
 
         Args:
             state: before the first step, or the restored one.
+            notes: lines to show first.
             size: says how large the model is.
             compare: state -> a line that says how far the policy is from the reference; None without one.
         """
+        for note in notes:
+            log.say(note)
         if self.restored is not None:
             log.say(f"resumed behind step {self.done} of {self.total}")
             self.restored = None  # its buffers are donated to the first step
@@ -114,12 +117,17 @@ def refuse(config: Config, names: Collection[str]) -> None:
     """Refuse what a configuration says of the loop and cannot mean, before anything expensive.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         names: of an evaluation's metrics, as `best_metric` has them; none where nothing is evaluated.
 
     Raises:
         ValueError: names the key.
     """
+    if config.diagnostics and not names:
+        raise ValueError(
+            f"config.diagnostics={config.diagnostics} looks at held-out examples, but there are none: set "
+            "data.eval_path, eval_split or eval_rows, or diagnostics=0"
+        )
     metrics.profile_steps(config.profile)
     metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
     checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
@@ -137,7 +145,7 @@ def start(
     """Open the folder of a run, restore its newest checkpoint, and open its log and its stream of batches.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         like: shape, dtype and sharding of every leaf of the state.
         part: what is trained on, with cached log-probs.
         shapes: sizes of its batches.

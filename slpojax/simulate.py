@@ -20,12 +20,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
 from rich.table import Table
 
 from slpojax import cached, checkpoint, defaults, grid, hf, log, metrics, models, plots, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
 from slpojax.grid import Grid
+from slpojax.settings import Config
 from slpojax.worlds import World
 
 BATCH = 512  # answers sampled at once
@@ -45,10 +45,10 @@ _SHARED = ("seed", "compiled", "log_every", "mesh.data", "mesh.fsdp", "mesh.tens
 _MADE = "made.json"  # says what a folder was made from and what it holds; written last
 _FILES = {"model.path": "hf", "data.path": "pairs.train.jsonl", "data.eval_path": "pairs.eval.jsonl"}
 
-Run = Callable[[ConfigDict], Any]  # trains what a configuration says and exports it to <output>/hf
+Run = Callable[[Config], Any]  # trains what a configuration says and exports it to <output>/hf
 
 
-def prepare(config: ConfigDict, run: Run) -> FrozenConfigDict:
+def prepare(config: Config, run: Run) -> Config:
     """Make a world's reference and pairs, or find them; return the configuration that trains on them.
 
     Args:
@@ -75,7 +75,7 @@ def prepare(config: ConfigDict, run: Run) -> FrozenConfigDict:
     return made
 
 
-def world_folder(config: ConfigDict, module: str, world: World) -> pathlib.Path:
+def world_folder(config: Config, module: str, world: World) -> pathlib.Path:
     """Return where a world's reference and pairs lie: beside the outputs of the runs, named by what they depend on.
 
     Args:
@@ -87,7 +87,7 @@ def world_folder(config: ConfigDict, module: str, world: World) -> pathlib.Path:
     return pathlib.Path(config.output).parent / f"{module.rpartition('.')[2]}-{digest}"
 
 
-def reference_config(config: ConfigDict, world: World, folder: pathlib.Path) -> FrozenConfigDict:
+def reference_config(config: Config, world: World, folder: pathlib.Path) -> Config:
     """Return the configuration that trains a world's reference: defaults, the world's settings, and shared keys.
 
     Args:
@@ -109,10 +109,10 @@ def reference_config(config: ConfigDict, world: World, folder: pathlib.Path) -> 
         "data.path": str(folder / "texts.train.jsonl"),
         "data.eval_path": str(folder / "texts.eval.jsonl"),
     }
-    return settings.replace(FrozenConfigDict(defaults.get_config()), changes)
+    return settings.replace(defaults.get_config(), changes)
 
 
-def judge(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
+def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
     """Return (params, step) -> the policy's gold reward and its KL to the reference, by the names in `METRICS`.
 
     Every call answers the same prompts with the same keys, so that what differs is the policy. `world/kl` is the mean
@@ -124,7 +124,9 @@ def judge(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
     """
     _, world = worlds.find(config.world)
     devices = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = models.build(hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices)
+    model = models.build(
+        hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices, family=config.model.family
+    )
     ref = hf.load(config.model.path, model, devices)
     tokenizer = world.tokenizer()
     prompts = list(world.prompts(world.judged))
@@ -156,7 +158,7 @@ def judge(config: ConfigDict) -> Callable[[Params, int], dict[str, float]]:
     return score
 
 
-def report(config: ConfigDict) -> None:
+def report(config: Config) -> None:
     """Show what training did: the first and the last evaluation as a table, and the curves as a picture."""
     output = pathlib.Path(config.output)
     rows = metrics.read_jsonl(output / "metrics.jsonl", "eval")
@@ -183,7 +185,7 @@ def table(title: str, before: metrics.Row, after: metrics.Row) -> Table:
     return made
 
 
-def _key(config: ConfigDict, module: str, world: World) -> dict[str, str]:
+def _key(config: Config, module: str, world: World) -> dict[str, str]:
     """Return all that a world's reference and pairs depend on; where they lie is no part of it."""
     sft = settings.flat(reference_config(config, world, pathlib.Path()).to_dict())
     free = (*defaults.CHANGE_NO_NUMBER, "model.path", "data.path", "data.eval_path")
@@ -215,7 +217,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _make(world: World, sft: FrozenConfigDict, folder: pathlib.Path, key: dict[str, str], run: Run) -> None:
+def _make(world: World, sft: Config, folder: pathlib.Path, key: dict[str, str], run: Run) -> None:
     """Write a world's texts, train its reference on them, and label pairs of its answers."""
     writes = jax.process_index() == 0
     if writes:
@@ -225,7 +227,7 @@ def _make(world: World, sft: FrozenConfigDict, folder: pathlib.Path, key: dict[s
     run(sft)
     count = world.pair_count + world.held_out
     log.say(f"world: the reference writes {count} pairs of answers; the gold reward labels them")
-    pairs = _pairs(world, folder / "hf", count, sft.seed)
+    pairs = _pairs(world, sft, count)
     if writes:
         train, held_out = (folder / _FILES[name] for name in ("data.path", "data.eval_path"))
         _write_jsonl(train, pairs[: world.pair_count])
@@ -248,13 +250,14 @@ def _write_start(world: World, folder: pathlib.Path, seed: int) -> None:
     _write_jsonl(folder / "texts.eval.jsonl", texts[world.text_count :])
 
 
-def _pairs(world: World, path: pathlib.Path, count: int, seed: int) -> list[dict[str, str | float]]:
+def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]]:
     """Return pairs of the reference's answers, one preferred with the Bradley-Terry probability of the gold reward.
 
     Two equal answers are no pair; more prompts are answered instead. The gold rewards go along as scores, for
     objectives that read them; that of the preferred answer may be the lower one.
     """
-    model = models.build(hf.read_config(path))
+    path, seed = pathlib.Path(sft.output) / "hf", sft.seed
+    model = models.build(hf.read_config(path), family=sft.model.family)
     params, tokenizer = jax.device_put(hf.load(path, model)), world.tokenizer()
     key, rng = named_key(jax.random.key(seed), "pairs"), np.random.default_rng([seed, stream_number("labels")])
     prompts = list(world.prompts(2 * count))

@@ -102,7 +102,11 @@ def run(folder: pathlib.Path, name: str) -> dict:
 
     values = changes(folder, name)
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
-    output = pathlib.Path(values["output"])
+    return written(pathlib.Path(values["output"]))
+
+
+def written(output: pathlib.Path) -> dict:
+    """Return every metric of every step that a run wrote, and the norm of every exported tensor."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     metrics = {f"{row.pop('split')} {row.pop('step')}": _numbers(row) for row in rows}
     tensors = load_file(output / "hf" / "model.safetensors")

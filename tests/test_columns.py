@@ -15,6 +15,7 @@ from slpojax import bench, cached, columns, grid, scores, settings, train, train
 from slpojax import frozen as frozen_models
 from slpojax.base import ABSENT, Frozen, Logps
 from slpojax.data import pipeline
+from slpojax.parts import load as load_parts
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def frozen(config, model, monkeypatch):
 def prepared(config, devices):
     """The bench, the parts of the data, and the sizes of the batches that go through them once."""
     made = bench.make(config, devices=jax.devices()[:devices])
-    parts = train.load(config, made)
+    parts = load_parts(config, made)
     layout = training.layout(config, training.method(config), [part.examples for part in parts], made.grid)
     return made, parts, layout.scan
 

@@ -144,14 +144,14 @@ def test_sizes_of_files_and_functions():
 
 def test_only_acts_and_programs_see_a_config():
     users = {
-        tenant(path) for path in MODULES if "Config" in path.read_text() and tenant(path) not in ("settings", "models")
+        tenant(path)
+        for path in MODULES
+        if "Config" in path.read_text() and tenant(path) not in ("defaults", "settings", "models")
     }
     assert users <= {"bench", *FLOORS[-3], *FLOORS[-2], *FLOORS[-1]}
     assert {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))} <= {
         "defaults",
         "settings",
-        "simulate",
-        "worlds",
     }
 
 

@@ -73,11 +73,13 @@ def test_the_kernel_draws_by_the_reward_that_is_trained(folder, capsys, monkeypa
     class Enough(Exception):
         """The selector is known, and nothing of what follows is looked at."""
 
-    def plan(config, selector, *rest):
-        seen.append(selector)
+    def describe(config, method, layout):
+        shown(config, method, layout)
+        seen.append(method.selector)
         raise Enough
 
-    monkeypatch.setattr(train, "_plan", plan)
+    shown = train.training.describe
+    monkeypatch.setattr(train.training, "describe", describe)
     for beta, kernel in ({}, 0.1), ({"objective.beta": 0.5}, 0.5), ({"objective.beta": 0.5, "selector.beta": 0.2}, 0.2):
         with pytest.raises(Enough):
             run(folder, "followed", **RANKED, **beta, **{"data.path": str(folder / "ranked.jsonl")})
@@ -182,6 +184,6 @@ def test_what_the_data_or_the_reference_cannot_give_is_refused_before_anything_i
     folder, changes, message, monkeypatch
 ):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(train.reference, "cached", lambda *args: pytest.fail("the data was scored"))
+    monkeypatch.setattr(train.frozen, "prepare", lambda *args: pytest.fail("the data was scored"))
     with pytest.raises(ValueError, match=message):
         run(folder, "refused", **changes)
