@@ -14,6 +14,11 @@ def made(*, candidates=2, score=(0.0,), labelled=False, first=0):
     return data.build(listed, candidates=candidates, labelled=labelled)
 
 
+def both(**options):
+    """The same kind of examples to train on and to hold out."""
+    return {"train": made(**options), "eval": made(**options)}
+
+
 def refuse(asked, *, parts=None, settings=None, **options):
     """Ask for `asked` of pairs, as an objective of pairs does."""
     chosen = data.settings({"format": "pairs"} | (settings or {}))
@@ -29,7 +34,7 @@ def test_what_nobody_lacks_is_not_refused():
     refuse({"degree": "objective self_supervised.spo"}, settings={"degrade": 1}, parts={"train": made(candidates=4)})
     weights = {"label": "objective unpaired.bco_unpaired", "weight": "objective unpaired.bco_unpaired"}
     refuse(weights, parts={"train": made(candidates=1, labelled=True)}, fewest=1, match_prompts=True)
-    refuse({}, selector="random", seen=2, parts={"train": made(candidates=5)}, diagnostics=4)
+    refuse({}, selector="random", seen=2, parts=both(candidates=5), diagnostics=4)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +90,12 @@ def test_what_nobody_lacks_is_not_refused():
         ),
         (
             {},
-            {"parts": {"train": made(candidates=1)}, "fewest": 1, "diagnostics": 4},
+            {"parts": both(candidates=1), "fewest": 1, "diagnostics": 4},
             r"config.diagnostics=4 compares",
         ),
-        ({}, {"parts": {"train": made(labelled=True)}, "diagnostics": 4}, r"config.diagnostics=4 compares"),
-        ({}, {"settings": {"mismatched": True}, "diagnostics": 4}, r"config.diagnostics=4 compares"),
+        ({}, {"parts": both(labelled=True), "diagnostics": 4}, r"config.diagnostics=4 compares"),
+        ({}, {"parts": both(), "settings": {"mismatched": True}, "diagnostics": 4}, r"config.diagnostics=4 compares"),
+        ({}, {"diagnostics": 4}, r"^config.diagnostics=4 looks at held-out examples, but there are none"),
     ],
 )
 def test_what_is_lacking_is_refused_by_who_asks(asked, options, message):

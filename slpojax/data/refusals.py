@@ -148,7 +148,12 @@ def _check_candidates(objective: str, asked: Mapping[str, str], offer: _Offer) -
 
 
 def _check_diagnostics(diagnostics: int, offer: _Offer) -> None:
-    """Refuse diagnostics without a rejected response to the same prompt."""
+    """Refuse diagnostics without held-out examples, or without a rejected response to the same prompt."""
+    if len(offer.parts) < 2:
+        raise ValueError(
+            f"config.diagnostics={diagnostics} looks at held-out examples, but there are none: set data.eval_path, "
+            "eval_split or eval_rows, or diagnostics=0"
+        )
     examples = next(iter(offer.parts.values()))
     if examples.candidates < 2 or examples.labelled or offer.settings.candidates.mismatched:
         raise ValueError(
