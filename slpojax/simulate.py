@@ -253,8 +253,8 @@ def _write_start(world: World, folder: pathlib.Path, seed: int) -> None:
 def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]]:
     """Return pairs of the reference's answers, one preferred with the Bradley-Terry probability of the gold reward.
 
-    Two equal answers are no pair; more prompts are answered instead. The gold rewards go along as scores, for
-    objectives that read them; that of the preferred answer may be the lower one.
+    Two equal answers are no pair, and an empty one is in none; more prompts are answered instead. The gold rewards go
+    along as scores, for objectives that read them; that of the preferred answer may be the lower one.
     """
     path, seed = pathlib.Path(sft.output) / "hf", sft.seed
     model = models.build(hf.read_config(path), family=sft.model.family)
@@ -270,15 +270,15 @@ def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]
             gold_a, gold_b = world.reward(prompt, a), world.reward(prompt, b)
             a_wins = rng.random() < 0.5 * (1 + math.tanh((gold_a - gold_b) / 2))
             chosen, rejected = (a, b) if a_wins else (b, a)
-            if a != b:
+            if a != b and a.strip() and b.strip():
                 scores = (gold_a, gold_b) if a_wins else (gold_b, gold_a)
                 texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
                 pairs.append({**texts, "score_chosen": scores[0], "score_rejected": scores[1]})
         if len(pairs) >= count:
             return pairs[:count]
     raise ValueError(
-        f"the reference's two answers to a prompt differ for only {len(pairs)} of {2 * count} prompts, which makes no "
-        f"{count} pairs; give the world longer answers or more prompts, or lower its pair_count"
+        f"the reference's two answers to a prompt differ, and neither is empty, for only {len(pairs)} of {2 * count} "
+        f"prompts, which makes no {count} pairs; give the world longer answers or more prompts, or lower its pair_count"
     )
 
 
