@@ -4,7 +4,8 @@ The data add copies of both responses of a pair (`config.data.degrade`). Candida
 rejected response as they are, 2 and 3 their copies with the least removed, and so on: candidate k has the degree
 :math:`d_k = 0, 0, 1, 1, 2, 2, \dots`. A network beside the policy (`slpojax.readers.degrees`) puts out the logits z of
 the degrees, read off the state that predicts the last token, which has seen all that stands before it; the gradient
-reaches the policy, too. Absent candidates do not count, and where there are no others the task's loss is 0. """
+reaches the policy, too. Absent candidates do not count, and where there are no others the task's loss is 0.
+"""
 
 import jax
 import jax.numpy as jnp
