@@ -24,9 +24,9 @@ def get_config() -> ConfigDict:
     # arguments. Another name starts from that function's own defaults.
     c.objective = ConfigDict({"name": "dpo.sigmoid"})
 
-    # Which candidates the objective sees: a function of slpojax.selectors (all | mc_kernel | random | max | min) plus
-    # its keyword arguments; one of the value "objective" follows the objective's.
-    c.selector = ConfigDict({"name": "all"})
+    # Which candidates the objective sees: a function of slpojax/selectors/ (everything | mc_kernel | uniform |
+    # likeliest | least_likely) plus its keyword arguments; one of the value "objective" follows the objective's.
+    c.selector = ConfigDict({"name": "everything"})
     c.selection = "cheaper"  # how: together (a gradient through all) | score_first | cheaper (counted in tokens)
 
     c.optimizer = ConfigDict({"name": "adamw"})  # rmsprop | adamw | lion | adafactor, plus its keyword arguments

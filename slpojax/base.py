@@ -20,23 +20,10 @@ from jaxtyping import Bool, Float, Int
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = Any  # a nested dict of arrays
 Key: TypeAlias = jax.Array
+Scalar: TypeAlias = float | Float[Array, ""]  # a hyperparameter: a Python number, or an array where it is traced
 
 # log(1 - p) where there is no token. exp() of it is 0, and sums of thousands of it stay finite in float32.
 ABSENT = -1e30
-
-# Numbers of the whole distribution at a token, beside the token's own, that an objective may ask for.
-DISTRIBUTION = ("activity", "collision", "entropy", "kl")
-
-# Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
-# layers; see `slpojax.masks`.
-MASKS = ("kl_mask", "reward_mask")
-LAYERS = (*MASKS, "layer_activity")
-
-# What networks beside the policy read off its own last hidden states at a token; see `slpojax.degrees`.
-FEATURES = ("degree",)
-
-# What of a token an objective may ask for beside its log-probs.
-TOKEN = (*DISTRIBUTION, *LAYERS, *FEATURES)
 
 
 class Logps(NamedTuple):
@@ -198,11 +185,6 @@ class Model(NamedTuple):
 
 __all__ = [
     "ABSENT",
-    "DISTRIBUTION",
-    "FEATURES",
-    "LAYERS",
-    "MASKS",
-    "TOKEN",
     "Array",
     "Batch",
     "Bool",
@@ -213,6 +195,7 @@ __all__ = [
     "Model",
     "Params",
     "Rows",
+    "Scalar",
     "Scored",
     "Shapes",
     "Share",

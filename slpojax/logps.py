@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from slpojax import beside, degrees, masks
-from slpojax.base import ABSENT, DISTRIBUTION, LAYERS, Array, Batch, Int, Logps, Model, Params, Rows, Scored, Shapes
+from slpojax import beside, degrees, masks, needs
+from slpojax.base import ABSENT, Array, Batch, Int, Logps, Model, Params, Rows, Scored, Shapes
 
 Head: TypeAlias = dict[str, Array]  # "log_odds" and what else was asked for, [G, S] each
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add`
@@ -66,7 +66,7 @@ def head(
         unembed: [D, V], master weights in float32, as is their gradient.
         scored: which hidden state predicts which token.
         chunk: as many logits exist at once as this many scored positions of each group have.
-        wanted: what else is asked for, among `slpojax.base.DISTRIBUTION`.
+        wanted: what else is asked for, among `slpojax.needs.of_source("head")`.
         reference: hidden states and unembedding of the reference, for "kl" and "activity"; they get no gradient.
 
     Returns:
@@ -83,8 +83,8 @@ def head(
     return out | {"activity": _mean_logit(*sides[1])} if "activity" in wanted else out
 
 
-_OF_REFERENCE = {"activity", "kl"}
-NEEDS_REFERENCE = _OF_REFERENCE | set(LAYERS)  # what takes the reference's weights
+_OF_REFERENCE = set(needs.where(source="head", weights_of_reference=True))
+_OF_LAYERS = needs.where(source="reader", weights_of_reference=True)
 
 
 def _mean_logit(states: Float[Array, "G S D"], table: Float[Array, "V D"]) -> Float[Array, "G S"]:
@@ -351,13 +351,13 @@ def head_function(
     """Return (params, rows, scored, ref_params) -> [G, S] numbers, see `head`, `masks.numbers` and `degrees.logits`.
 
     Args:
-        model: whose log-probs; `ref_params` are the reference's, for `NEEDS_REFERENCE`, else None.
+        model: whose log-probs; `ref_params` are the reference's, for what takes its weights, else None.
         shapes: the batch's sizes.
         rows_per_device: rows that one device holds at a time (of a micro-batch): the logits are cut to fit it.
-        wanted: what is asked for beside the log-odds, among `slpojax.base.TOKEN`.
+        wanted: what is asked for beside the log-odds, among `slpojax.needs.of_source("head", "reader")`.
     """
     chunk = chunk_size(shapes, rows_per_device)
-    of_vocabulary, of_layers = (sorted(set(wanted) & set(names)) for names in (DISTRIBUTION, LAYERS))
+    of_vocabulary, of_layers = (sorted(set(wanted) & set(names)) for names in (needs.of_source("head"), _OF_LAYERS))
 
     def of_reference(params: Params, rows: Rows, scored: Scored) -> tuple[Reference, Float[Array, "N G S D"] | None]:
         if of_layers:
@@ -368,7 +368,7 @@ def head_function(
 
     def numbers(params: Params, rows: Rows, scored: Scored, ref_params: Params | None = None) -> Head:
         reference, states = None, None
-        if NEEDS_REFERENCE & set(wanted):
+        if needs.takes_reference_weights(wanted):
             reference, states = of_reference(ref_params, rows, scored)
         hidden, own = model.apply(params, rows, None)[0], beside.of(params)
         found = head(hidden, model.unembed(params), scored, chunk=chunk, wanted=of_vocabulary, reference=reference)

@@ -15,9 +15,12 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import MASKS, Array, Float, Params
+from slpojax import needs
+from slpojax.base import Array, Float, Params
 
 Numbers: TypeAlias = dict[str, Array]
+
+NAMES = needs.where(source="reader", weights_of_reference=True, gradient=True)
 
 
 def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[str]) -> Numbers:
@@ -32,7 +35,7 @@ def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[s
     Args:
         masks: by name {"weight": [N, D], "bias": [N]}, of the wanted masks at least.
         states: outputs of the reference's N layers where the scored tokens are predicted.
-        wanted: among `slpojax.base.LAYERS`.
+        wanted: those of `NAMES`, and "layer_activity".
 
     Returns:
         By name, float32: masks [G, S], and "layer_activity" [G, S, N], the means of the outputs over their width.
@@ -41,7 +44,7 @@ def numbers(masks: Params, states: Float[Array, "N G S D"], wanted: Collection[s
     mean = jnp.mean(states, axis=-1, keepdims=True)
     found: Numbers = {"layer_activity": jnp.moveaxis(mean[..., 0], 0, -1)} if "layer_activity" in wanted else {}
     standard = (states - mean) * jax.lax.rsqrt(jnp.var(states, axis=-1, keepdims=True) + 1e-5)
-    for name in sorted(set(wanted) & set(MASKS)):
+    for name in sorted(set(wanted) & set(NAMES)):
         own = masks[name]
         heights = jnp.einsum("ngsd,nd->ngs", standard, own["weight"]) + own["bias"][:, None, None]
         found[name] = jnp.mean(jax.nn.relu(heights), axis=0)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from slpojax import data, degrees, grid, hf, logger, prompts, reference, step
-from slpojax.base import FEATURES, MASKS, Batch, Logps, Model, Params, Rows, Shapes, State
+from slpojax import data, degrees, grid, hf, logger, masks, prompts, reference, step
+from slpojax.base import Batch, Logps, Model, Params, Rows, Shapes, State
 from slpojax.selectors import Selector
 
 
@@ -63,14 +63,14 @@ def learned_beside(model: Model, params: Params, needs: Collection[str], candida
         needs: of the objective.
         candidates: K of the data.
     """
-    names = {*MASKS, *FEATURES} & {*needs}
+    names = {*masks.NAMES, "degree"} & {*needs}
     if not names:
         return {}
     one = np.ones((1, 1), np.int32)
     rows = Rows(one, one, one, one)
     layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
     sizes = {
-        **dict.fromkeys(MASKS, (layers, width)),
+        **dict.fromkeys(masks.NAMES, (layers, width)),
         "degree": degrees.sizes(width=width, classes=candidates // 2),
     }
     return {name: sizes[name] for name in names}

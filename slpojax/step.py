@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import beside, selectors
-from slpojax.base import TOKEN, Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
+from slpojax import beside, needs, selectors
+from slpojax.base import Array, Batch, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.logps import Head, head_function, place
 from slpojax.objectives import Objective, blank
 from slpojax.selectors import Selector
 
 Metrics = dict[str, Array]
-_PER_CANDIDATE = {"policy", "ref", "previous", "score", "probability", *TOKEN}
+_PER_CANDIDATE = frozenset(needs.where(of="candidate"))
 
 # What objectives ask for, by name, with a leading axis of examples (but for the state).
 Given = dict[str, Any]
@@ -48,7 +48,7 @@ class Moving(NamedTuple):
 
 def columns(batch: Batch) -> Given:
     """Return what a batch itself holds of what objectives ask for."""
-    return {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
+    return needs.columns(batch)
 
 
 def on_examples(
@@ -59,8 +59,8 @@ def on_examples(
     Args:
         objective: see `slpojax.objectives`.
         given: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
-            "score" [B, K], "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be
-            missing or None.
+            "score" [B, K], "label" and "weight" [B], those of the head and of readers [B, K, T], "state"; what
+            nobody asks for may be missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
 
@@ -70,8 +70,8 @@ def on_examples(
     given = {"ref": None, "probability": given["score"], **given}
     count = given["score"].shape[0]
     keys = jax.vmap(jax.random.split)(jax.random.split(key, count))  # one for the selector, one for the objective
-    needs = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
-    arguments = {name: given[name] for name in needs - {"key"}} | {"keys": keys}
+    asked = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
+    arguments = {name: given[name] for name in asked - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}
 
     def one(arguments: Given) -> tuple[Array, Metrics, Any]:
@@ -79,7 +79,7 @@ def on_examples(
         told: Metrics = {}
         if selector:
             candidates, told = selectors.choose(selector, arguments | {"key": keys[0]})
-            arguments |= selectors.take({name: arguments[name] for name in needs & _PER_CANDIDATE}, candidates)
+            arguments |= selectors.take({name: arguments[name] for name in asked & _PER_CANDIDATE}, candidates)
         result = objective.function(**{name: (arguments | {"key": keys[1]})[name] for name in objective.needs})
         loss, metrics, *state = result if "state" in objective.needs else (*result, given.get("state"))
         return loss, metrics | told, state[0]
@@ -132,7 +132,7 @@ def make_train_step(
     the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there, and `ref_params` is
     None, unless the objective asks for "kl", which takes its weights.
     """
-    wanted = sorted(objective.needs & set(TOKEN))
+    wanted = sorted(objective.needs & set(needs.of_source("head", "reader")))
     rows_per_device = shapes.rows // accumulate // batch_devices
     numbers = head_function(model, shapes, rows_per_device=rows_per_device, wanted=wanted)
     coupled = objective.state is not None or couples_examples(objective, shapes)

@@ -39,7 +39,8 @@ from slpojax import (
     step,
     worlds,
 )
-from slpojax.base import TOKEN, Key, Params, Shapes, State
+from slpojax.base import Key, Params, Shapes, State
+from slpojax.needs import of_source, takes_reference, takes_reference_weights
 from slpojax.run import Part, Run
 
 DEFAULT = "configs/quickstart.py"
@@ -137,7 +138,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
     scan = functools.partial(
         logps.distribution_function, model, plan.scan, rows_per_device=plan.scan.rows // devices, everywhere=everywhere
     )
-    wanted = sorted(needs & set(TOKEN))
+    wanted = sorted(needs & set(of_source("head", "reader")))
     numbers = scan(wanted=wanted)
     plain = scan() if wanted else numbers
     work = Run(mesh, folder, model, plan.scan, numbers, lambda params, batch: plain(params, batch, None)[0])
@@ -275,7 +276,7 @@ def train(config: ConfigDict, score: measure.Score | None = None) -> None:
 
 def _selector(config: ConfigDict, objective: objectives.Objective) -> selectors.Selector | None:
     """Build the selector, and say where it takes a hyperparameter from the objective; None where it picks all."""
-    if config.name == "all":
+    if config.name == "everything":
         return None
     selector = selectors.build(objective=objective.hyperparameters, **config)
     for key, value in selector.hyperparameters.items():
@@ -297,7 +298,7 @@ def _check_needs(
             f"objective {name} compares with a reference, but config.reference.mode is 'none'; "
             "set --config.reference.mode=cached or online"
         )
-    of_weights = sorted(needs & logps.NEEDS_REFERENCE)
+    of_weights = list(takes_reference_weights(needs))
     if of_weights and mode not in ("online", "moving"):
         raise ValueError(
             f"objective {name} asks for {', '.join(of_weights)} at every token, which takes the reference's weights, "
@@ -309,7 +310,7 @@ def _check_needs(
             "--config.reference.previous to its folder"
         )
     if "label" in needs and not pairs.examples.labelled:
-        mismatched = " --config.data.mismatched=True" if objectives.fewest(objective) > 1 else ""
+        mismatched = " --config.data.mismatched=True" if objective.fewest > 1 else ""
         raise ValueError(
             f"objective {name} asks for labels, which data.format={config.data.format} does not give; set "
             f"--config.data.unpair=True{mismatched} to make two labelled examples of each pair, or take labelled data "
@@ -365,9 +366,9 @@ def _check_candidates(
     if selector and config.data.degrade:
         raise ValueError(
             f"selector {selector.name} picks among the copies that config.data.degrade={config.data.degrade} makes, "
-            "which the objective knows by their place; set --config.selector.name=all"
+            "which the objective knows by their place; set --config.selector.name=everything"
         )
-    count, fewest = examples.candidates, objectives.fewest(objective)
+    count, fewest = examples.candidates, objective.fewest
     seen = selectors.count(selector, count) if selector else count
     if seen < fewest:
         more = f"--config.data.candidates={fewest}, with data that has as many"
@@ -558,7 +559,7 @@ def _record(log: logger.Logger, n: int, metrics: Mapping[str, float]) -> dict[st
 
 def _reference_cost(online: bool, needs: frozenset[str]) -> int:
     """Return the operations for a token and a weight of the reference, which goes through a batch where it is asked."""
-    return flops.FORWARD if online and needs & {"ref", *logps.NEEDS_REFERENCE} else 0
+    return flops.FORWARD if online and takes_reference(needs) else 0
 
 
 def _size(params: Params) -> str:

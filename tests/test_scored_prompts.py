@@ -278,11 +278,11 @@ def test_prompts_are_scored_where_the_objective_reads_them(folder, selection):
     stored = data.build(random_examples(0, 24), candidates=3)
     part = run.Part("train", stored, report.make("", 24, report.tally(), stored, ""))
     config = configuration(folder, "", **{"data.row_length": 0}, selection=selection, steps=2)
-    plan = train._plan(config, selectors.build("random"), part, None, 1, True)
+    plan = train._plan(config, selectors.build("uniform"), part, None, 1, True)
     first = selection == "score_first"
     assert (plan.train.prompt > 0) != first and plan.scan.prompt == stored.lengths.prompt.max() - 1
     assert plan.picked.prompt == plan.scan.prompt if first else plan.picked is None
-    plan = train._plan(config, selectors.build("random"), part, None, 1)
+    plan = train._plan(config, selectors.build("uniform"), part, None, 1)
     assert not any(shapes.prompt for shapes in (plan.train, plan.scan, plan.picked) if shapes)
 
 
@@ -294,7 +294,7 @@ def test_accumulation_and_what_is_scored_first_change_no_loss_of_a_run(folder):
     last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
     assert last["diagnostic/grad_norm"] > 0
     np.testing.assert_allclose(losses(folder, "parts", steps=3, accumulate=16), whole, rtol=1e-5)
-    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "random", "steps": 3}
+    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "uniform", "steps": 3}
     del ranked["objective.name"], ranked["selector.temperature"]
     together = losses(folder, "together", **ranked, selection="together")
     np.testing.assert_allclose(losses(folder, "first", **ranked, selection="score_first"), together, rtol=1e-5)

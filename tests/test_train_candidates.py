@@ -152,7 +152,7 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ),
         ({"objective.name": "games.inpo"}, r"games.inpo compares with a second frozen model.*reference.previous"),
         ({"reference.mode": "moving", "reference.every": 0}, r"reference.every=0"),
-        ({"selector.name": "random", "selection": "cheap"}, r"config.selection='cheap'"),
+        ({"selector.name": "uniform", "selection": "cheap"}, r"config.selection='cheap'"),
         (
             {"data.candidates": 1},
             r"dpo.sigmoid reads 2 responses of an example, the data gives 1; set --config.data.candidates=2",
@@ -162,7 +162,7 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
             RANKED | {"objective.name": "reference_free.tpo", "data.path": "ranked.jsonl", "selector.beta": 1},
             r"reads 3 responses .* gives 2; set --config.selector.picks=2: mc_kernel leaves 2 of 5",
         ),
-        ({"data.candidates": 1, "selector.name": "random"}, r"selector.picks = 1: 0 of the 1 candidates"),
+        ({"data.candidates": 1, "selector.name": "uniform"}, r"selector.picks = 1: 0 of the 1 candidates"),
         (
             {k: RANKED[k] for k in RANKED if k.startswith("data.")}
             | {"objective.name": "anchored.sppo", "data.path": "ranked.jsonl"},
@@ -172,8 +172,8 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ({"objective.name": "self_supervised.spo"}, r"spo tells .*data.degrade is 0; set --config.data.degrade=3"),
         ({"data.degrade": 1}, r"data.degrade=1 adds copies .*, which objective dpo.sigmoid does not read; set it to 0"),
         (
-            {"objective.name": "self_supervised.spo", "data.degrade": 1, "selector.name": "random"},
-            r"selector random picks among the copies .* set --config.selector.name=all",
+            {"objective.name": "self_supervised.spo", "data.degrade": 1, "selector.name": "uniform"},
+            r"selector uniform picks among the copies .* set --config.selector.name=everything",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

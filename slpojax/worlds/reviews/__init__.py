@@ -159,7 +159,7 @@ def _sft(config: ConfigDict, folder: pathlib.Path) -> FrozenConfigDict:
     c.data.path, c.data.eval_path = str(folder / "texts.train.jsonl"), str(folder / "texts.eval.jsonl")
     c.data.format, c.data.candidates, c.data.tokenizer = "prompt_response", 1, ""
     c.data.unpair, c.data.mismatched, c.data.pairs, c.data.accept, c.data.degrade = False, False, "", 0, 0
-    c.data.match_prompts, c.diagnostics, c.selector = False, 0, ConfigDict({"name": "all"})
+    c.data.match_prompts, c.diagnostics, c.selector = False, 0, ConfigDict({"name": "everything"})
     c.reference.mode = "none"
     c.best_metric, c.tensorboard, c.wandb, c.export = "eval/loss", False, "", True
     return FrozenConfigDict(c)
