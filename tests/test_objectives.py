@@ -1,5 +1,6 @@
 """How an objective is found, bound and refused; and every one against its paper's formula, setting by setting."""
 
+import functools
 import itertools
 import math
 import pathlib
@@ -227,7 +228,7 @@ def test_the_names():
         ("slpo.shft", "near: slpo.shift"),
         ("sigmoid", "near: dpo.sigmoid"),
         ("nothing", "there are [0-9]+ .python -m slpojax.objectives., or any importable module.function"),
-        ("dpo.", "unknown"),
+        ("dpo.", "there are"),
     ],
 )
 def test_an_unknown_objective_lists_the_near_ones(name, near):
@@ -485,7 +486,7 @@ SWEPT = {
 @pytest.mark.parametrize("name", SWEPT)
 def test_one_program_serves_many_values(name):
     """A sweep as one vmap: losses and gradients are those of objectives that were built with each value."""
-    key, values = SWEPT[name], (0.0, 0.3, 0.7) if "alpha" in SWEPT[name] else (0.1, 0.5, 0.9)
+    key, values = SWEPT[name], (0.0, 0.7) if "alpha" in SWEPT[name] else (0.1, 0.4)
     y, ref = logps([0.3, -1.0, 0.4], [0.1, 0.2]), logps([0.1, -1.0, 0.5], [0.1, 0.5])
     inputs = {"ref": ref, "collision": -0.1 * (y.token != 0)}
 
@@ -494,10 +495,12 @@ def test_one_program_serves_many_values(name):
 
     objective = objectives.build(name)
     assert key in objectives.numeric(objective)
-    sweep = jax.jit(jax.vmap(lambda x: jax.value_and_grad(loss)(y.token, objective.function, **{key: x})))
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    sweep = jit(jax.vmap(lambda x: jax.value_and_grad(loss)(y.token, objective.function, **{key: x})))
     together = sweep(jnp.asarray(values))
     for i, value in enumerate(values):
-        alone = jax.value_and_grad(loss)(y.token, objectives.build(name, **{key: value}).function)
+        function = objectives.build(name, **{key: value}).function
+        alone = jit(jax.value_and_grad(lambda token, function=function: loss(token, function)))(y.token)
         jax.tree.map(lambda x, a, i=i: np.testing.assert_allclose(x[i], a, rtol=1e-5, atol=1e-6), together, alone)
 
 
