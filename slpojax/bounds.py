@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 class Read(NamedTuple):
     """An index, or the start of a slice, and the size of the axis that it lies outside of."""
 
-    index: int
+    place: int
     size: int
 
 
@@ -68,7 +68,7 @@ def reads_beyond(program: ClosedJaxpr) -> list[Read]:
     Example:
         >>> one = jax.ShapeDtypeStruct((1,), "float32")
         >>> reads_beyond(jax.make_jaxpr(lambda reward: reward[0] - reward[1])(one))
-        [Read(index=1, size=1)]
+        [Read(place=1, size=1)]
     """
     known = {var: _integers(value) for var, value in zip(program.jaxpr.constvars, program.consts, strict=True)}
     return list(_walk(program.jaxpr, known))
@@ -79,7 +79,8 @@ def _walk(jaxpr: Jaxpr, known: dict[Any, np.ndarray | None]) -> Iterator[Read]:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         values = [_integers(x.val) if isinstance(x, Literal) else known.get(x) for x in equation.invars]
-        shape = equation.invars[0].aval.shape if equation.invars else ()
+        first: Any = equation.invars[0].aval if equation.invars else None
+        shape = first.shape if first is not None else ()
         if name == "dynamic_slice":
             yield from _slice(shape, values[1:], params["slice_sizes"])
         elif name == "gather" and values[1] is not None:

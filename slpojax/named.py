@@ -37,7 +37,7 @@ def functions(package: str, *, first: str = "policy") -> dict[str, Callable[...,
     module = importlib.import_module(package)
     if not hasattr(module, "__path__"):
         return dict(_public(module, first))
-    every = {}
+    every: dict[str, Callable[..., Any]] = {}
     for name in sorted(info.name for info in pkgutil.iter_modules(module.__path__)):
         if not name.startswith("_"):
             inner = importlib.import_module(f"{package}.{name}")

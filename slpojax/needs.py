@@ -246,8 +246,9 @@ def like(name: str, candidates: int, response: int) -> Any:
         return jax.eval_shape(lambda: jax.random.key(0))
     sizes = {"K": candidates, "T": response, "P": response, "N": response, "C": -(-candidates // 2)}
     shape = tuple(sizes[axis] for axis in need.axes.split())
-    array = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
-    return Logps(array, array, jax.ShapeDtypeStruct(shape[:-1], jnp.int32)) if need.form == "logps" else array
+    array: Any = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
+    length: Any = jax.ShapeDtypeStruct(shape[:-1], jnp.int32)
+    return Logps(array, array, length) if need.form == "logps" else array
 
 
 def columns(batch: Batch) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def asked(askers: Mapping[str, Collection[str]]) -> dict[str, str]:
         >>> who["ref"]
         'selector likeliest'
     """
-    return {name: who for who, names in reversed(askers.items()) for name in names}
+    return {name: who for who, names in reversed(list(askers.items())) for name in names}
 
 
 def describe(name: str) -> str:

@@ -304,5 +304,5 @@ def _trace(objective: Objective, candidates: int, arrays: Mapping[str, Any] | No
             )
     beyond = [read for read in reads_beyond(program) if read.size <= _MOST_CANDIDATES]
     if beyond:
-        raise TooFewCandidates(candidates + 1, candidates, f"candidate {beyond[0].index}")
+        raise TooFewCandidates(candidates + 1, candidates, f"candidate {beyond[0].place}")
     return tuple(result[1])
