@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 class Read(NamedTuple):
-    """An index, or the start of a slice, and the size of the axis that it lies outside of."""
+    """The place, of an element or of a slice's start, and the size of the axis that it lies outside of."""
 
     place: int
     size: int
@@ -79,8 +79,7 @@ def _walk(jaxpr: Jaxpr, known: dict[Any, np.ndarray | None]) -> Iterator[Read]:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         values = [_integers(x.val) if isinstance(x, Literal) else known.get(x) for x in equation.invars]
-        first: Any = equation.invars[0].aval if equation.invars else None
-        shape = first.shape if first is not None else ()
+        shape = getattr(equation.invars[0].aval, "shape", ()) if equation.invars else ()
         if name == "dynamic_slice":
             yield from _slice(shape, values[1:], params["slice_sizes"])
         elif name == "gather" and values[1] is not None:
@@ -108,9 +107,9 @@ def _gather(shape: tuple[int, ...], indices: np.ndarray, params: dict[str, Any])
     filler = params["fill_value"]
     if "FILL" in str(params["mode"]) and filler is not None and not np.isnan(filler):
         return
-    for place, axis in enumerate(params["dimension_numbers"].start_index_map):
+    for column, axis in enumerate(params["dimension_numbers"].start_index_map):
         last = shape[axis] - params["slice_sizes"][axis]
-        outside = [int(i) for i in indices[..., place].flat if not 0 <= i <= last]
+        outside = [int(i) for i in indices[..., column].flat if not 0 <= i <= last]
         if outside:
             yield Read(outside[0], shape[axis])
 

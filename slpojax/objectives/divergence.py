@@ -196,5 +196,5 @@ def alpha(
         Chaoqi Wang, Yibo Jiang, Chenghao Yang, Han Liu, Yuxin Chen, Beyond Reverse KL: Generalizing Direct Preference
         Optimization with Diverse Divergence Constraints, 2023, arXiv:2309.16240.
     """
-    require(abs(alpha) < math.inf, "alpha", alpha, "a finite number, the paper's between 0 and 1")
+    require((-math.inf < alpha) & (alpha < math.inf), "alpha", alpha, "a finite number, the paper's between 0 and 1")
     return _loss(loss, _power(policy, ref, alpha, max_exponent), policy, ref, beta)

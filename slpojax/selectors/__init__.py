@@ -305,7 +305,7 @@ def _trace(selector: Selector, candidates: int, arrays: Mapping[str, Any] | None
     beyond = [read for read in reads_beyond(program) if read.size <= candidates]
     if beyond:
         raise ValueError(
-            f"selector {selector.name!r} reads candidate {beyond[0].index}, the example has {candidates}; give it data "
+            f"selector {selector.name!r} reads candidate {beyond[0].place}, the example has {candidates}; give it data "
             "with more responses per prompt (config.data.candidates)"
         )
     return _parts(result)
