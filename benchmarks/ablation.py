@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     print(header(args, device=jax.devices()[0].device_kind), flush=True)
     tokenizer = data.load_tokenizer(args.tokenizer)
-    examples, _ = data.load(args.pairs, tokenizer=tokenizer, rows=args.rows, format="hh")
+    examples, _ = data.load(data.Source(args.pairs, rows=args.rows), tokenizer=tokenizer)
     order = data.order(examples.lengths, args.batch, seed=0, steps=args.batches)
     mesh, model, optimizer = parts.one_device(), models.build(MODELS[args.model]), optax.adamw(0.0)
     held, ref_params = [parts.first_state(mesh, model, optimizer)], jax.jit(model.init)(jax.random.key(1))

@@ -81,7 +81,7 @@ def pool(args: argparse.Namespace, candidates: int) -> Pool:
     batch = next(data.evaluation_batches(made, shapes))
     got = grid.gather(parts.scorer(mesh, model, shapes)(state.params, grid.put_batch(mesh, batch)))
     own = [[list(x[batch.index == b][0, :, :RESPONSE]) for x in (got.token, got.other)] for b in range(args.batch)]
-    batch = next(data.evaluation_batches(made, shapes, columns=own))
+    batch = next(data.evaluation_batches(made, shapes, ref=own))
     return Pool(mesh, model, made, shapes, optimizer, state, own, batch)
 
 

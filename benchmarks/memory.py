@@ -135,7 +135,7 @@ def variants(config: ConfigDict, args: argparse.Namespace) -> Iterator[tuple[str
 
 def picks_of(config: ConfigDict) -> int:
     """Return how many candidates are picked after all are scored, 0 where the step itself reads all of them."""
-    if config.selector.name == "all":
+    if config.selector.name == "everything":
         return 0
     candidates = config.data.candidates
     picks = selectors.count(selector_of(config), candidates) - 1
@@ -179,7 +179,7 @@ def compiled(
             one = step.make_picks(model, selector, shapes, batch_devices=devices, everywhere=everywhere)
         else:
             options = {"accumulate": features.accumulate}
-            options |= {"selector": selector} if config.selector.name != "all" and not picks else {}
+            options |= {"selector": selector} if config.selector.name != "everything" and not picks else {}
             one = parts.train_step(mesh, model, config.objective, optimizer, shapes, state, **options)
         if not features.donated:
             one = jax.jit(lambda *x, donating=one: donating(*x))

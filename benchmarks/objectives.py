@@ -25,7 +25,7 @@ import optax
 import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 
-from slpojax import beside, data, grid, logps, models, objectives, step
+from slpojax import beside, data, grid, models, needs, objectives, step
 from slpojax.base import Batch, Model, Params, Shapes, State
 from slpojax.run import learned_beside
 
@@ -105,7 +105,7 @@ def stepper(
     state = jax.tree.map(jax.device_put, state, parts.where(mesh, model, state))
     own = [state.objective]
     one = parts.train_step(mesh, model, name, optimizer, shapes, state)
-    reference = ref_params if objective.needs & logps.NEEDS_REFERENCE else None
+    reference = ref_params if needs.takes_reference_weights(objective.needs) else None
     if learned:
         state = jax.tree.map(jnp.copy, state)  # what is held stays whole when this one is donated
         return parts.repeated(one, [state], [batch], reference)

@@ -42,14 +42,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0)
     args = parser.parse_args()
     print(header(args), flush=True)
-    examples, told = data.load(
-        args.pairs,
-        tokenizer=data.load_tokenizer(args.tokenizer),
-        rows=args.rows,
-        format=args.format,
-        candidates=args.candidates,
-        chat_template=args.chat_template,
-    )
+    chosen = data.settings({name: getattr(args, name) for name in ("format", "candidates", "chat_template")})
+    source = data.Source(args.pairs, rows=args.rows)
+    examples, told = data.load(source, chosen, tokenizer=data.load_tokenizer(args.tokenizer))
     if args.count:
         examples = drawn(examples, args.count)
     print(f"{len(examples):,} examples of {examples.lengths.prompt.mean():.0f} + ", end="")

@@ -30,7 +30,8 @@ if importlib.util.find_spec("grain") is None:  # slpojax.data as a bare folder: 
 from slpojax import grid, logps, objectives, step
 from slpojax.base import Batch, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example, Examples, build
-from slpojax.data.rows import pack, plan
+from slpojax.data.planning import plan
+from slpojax.data.rows import pack
 
 
 def lengths(count: int, candidates: int = 2, seed: int = 0, longest: int = 512) -> tuple[np.ndarray, np.ndarray]:

@@ -145,9 +145,8 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
         tokenizer_file=str(args.tokenizer / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder)
-    examples, _ = data.load(
-        str(args.pairs), tokenizer=data.load_tokenizer(str(folder)), format="hh", max_length=LENGTH, too_long="drop"
-    )
+    chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
+    examples, _ = data.load(data.Source(str(args.pairs)), chosen, tokenizer=data.load_tokenizer(str(folder)))
     records = sources.read(str(args.pairs)).records
     kept = []
     for i, row in enumerate(examples.row.tolist()):
@@ -214,10 +213,10 @@ def slpojax(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     sys.argv = ["slpojax.train", *config, *overrides]
     import jax
 
-    from slpojax import logger, train
+    from slpojax import metrics, train
 
     train.main()
-    rows = logger.read_jsonl(args.folder / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(args.folder / "metrics.jsonl", "train")
     measured = {"seconds": [row["step_seconds"] for row in rows[1:]], "losses": [row["loss"] for row in rows]}
     if args.device == "gpu":
         measured["peak"] = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]

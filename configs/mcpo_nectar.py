@@ -8,7 +8,7 @@ Settings:  Chen et al. 2025 (arXiv 2502.04567): rank 1 is the chosen answer, ran
            others are the pool; one negative per prompt, drawn in proportion to exp(reward) under the current policy;
            two passes (their third gained nothing). The learning rate and beta of the paper are lost to us: those here
            are `dpo_hh.py`'s. `--config.selector.weight=policy` draws by the policy's log-likelihood, as the published
-           version says; `--config.selector.name=random` is RNCE, which with one negative is DPO on random pairs.
+           version says; `--config.selector.name=uniform` is RNCE, which with one negative is DPO on random pairs.
 Expected:  at the start a training loss of log 2, margins of 0 and a uniform draw. Not run at this size yet; on
            small data see `mcpo_ranked.py`.
 """

@@ -28,8 +28,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from slpojax import data, evaluate, logps, models, objectives, optim, sequence, grid, step
-from slpojax.base import Logps, State
+warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
+
+from slpojax import bench, data, defaults, grid, measure, objectives, scores, sequence, settings, train, training
+from slpojax.base import Frozen, Logps
 from slpojax.numerics import log1mexp
 
 # %% [markdown]
@@ -152,8 +154,8 @@ tokens = from_probabilities([p[y[: t + 1]] for t, p in enumerate(conditional)])
 print(f"{'':14}{'P(y)':>12}{'P(not y)':>12}")
 print(f"{'enumeration':14}{joint[y]:12.7f}{others:12.7f}")
 for form in (sequence.mass, sequence.mass_closed):
-    kept, left = form(tokens)
-    print(f"{form.__name__:14}{jnp.exp(kept):12.7f}{jnp.exp(left):12.7f}")
+    of_y, of_others = form(tokens)
+    print(f"{form.__name__:14}{jnp.exp(of_y):12.7f}{jnp.exp(of_others):12.7f}")
 
 # %% [markdown]
 # The sum telescopes to $1 - P(y)$, which is `mass_closed`, the form that trains; it falls back on the sum where $P(y)$
@@ -167,20 +169,11 @@ for form in (sequence.mass, sequence.mass_closed):
 # %% [markdown]
 # ## 4. Train steps
 #
-# A Llama with random weights and eight random pairs. `data.plan` finds the shapes, `data.pack` lays several pairs in a
-# row, each prompt stored once. The reference's log-probs are columns of the batch.
+# What a run does with a configuration, here with eight random pairs and a Llama with random weights. The *bench* is
+# what never changes: devices, model, random keys. The *method* is the objective, with a selector where there is one. The
+# *layout* packs several pairs in a row, each prompt stored once, and says which sizes the batches then have.
 
 # %%
-model = models.build(
-    {
-        "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-)
 rng = np.random.default_rng(0)
 
 
@@ -191,33 +184,51 @@ def words(low, high):
 pairs = data.build(
     [data.Example(words(3, 8), (words(8, 12), words(8, 12)), (1.0, 0.0), i) for i in range(8)], candidates=2
 )
-shapes = data.plan(pairs, [np.arange(8)], row_length=64)
-mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-batch = grid.put_batch(mesh, data.pack(list(pairs), shapes))
-print(shapes)
-
-# %%
-params = model.init(jax.random.key(0))
-everywhere = grid.replicated(mesh)
-score = logps.logps_function(model, shapes, rows_per_device=shapes.rows, everywhere=everywhere)
-batch = batch._replace(ref=score(params, batch))  # the reference is the policy that training starts from
-print(evaluate.sanity_of_start(score(params, batch), batch.ref))
+config = settings.resolve(
+    defaults.get_config(),
+    {
+        "objective.name": "slpo.shift",
+        "objective.scale": "temperature_squared",
+        "batch_size": 8,
+        "steps": 20,
+        "learning_rate": 3e-3,
+        "warmup_steps": 0,
+        "data.row_length": 64,
+    },
+    choices=train.CHOICES,
+)
+llama = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+at = bench.of_model(config, llama, grid.one_device())
+method = training.method(config)
+layout = training.layout(config, method, [pairs], at.grid)
+setup = training.make(config, at, method, layout)
+print(layout.train)
 
 # %% [markdown]
-# With one device, the step needs the optimiser and says where its state lives. Twenty steps on the same eight pairs:
+# The reference is the policy that training starts from; its log-probs are columns of the batch.
 
 # %%
-optimizer = optim.build(
-    "adamw", learning_rate=3e-3, schedule="constant", warmup_steps=0, total_steps=20, clip_norm=10.0
-)
-state = State(jnp.int32(0), params, optimizer.init(params), slpo.state, jax.random.key(1))
-placed, _ = grid.tree(mesh, model.sharding, state)
-train_step = step.make_train_step(
-    model, slpo, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed
-)
+params = bench.draw_params(at)
+batch = grid.put_batch(at.grid, data.pack(list(pairs), layout.train))
+score = scores.scorer(at.model, layout.train, at.grid)
+batch = batch._replace(ref=score(params, batch)[0])
+print(measure.difference(score(params, batch)[0], batch.ref))
+
+# %% [markdown]
+# A step takes the state, the weights that stay frozen (none here), and a batch. Twenty of them on the same eight pairs:
+
+# %%
+state = setup.first(params, None)
 log = []
 for _ in range(20):
-    state, metrics = train_step(state, None, batch)
+    state, metrics = setup.step(state, Frozen(), batch)
     log.append({name: float(value) for name, value in metrics.items()})
 print(f"loss {log[0]['loss']:.3f} -> {log[-1]['loss']:.3f}; margin at the start {log[0]['rewards/margins']}")
 

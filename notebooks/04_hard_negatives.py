@@ -17,7 +17,7 @@
 #
 # With several rejected responses per prompt, which should a pair loss see? MC-PO draws in proportion to what the policy
 # gives them now: $P(m) = \text{softmax}_m(\beta \log P(y_m) / P_{ref}(y_m))$, `selectors.mc_kernel` before `listwise.rnce`.
-# `random`, `max` and `min` are what its paper compares with (Chen et al., 2025, arXiv:2502.04567).
+# `uniform`, `likeliest` and `least_likely` are what its paper compares with (Chen et al., 2025, arXiv:2502.04567).
 #
 # 1. A small world: prompts with one chosen and five rejected responses, judged by a known reward.
 # 2. How the kernel sharpens as training goes, and whom it picks.
@@ -158,10 +158,10 @@ for name, examples in pools.items():
     probe_refs[name] = score_probe(reference, probes[name])
 
 SELECTORS = {
-    "random": selectors.build("random"),
+    "uniform": selectors.build("uniform"),
     "mc_kernel": selectors.build("mc_kernel", beta=BETA),
-    "max": selectors.build("max"),
-    "min": selectors.build("min"),
+    "likeliest": selectors.build("likeliest"),
+    "least_likely": selectors.build("least_likely"),
 }
 rnce = objectives.build("listwise.rnce", beta=BETA)
 steps_of = {name: make_step(rnce, shapes, reference, 1e-3, STEPS, selector) for name, selector in SELECTORS.items()}
@@ -213,7 +213,7 @@ axes[2].legend(fontsize=8)
 for ax in axes:
     ax.grid(**GRID)
 plt.show()
-print(f"chance that the kernel picks what `max` would: start {1 / POOL:.2f}, end {weights[-1].max(-1).mean():.2f}; what `min` would: {weights[-1].min(-1).mean():.2f}")
+print(f"chance that the kernel picks what `likeliest` would: start {1 / POOL:.2f}, end {weights[-1].max(-1).mean():.2f}; what `least_likely` would: {weights[-1].min(-1).mean():.2f}")
 
 # %% [markdown]
 # ## 3. What each selector reaches
@@ -221,7 +221,7 @@ print(f"chance that the kernel picks what `max` would: start {1 / POOL:.2f}, end
 # 360 fresh responses of each policy. The gold reward is what training is after, the KL to the reference what it costs,
 # and the share that the grammar could have written tells damage. **Read** the reward together with the other two: `min`
 # pays for its reward with a language that is none any more; `max` moves least and keeps most; the kernel lies between
-# `max` and `random` in what it pays. (± is the standard error of the samples; another seed of the training moves the
+# `likeliest` and `uniform` in what it pays. (± is the standard error of the samples; another seed of the training moves the
 # numbers by more than that.)
 
 # %%
@@ -261,13 +261,13 @@ show(judged)
 #
 # The paper (section 5.4) puts a noise response among the candidates: the chosen with two tokens exchanged. As DPO's
 # rejected it wrecks the model; in MC-PO's pool it does little harm. Here: DPO on the pair of chosen and exchanged
-# ("random, trap alone": with one candidate every selector is DPO), against selectors whose pool has it as a sixth.
+# ("uniform, trap alone": with one candidate every selector is DPO), against selectors whose pool has it as a sixth.
 # **Read** that DPO on the trap learns hardly anything of what is preferred, as its pairs say nothing of it, while the
 # pools of six, the trap among them, end about where the clean ones did. (This small model is not *wrecked* by the trap,
 # unlike the paper's: most of its language stays whole.)
 
 # %%
-for key in (("random", "trap alone"), ("random", "trap"), ("mc_kernel", "trap"), ("max", "trap")):
+for key in (("uniform", "trap alone"), ("uniform", "trap"), ("mc_kernel", "trap"), ("likeliest", "trap")):
     runs[key] = run(*key)
     judged[key] = judge(runs[key][0])
 show(judged)
@@ -279,7 +279,7 @@ show(judged)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
-names = {("random", "trap alone"): "DPO on chosen and trap", ("random", "trap"): "random, trap in the pool", ("mc_kernel", "trap"): "mc_kernel, trap in the pool", ("mc_kernel", "clean"): "mc_kernel, clean pool"}
+names = {("uniform", "trap alone"): "DPO on chosen and trap", ("uniform", "trap"): "uniform, trap in the pool", ("mc_kernel", "trap"): "mc_kernel, trap in the pool", ("mc_kernel", "clean"): "mc_kernel, clean pool"}
 for i, (key, name) in enumerate(names.items()):
     r = runs[key][1]
     axes[0].plot(at, r[:, :, 0].mean(-1), f"C{i}", label=name)

@@ -10,6 +10,7 @@ Axes
     V  vocabulary                           P  scored positions of a prompt: all but the first
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,23 +21,32 @@ from jaxtyping import Bool, Float, Int
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = Any  # a nested dict of arrays
 Key: TypeAlias = jax.Array
+Scalar: TypeAlias = float | Float[Array, ""]  # a hyperparameter: a Python number, or an array where it is traced
 
 # log(1 - p) where there is no token. exp() of it is 0, and sums of thousands of it stay finite in float32.
 ABSENT = -1e30
 
-# Numbers of the whole distribution at a token, beside the token's own, that an objective may ask for.
-DISTRIBUTION = ("activity", "collision", "entropy", "kl")
 
-# Masks of the tokens that are learned from the reference's layers beside the policy, and all that is read off those
-# layers; see `slpojax.readers.masks`.
-MASKS = ("kl_mask", "reward_mask")
-LAYERS = (*MASKS, "layer_activity")
+def stream_number(name: str) -> int:
+    """Return the number that stands for a named stream of random numbers: 31 bits of a digest above 2^31.
 
-# What networks beside the policy read off its own last hidden states at a token; see `slpojax.readers.degrees`.
-FEATURES = ("degree",)
+    No count of steps or examples reaches it, so no stream that folds in a count is one that folds in a name.
 
-# What of a token an objective may ask for beside its log-probs.
-TOKEN = (*DISTRIBUTION, *LAYERS, *FEATURES)
+    Example:
+        >>> stream_number("judge") >= 2**31, stream_number("judge") == stream_number("pairs")
+        (True, False)
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) | 2**31
+
+
+def named_key(key: Key, name: str) -> Key:
+    """Return the key of a named stream: what draws from it shares no random number with any other name or count.
+
+    Args:
+        key: of the run; nothing else is drawn from it.
+        name: of the stream, such as "judge".
+    """
+    return jax.random.fold_in(key, stream_number(name))
 
 
 class Logps(NamedTuple):
@@ -133,11 +143,8 @@ class Share(NamedTuple):
         of: how many parts there are; it divides the rows and the groups.
     """
 
-    parts: tuple[int, ...]
-    of: int
-
-
-WHOLE = Share((0,), 1)  # of a process that holds all rows
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
 
 
 class Shapes(NamedTuple):
@@ -213,12 +220,6 @@ class Model(NamedTuple):
 
 __all__ = [
     "ABSENT",
-    "DISTRIBUTION",
-    "FEATURES",
-    "LAYERS",
-    "MASKS",
-    "TOKEN",
-    "WHOLE",
     "Array",
     "Batch",
     "Bool",
@@ -230,8 +231,11 @@ __all__ = [
     "Model",
     "Params",
     "Rows",
+    "Scalar",
     "Scored",
     "Shapes",
     "Share",
     "State",
+    "named_key",
+    "stream_number",
 ]

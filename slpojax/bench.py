@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, grid, hf, logger, models, readers
-from slpojax.base import Key, Model, Params
+from slpojax import data, grid, hf, log, models, readers
+from slpojax.base import Key, Model, Params, named_key
 from slpojax.grid import Grid
 from slpojax.settings import Config
 
@@ -63,14 +63,15 @@ def keys(seed: int) -> Keys:
 
     The order of the data is drawn by the seed itself, without JAX, so that it is the same on any machine.
     """
-    return Keys(*[jax.random.key(seed)] * len(Keys._fields))
+    root = jax.random.key(seed)
+    return Keys(*(named_key(root, name) for name in Keys._fields))
 
 
 def make(config: Config, *, devices: list | None = None) -> Bench:
     """Prepare what a program works with; nothing is loaded but config.json and the tokenizer.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         devices: of the mesh; all there are where None.
 
     Raises:
@@ -94,7 +95,7 @@ def of_model(config: Config, hf_config: dict[str, Any], devices: Grid) -> Bench:
     """Return the bench of a model that is known by its config.json alone, on devices that need not be there.
 
     Args:
-        config: every key of configs/base.py; `model.path`, `data.tokenizer` and the mesh are not looked at.
+        config: every key of slpojax/defaults.py; `model.path`, `data.tokenizer` and the mesh are not looked at.
         hf_config: the content of config.json.
         devices: the grid.
     """
@@ -105,7 +106,7 @@ def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention
     """Build the model of a config.json as a configuration computes it.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         hf_config: the content of config.json.
         devices: over which rows and weights are split.
         attention: the kernel; "" for the configuration's.
@@ -157,7 +158,7 @@ def export(bench: Bench, path: pathlib.Path, params: Params) -> None:
         tokenizer_from=bench.tokenizer_folder,
         generation_from=bench.folder,
     )
-    logger.tell(f"wrote {path}, which transformers loads")
+    log.say(f"wrote {path}, which transformers loads")
 
 
 def refuse(config: Config) -> None:

@@ -9,8 +9,9 @@ import json
 import logging
 import math
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,25 +20,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from slpojax import named, settings
 from slpojax.base import Params, State
+from slpojax.defaults import CHANGE_NO_NUMBER
 
-# Keys of a configuration that change neither what is learnt nor which checkpoint is best, and so may differ on resume.
-HARMLESS = (
-    *("output", "resume", "export", "log_every", "eval_every", "tensorboard", "wandb", "abort_on_nonfinite"),
-    *(
-        "checkpoint_every",
-        "keep_last",
-        "keep_best",
-        "mesh",
-        "accumulate",
-        "model.remat",
-        "model.attention",
-        "reference.cache",
-        "reference.batch_size",
-    ),
-    *("selection", "profile", "compiled", "diagnostics"),
-)
-LENGTH = ("steps", "epochs")  # harmless, too, under a constant schedule: no step before the end knows them
+LENGTH = ("steps", "epochs")  # change no number either under a constant schedule: no step before the end knows them
 
 _ITEMS = ("state", "data", "config")
 _TRASH = "deleted"
@@ -110,7 +97,7 @@ def save(
 ) -> None:
     """Save in the background; returns as soon as the arrays are copied off, so the state may be donated.
 
-    Write out the metrics up to `step` before (`logger.flush`): a resumed run starts behind them and cannot again.
+    Write out the metrics up to `step` before (`Log.flush`): a resumed run starts behind them and cannot again.
 
     Args:
         checkpoints: from `open_folder`.
@@ -146,7 +133,7 @@ def restore(checkpoints: Checkpoints, like: State, *, config: Mapping[str, Any])
         checkpoints: from `open_folder`.
         like: a state of arrays or of `jax.ShapeDtypeStruct` with shardings: the shapes, and where each array goes.
             The mesh may be another than the one that saved.
-        config: the configuration of this run, compared with the saved one but for `HARMLESS` keys.
+        config: the configuration of this run, compared with the saved one, see `differences`.
 
     Raises:
         ValueError: the checkpoint belongs to a run with another configuration.
@@ -154,6 +141,22 @@ def restore(checkpoints: Checkpoints, like: State, *, config: Mapping[str, Any])
     step = checkpoints.manager.latest_step()
     if step is None:
         return None
+    require_same(checkpoints, config)
+    abstract = jax.tree.map(_abstract, like)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+    found = checkpoints.manager.restore(step, args=items)
+    return Restored(step, jax.tree.map(_as_like, found["state"], like), found["data"])
+
+
+def require_same(checkpoints: Checkpoints, config: Mapping[str, Any]) -> None:
+    """Refuse to go on with another run's checkpoints.
+
+    Raises:
+        ValueError: the newest one was saved under another configuration, see `differences`.
+    """
+    step = checkpoints.manager.latest_step()
+    if step is None:
+        return
     saved = checkpoints.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
     if changed := differences(saved, config):
         listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items())
@@ -161,10 +164,6 @@ def restore(checkpoints: Checkpoints, like: State, *, config: Mapping[str, Any])
             f"{checkpoints.folder} holds step {step} of a run with another configuration: {listed}. "
             "Set these keys back to go on with it, or start a new run in its own folder: --config.output=..."
         )
-    abstract = jax.tree.map(_abstract, like)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-    found = checkpoints.manager.restore(step, args=items)
-    return Restored(step, jax.tree.map(_as_like, found["state"], like), found["data"])
 
 
 def require_none(checkpoints: Checkpoints) -> None:
@@ -191,22 +190,49 @@ def close(checkpoints: Checkpoints) -> None:
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys that differ between two configurations and matter, each with the saved and the current value.
 
+    Keys that change no number do not matter. A folder whose name ends with the digest of what it holds, as a world's
+    does, is the same one wherever it lies.
+
     Example:
         >>> differences({"seed": 0, "objective": {"beta": 0.1}}, {"seed": 0, "objective": {"beta": 0.2}, "wandb": "p"})
         {'objective.beta': (0.1, 0.2)}
+        >>> differences({"model": {"path": "a/w-0123456789ab/hf"}}, {"model": {"path": "/b/w-0123456789ab/hf"}})
+        {}
     """
-    old, new = _flat(json.loads(json.dumps(saved))), _flat(json.loads(json.dumps(current)))
-    free = HARMLESS + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
+    old, new = (settings.flat(json.loads(json.dumps(config))) for config in (saved, current))
+    free = CHANGE_NO_NUMBER + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
     matters = [k for k in sorted(old.keys() | new.keys()) if not any(k == f or k.startswith(f + ".") for f in free)]
-    return {k: (old.get(k), new.get(k)) for k in matters if old.get(k) != new.get(k)}
+    return {k: (old.get(k), new.get(k)) for k in matters if _content(old.get(k)) != _content(new.get(k))}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": leaf} for nested dicts."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return leaves
+def check_best_metric(best_metric: str, names: Collection[str], groups: Collection[str] = ()) -> None:
+    """Refuse a `best_metric` that no evaluation reports, before anything takes time.
+
+    Args:
+        best_metric: a name, with a leading "-" where higher is better.
+        names: of the evaluations' metrics, as far as they are known; none where nothing is evaluated, and all is well.
+        groups: beginnings of names that are known no further, such as "eval/diagnostic/".
+
+    Raises:
+        ValueError: it is none of them; lists the near ones.
+    """
+    name = best_metric.removeprefix("-")
+    if names and name not in names and not name.startswith(tuple(groups)):
+        raise ValueError(_no_metric(name, names))
+
+
+def _no_metric(name: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    return (
+        f"config.best_metric={name!r} is not among the evaluation's metrics{named.near(name, names)}; there are "
+        f"{', '.join(names)}"
+    )
+
+
+def _content(value: Any) -> Any:
+    """Return a path from its last folder on that is named by a digest, and any other value as it is."""
+    named_by_digest = re.search(r"[^/]+-[0-9a-f]{12}(?:/.*)?$", value) if isinstance(value, str) else None
+    return named_by_digest.group() if named_by_digest else value
 
 
 def _set_aside_torn(folder: pathlib.Path) -> None:
@@ -229,7 +255,7 @@ def _cost(best_metric: str, metrics: Mapping[str, float]) -> float:
     """Return what ranks a checkpoint, lower is better; NaN is the worst."""
     name = best_metric.removeprefix("-")
     if name not in metrics:
-        raise ValueError(f"best_metric {name!r} is not among the evaluation's metrics: {', '.join(sorted(metrics))}")
+        raise ValueError(_no_metric(name, metrics))
     value = float(metrics[name]) * (-1.0 if best_metric.startswith("-") else 1.0)
     return math.inf if math.isnan(value) else value
 

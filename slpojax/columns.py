@@ -1,11 +1,11 @@
-"""The log-probs of a frozen model, first of all the reference, computed once and kept on disk.
+"""The log-probs of a frozen model, first of all the reference, computed once and cached on disk.
 
-Knows examples, a function from batches to log-probs, and a folder; knows no objective. The cache is keyed by what the
+Knows examples, a function from batches to log-probs, and a folder; knows no objective. The key of the cache is what the
 numbers depend on: weights, tokens (and so the tokenizer, the format and the truncation, which are named one by one to
-say what changed) and dtype. Under any other key it is computed anew, and the reason is told.
+say what changed), dtype and code. Other keys have files of their own; why none can be used is reported.
 
-While it is computed, parts of it are kept, and a process that is killed loses no more than the last of them. How files
-are read and written, and by which host, is `slpojax.kept`'s.
+While the log-probs are computed, parts of them are saved, and a process that is killed loses no more than the last of
+them. How files are read and written, and by which host, is in `slpojax.cached`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax import data, grid, kept
+from slpojax import cached, data, grid
 from slpojax.base import Batch, Logps, Shapes
 from slpojax.grid import Grid
 
@@ -100,9 +100,7 @@ def batches(devices: Grid, part: Part, scan: Shapes, order: Sequence[np.ndarray]
         order: those of the batches of `data.scan_order` that are asked for; None for all.
     """
     share = devices.share
-    for batch in data.evaluation_batches(
-        part.examples, scan, order, columns=part.ref, previous=part.previous, share=share
-    ):
+    for batch in data.evaluation_batches(part.examples, scan, order, ref=part.ref, previous=part.previous, share=share):
         yield grid.put_batch(devices, batch)
 
 
@@ -155,16 +153,16 @@ def join(pieces: Sequence[Piece], response_lengths: np.ndarray) -> Columns:
     return Columns(token, other, start)
 
 
-def cached(
+def load_or_compute(
     folder: pathlib.Path,
     name: str,
     split: str,
     key: dict[str, str],
     response_lengths: np.ndarray,
     make: Callable[[np.ndarray], Iterable[Piece]],
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> Columns:
-    """Return the columns from `folder` if they were made under `key`, else make what is missing of them and keep it.
+    """Return the columns that `folder` holds under `key`; what it lacks of them is computed, and cached.
 
     Args:
         folder: where the cache lies.
@@ -173,34 +171,29 @@ def cached(
         key: everything that the numbers depend on, by name.
         response_lengths: [N, K] tokens of every response.
         make: [N] whether an example is known -> at least the unknown ones, batch by batch.
-        tell: takes a line that says whether the cache was used, and if not, why.
+        say: takes a line that says whether the cache was used, and if not, why.
 
     Raises:
         ValueError: a log-prob is not finite, or an example is missing.
     """
-    whole, parts = folder / f"{name}.{split}.npz", f"{name}.{split}.{{}}.part"
-    known, complete, number = [_NONE], False, 0
+    entry = cached.Entry(folder, f"{name}.{split}", key)
+    known, complete = [_NONE], False
     if jax.process_index() == 0:
-        files = sorted(folder.glob(parts.format("*")))
-        known, complete, said = _known(whole, files, key, len(response_lengths))
-        tell(f"{name} log-probs ({split}): {said}")
-        number = len(files)  # parts under other keys stay until the whole is kept
-    pieces = [Piece(*kept.from_first_host(_concatenate(known)) or _NONE)]
+        known, complete, report = _known(entry, response_lengths)
+        say(f"{name} log-probs ({split}): {report}")
+    pieces = [Piece(*cached.from_first_host(_concatenate(known)) or _NONE)]
     done = np.isin(np.arange(len(response_lengths)), pieces[0].example)
     new: list[Piece] = []
     for piece in () if done.all() else make(done):
         new.append(piece)
         if len(new) == _BATCHES:
             pieces.append(_concatenate(new))
-            kept.write(folder / parts.format(f"{number:04}"), key, pieces[-1]._asdict())
-            new, number = [], number + 1
+            cached.save_part(entry, pieces[-1]._asdict())
+            new = []
     columns = join([*pieces, *new], response_lengths)
     if not complete:
         every = Piece(np.arange(len(columns), dtype=np.int32), columns.token, columns.other)
-        kept.write(whole, key, every._asdict())
-    if jax.process_index() == 0:
-        for file in folder.glob(parts.format("*")):
-            file.unlink(missing_ok=True)
+        cached.save(entry, every._asdict())
     return columns
 
 
@@ -211,27 +204,30 @@ def _concatenate(pieces: Sequence[Piece]) -> Piece:
     return Piece(*(np.concatenate(x) for x in zip(_NONE, *pieces, strict=True)))
 
 
-def _known(
-    whole: pathlib.Path, parts: list[pathlib.Path], key: dict[str, str], count: int
-) -> tuple[list[Piece], bool, str]:
-    """Return what is kept under `key`, whether it is the whole file, and what there is to say about it."""
-    found = _read(whole, key)
-    if isinstance(found, Piece):
-        return [found], True, f"read from {whole.parent}"
-    read = [found, *(_read(part, key) for part in parts)]
-    pieces = [piece for piece in read if isinstance(piece, Piece)]
-    said = ["computing"]
+def _known(entry: cached.Entry, response_lengths: np.ndarray) -> tuple[list[Piece], bool, str]:
+    """Return what is cached of an entry, whether that is all of it, and what there is to say about it."""
+    stored = cached.load(entry)
+    if stored.whole is not None and (whole := _piece(stored.whole, response_lengths)):
+        return [whole], True, f"read from {entry.folder}"
+    pieces = [piece for part in stored.parts if (piece := _piece(part, response_lengths))]
+    report = ["computing"]
     if pieces:
         many = len(np.unique(_concatenate(pieces).example))
-        said.append(f"{many} of {count} examples are kept from a run that was stopped")
-    unused = [why for why in read if isinstance(why, str)]
-    said += [f"{unused.count(why)} file(s) not used, {why}" for why in dict.fromkeys(unused)]
-    return pieces, False, "; ".join(said if len(said) > 1 else [*said, "none are kept yet"])
+        report.append(f"{many} of {len(response_lengths)} examples are cached from a run that was stopped")
+    unusable = len(stored.parts) - len(pieces) + (stored.whole is not None)
+    report += [stored.reason] if stored.reason else []
+    report += [f"{unusable} file(s) of other shapes not used"] if unusable else []
+    return pieces, False, "; ".join(report)
 
 
-def _read(file: pathlib.Path, key: dict[str, str]) -> Piece | str | None:
-    """Return what a file holds, or why it is not used; None where there is none."""
-    found = kept.read(file, key)
-    if not isinstance(found, dict):
-        return found
-    return Piece(**found) if found.keys() == set(Piece._fields) else "of another version"
+def _piece(arrays: cached.Arrays, response_lengths: np.ndarray) -> Piece | None:
+    """Return the arrays of a file as a piece; None where they are not one of examples of these lengths."""
+    if arrays.keys() != set(Piece._fields):
+        return None
+    piece = Piece(**arrays)
+    if [x.dtype for x in piece] != [x.dtype for x in _NONE] or any(x.ndim != 1 for x in piece):
+        return None
+    if not np.all((piece.example >= 0) & (piece.example < len(response_lengths))):
+        return None
+    tokens = int(response_lengths[piece.example].sum())
+    return piece if piece.token.shape == piece.other.shape == (tokens,) else None

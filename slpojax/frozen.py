@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import columns, data, hf, logger, prompts, scores
+from slpojax import cached, columns, data, hf, log, prompts, scores
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Columns, Part
@@ -24,11 +24,6 @@ from slpojax.settings import Config
 from slpojax.step import Method
 
 MODES = ("cached", "online", "moving", "none")
-# What the tokens of the examples depend on, among the keys `data.*`.
-TOKENS = (
-    *("format", "candidates", "max_length", "max_prompt_length", "too_long", "bos", "chat_template"),
-    *("ties", "pairs", "accept", "accept_beta", "unpair", "mismatched", "degrade"),
-)
 
 
 class Prepared(NamedTuple):
@@ -98,14 +93,14 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
     cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
     compiled = scores.scorer(bench.model, scan, bench.grid)
 
-    def cached(name: str, source: Source) -> list[Columns]:
+    def log_probs_of(name: str, source: Source) -> list[Columns]:
         def score(batch: Batch) -> Logps:
             return compiled(source.params(), batch)[0]
 
         return [log_probs(bench.grid, part, scan, score, name=name, cache=cache, key=source.key) for part in parts]
 
     if "previous" in needs:  # its weights go before the reference's come: one frozen model at a time
-        before = cached("previous", _source(config, bench, "reference.previous", config.reference.previous))
+        before = log_probs_of("previous", _source(config, bench, "reference.previous", config.reference.previous))
         parts = [part._replace(previous=columns) for part, columns in zip(parts, before, strict=True)]
     source = _source(config, bench, "reference.path", config.reference.path)
     if config.data.match_prompts:
@@ -113,7 +108,9 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
     if mode == "moving":
         return Prepared(parts, Frozen(), source.params())
     if mode == "cached" and "ref" in needs:
-        parts = [part._replace(ref=columns) for part, columns in zip(parts, cached("reference", source), strict=True)]
+        parts = [
+            part._replace(ref=columns) for part, columns in zip(parts, log_probs_of("reference", source), strict=True)
+        ]
         return Prepared(parts, Frozen(), None)
     online = "ref" in needs or scores.takes_weights(needs)
     return Prepared(parts, Frozen(reference=source.params() if online else None), None)
@@ -142,11 +139,14 @@ def _source(config: Config, bench: Bench, key: str, path: str) -> Source:
 
     loaded = path or config.model.weights == "load"
     depends = {
-        "weights": columns.weights_digest(folder) if loaded else f"drawn, seed {config.seed}, jax {jax.__version__}",
+        "weights": columns.weights_digest(folder) if loaded else f"drawn, seed {config.seed}",
         "model": json.dumps(hf.read_config(folder), sort_keys=True),
         "dtype": config.model.dtype,
+        "attention": config.model.attention,
+        "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows"),
+        "jax": jax.__version__,
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
-        **{f"data.{name}": str(config.data[name]) for name in TOKENS},
+        **{f"data.{name}": str(config.data[name]) for name in data.FIELDS},
     }
     return Source(params, depends)
 
@@ -180,10 +180,10 @@ def log_probs(
         order = data.scan_order(part.examples, scan)
         left = [index for index in order if not done[index[index >= 0]].all()]
         batches = columns.batches(devices, part, scan, left)
-        return columns.compute(score, logger.track(batches, len(left), f"{name} log-probs ({part.name})"))
+        return columns.compute(score, log.track(batches, len(left), f"{name} log-probs ({part.name})"))
 
     key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
-    return columns.cached(cache, name, part.name, key, lengths, make, logger.tell)
+    return columns.load_or_compute(cache, name, part.name, key, lengths, make, log.say)
 
 
 def match_prompts(
@@ -213,9 +213,10 @@ def match_prompts(
         return [prompts.weights(classifier, x, every.label) for x, every in zip(embedded, examples, strict=True)]
 
     key = source.key | {f"examples {i}": every.digest() for i, every in enumerate(examples)} | {"seed": str(seed)}
-    weights = prompts.cached(cache / "prompt_weights.npz", key, make, logger.tell)
+    entry = cached.Entry(cache, "prompt_weights", key | {"weighing": cached.code_digest("slpojax.prompts")})
+    weights = cached.get(entry, make, log.say, what="weights of the prompts")
     undesirable = weights[0][examples[0].label < 0.5]
-    logger.tell(f"weights of the prompts of undesirable responses: {undesirable.min():.2f} to {undesirable.max():.2f}")
+    log.say(f"weights of the prompts of undesirable responses: {undesirable.min():.2f} to {undesirable.max():.2f}")
     return [
         part._replace(examples=dataclasses.replace(part.examples, weight=weight))
         for part, weight in zip(parts, weights, strict=True)

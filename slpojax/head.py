@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from slpojax import needs
 from slpojax.base import ABSENT, Array, Int, Scored
 
 TokenScores: TypeAlias = dict[str, Array]  # "log_odds" and what else was requested, [G, S] each
@@ -95,7 +96,7 @@ def token_scores(
         unembed: [D, V], master weights in float32, as is their gradient.
         scored: which hidden state predicts which token.
         chunk: how many scored positions of each group may have all their logits in memory at once.
-        requested: what else to compute, among `slpojax.base.DISTRIBUTION`.
+        requested: what else to compute, among `needs.of_source("head")`.
         reference: hidden states and unembedding of the reference, for "kl" and "activity"; they get no gradient.
 
     Returns:
@@ -112,7 +113,9 @@ def token_scores(
     return out | {"activity": _mean_logit(*sides[1])} if "activity" in requested else out
 
 
-OF_REFERENCE = frozenset({"activity", "kl"})  # scores that take the reference's hidden states
+OF_REFERENCE = frozenset(
+    needs.where(source="head", weights_of_reference=True)
+)  # scores that take the reference's hidden states
 
 
 def _mean_logit(states: Float[Array, "G S D"], table: Float[Array, "V D"]) -> Float[Array, "G S"]:

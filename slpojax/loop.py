@@ -6,13 +6,13 @@ and no objective.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
 import jax
 
-from slpojax import checkpoint, data, flops, logger, settings, tracing
+from slpojax import checkpoint, data, flops, log, metrics, settings, tracing
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -28,7 +28,7 @@ class Loop:
         total: the steps of the run.
         restored: the state of the newest checkpoint, on its devices; None in a new run. `begin` lets go of it.
         done: steps behind that state.
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         stream: the batches from there on.
         log: where metrics go.
         checkpoints: the folder.
@@ -42,7 +42,7 @@ class Loop:
     done: int
     config: Config
     stream: grain.DatasetIterator
-    log: logger.Logger
+    log: metrics.Log
     checkpoints: checkpoint.Checkpoints
     trace: tracing.Tracer
     measure: Measure
@@ -54,21 +54,24 @@ class Loop:
             self.trace.before(n, self.last)
             yield n, batch
 
-    def begin(self, state: State, size: str, compare: Callable[[State], str] | None) -> None:
+    def begin(self, state: State, notes: Iterable[str], size: str, compare: Callable[[State], str] | None) -> None:
         """Say where the run stands; of a new one, how far the policy is from the reference, and evaluate it.
 
         Args:
             state: before the first step, or the restored one.
+            notes: lines to show first.
             size: says how large the model is.
             compare: state -> a line that says how far the policy is from the reference; None without one.
         """
+        for note in notes:
+            log.say(note)
         if self.restored is not None:
-            self.log.say(f"resumed behind step {self.done} of {self.total}")
+            log.say(f"resumed behind step {self.done} of {self.total}")
             self.restored = None  # its buffers are donated to the first step
             return
-        self.log.say(f"{size}, {self.total} steps")
+        log.say(f"{size}, {self.total} steps")
         if compare:
-            self.log.say(compare(state))
+            log.say(compare(state))
         self._evaluate(0, state)
 
     def note(self, n: int, state: State, metrics: Mapping[str, Any], counts: Mapping[str, Any], asked: float) -> None:
@@ -86,7 +89,7 @@ class Loop:
         """
         config, last = self.config, n == self.total
         self.last = metrics
-        self.log.write(n, metrics, asked=asked, **counts)
+        self.log.write(n, metrics, dispatched=asked, **counts)
         due = config.eval_every and n % config.eval_every == 0
         measured = self._evaluate(n, state) if due or last else None
         every = config.checkpoint_every
@@ -110,18 +113,24 @@ class Loop:
         return {f"eval/{name}": value for name, value in metrics.items()}
 
 
-def refuse(config: Config, metrics: Collection[str]) -> None:
+def refuse(config: Config, names: Collection[str]) -> None:
     """Refuse what a configuration says of the loop and cannot mean, before anything expensive.
 
     Args:
-        config: every key of configs/base.py.
-        metrics: the names of an evaluation's metrics, as `best_metric` has them; none where nothing is evaluated.
+        config: every key of slpojax/defaults.py.
+        names: of an evaluation's metrics, as `best_metric` has them; none where nothing is evaluated.
 
     Raises:
         ValueError: names the key.
     """
-    if config.profile:
-        tracing.first_and_last(config.profile)
+    if config.diagnostics and not names:
+        raise ValueError(
+            f"config.diagnostics={config.diagnostics} looks at held-out examples, but there are none: set "
+            "data.eval_path, eval_split or eval_rows, or diagnostics=0"
+        )
+    metrics.profile_steps(config.profile)
+    metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
+    checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
 
 
 def start(
@@ -136,7 +145,7 @@ def start(
     """Open the folder of a run, restore its newest checkpoint, and open its log and its stream of batches.
 
     Args:
-        config: every key of configs/base.py.
+        config: every key of slpojax/defaults.py.
         like: shape, dtype and sharding of every leaf of the state.
         part: what is trained on, with cached log-probs.
         shapes: sizes of its batches.
@@ -163,13 +172,13 @@ def start(
         seed=config.seed,
         steps=total,
         kind=config.data.order,
-        columns=part.ref,
+        ref=part.ref,
         previous=part.previous,
         share=share,
     )
     if restored:
         stream.set_state(restored.data)
-    log = logger.open_log(
+    lines = metrics.open_log(
         output,
         total=total,
         step=restored.step if restored else None,
@@ -184,4 +193,4 @@ def start(
     if jax.process_index() == 0:
         (output / "config.json").write_text(settings.dump(config))
     state, done = (restored.state, restored.step) if restored else (None, 0)
-    return Loop(total, state, done, config, stream, log, checkpoints, trace, measure)
+    return Loop(total, state, done, config, stream, lines, checkpoints, trace, measure)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import columns, data, explore, grid, scores, step
-from slpojax.base import ABSENT, TOKEN, Batch, Frozen, Key, Logps, Params, Shapes, State
+from slpojax import columns, data, explore, grid, needs, scores, step
+from slpojax.base import ABSENT, Batch, Frozen, Key, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
 from slpojax.objectives import Objective
@@ -77,7 +77,7 @@ def model_inputs(
         scan: sizes of the batches.
         frozen: weights beside the state.
     """
-    requested = sorted(objective.needs & set(TOKEN))
+    requested = sorted(objective.needs & set(needs.of_source("head", "reader")))
     with_requested = scores.scorer(bench.model, scan, bench.grid, requested)
     plain = scores.scorer(bench.model, scan, bench.grid) if requested else with_requested
 

@@ -1,7 +1,7 @@
-"""Functions that a configuration names: found, bound to their hyperparameters, refused with the near matches.
+"""Things that a configuration names: found, bound to their hyperparameters, or refused with what was probably meant.
 
-What `slpojax.objectives` and `slpojax.selectors` share. Knows signatures: positional parameters, the first of which is
-`policy`, are what a function asks for, keyword-only ones are its hyperparameters. Knows no objective and no selector.
+Knows modules, signatures and words. Of a function that it finds, positional parameters name what the function asks for
+and keyword-only ones are its hyperparameters. Knows no objective, no selector and no other thing that is named.
 """
 
 import difflib
@@ -9,115 +9,144 @@ import importlib
 import inspect
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterable
+import pkgutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MANY = 20  # an error lists no more names than this; what are more has a list of its own somewhere
+
+_Value = TypeVar("_Value")
 
 
-def functions(module: ModuleType) -> list[str]:
-    """Return the names of a module's own public functions whose first parameter is `policy`."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if _fits(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    ]
+# ---- finding ---------------------------------------------------------------------------------------------------------
 
 
-def find(kind: str, name: str, package: str, names: Callable[[], list[str]]) -> Callable[..., Any]:
-    """Return a function by its name in a package or in any importable module.
+def functions(package: str, *, first: str = "policy") -> dict[str, Callable[..., Any]]:
+    """Return the public functions of a module, or of a package's public modules, by name.
+
+    Args:
+        package: what is imported. The functions of a plain module go by their names alone, those of a package's modules
+            are `module.function`.
+        first: the name of their first parameter; functions without it are helpers.
+    """
+    module = importlib.import_module(package)
+    if not hasattr(module, "__path__"):
+        return dict(_public(module, first))
+    every: dict[str, Callable[..., Any]] = {}
+    for name in sorted(info.name for info in pkgutil.iter_modules(module.__path__)):
+        if not name.startswith("_"):
+            inner = importlib.import_module(f"{package}.{name}")
+            every |= {f"{name}.{function}": value for function, value in _public(inner, first)}
+    return every
+
+
+def find(
+    kind: str, name: str, known: Mapping[str, Callable[..., Any]], *, first: str = "policy", listed: str = ""
+) -> Callable[..., Any]:
+    """Return a function by its name: one that is known, or `module.function` of any importable module.
 
     Args:
         kind: what it is, for the error: "objective".
-        name: `module.function`, or `function` alone where it stands in `package` itself.
-        package: the package, or module, that is searched first.
-        names: gives what there is in it, for the error.
+        name: of the function.
+        known: those of the package, by name, which come first; see `functions`.
+        first: the name of its first parameter.
+        listed: where all names are listed, for the error: "python -m slpojax.objectives".
 
     Raises:
-        ValueError: there is no such function; lists the near ones.
+        ValueError: there is no such function; names the near ones.
     """
+    if name in known:
+        return known[name]
     module_name, _, function_name = name.rpartition(".")
-    for candidate in (f"{package}.{module_name}".rstrip("."), module_name):
-        try:
-            module = importlib.import_module(candidate)
-        except ModuleNotFoundError as error:
-            # Only that this very module is missing means "look elsewhere"; what it misses itself is the user's news.
-            if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
-                raise
-        except ValueError:  # an empty module name
-            pass
-        else:
-            function = getattr(module, function_name, None)
-            if function is not None and _fits(function):
-                return function
-    everything = names()
-    raise ValueError(
-        f"unknown {kind} {name!r}{near(name, everything)}; there are {', '.join(everything)}, or any importable "
-        "package.module.function whose first parameter is `policy`"
+    module = _imported(module_name)
+    function = getattr(module, function_name, None)
+    if function is not None and _takes(function, first):
+        return function
+    raise unknown(
+        kind, name, known, listed=listed, also=f"any importable module.function whose first parameter is `{first}`"
     )
 
 
-def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the hyperparameters of a function and their defaults."""
-    return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+def find_module(kind: str, name: str, package: str, *, having: Collection[str] = ()) -> ModuleType:
+    """Return a module by its name: one of a package, or any importable one.
 
+    Args:
+        kind: what it is, for the error: "world".
+        name: of the module.
+        package: the package that is searched first.
+        having: the names of the functions that make a module one of its kind.
 
-def bind(kind: str, name: str, function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return all hyperparameters: those given, the others by default; `beta=1` on a command line means 1.0.
-
-    Raises:
-        ValueError: the function has no such hyperparameter, and lists those it has; or a number is not finite.
-    """
-    known = defaults(function)
-    check_keys(kind, name, known, given)
-    numbers = {k: float(v) if type(v) is int and type(known[k]) in (float, str) else v for k, v in given.items()}
-    for key, value in numbers.items():
-        require(not isinstance(value, float) or math.isfinite(value), f"{kind}.{key}", value, "a finite number")
-    return known | numbers
-
-
-def check_keys(kind: str, name: str, known: Collection[str], given: Iterable[str]) -> None:
-    """Refuse hyperparameters that there are not.
+    Example:
+        >>> find_module("family", "dpo", "slpojax.objectives", having=["sigmoid"]).__name__
+        'slpojax.objectives.dpo'
 
     Raises:
-        ValueError: one is not known; lists those that are.
+        ValueError: there is no such module, or it lacks a function.
     """
-    for key in given:
-        if key not in known:
-            raise ValueError(
-                f"{kind} {name!r} has no hyperparameter {key!r}{near(key, known)}; it has {', '.join(known) or 'none'}"
-            )
+    inside = [info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    module = importlib.import_module(f"{package}.{name}") if name in inside else _imported(name)
+    if module is None:
+        raise unknown(kind, name, inside, also="any importable module" + (f" with {', '.join(having)}" * bool(having)))
+    lacking = [function for function in having if not callable(getattr(module, function, None))]
+    if lacking:
+        raise ValueError(f"{kind} {name!r} lacks {', '.join(lacking)}; it needs the functions {', '.join(having)}")
+    return module
 
 
-def asks(kind: str, name: str, function: Callable[..., Any], offered: Iterable[str]) -> list[inspect.Parameter]:
-    """Return the parameters that name what a function asks for.
+def choose(kind: str, name: str, table: Mapping[str, _Value], *, listed: str = "") -> _Value:
+    """Return what a table holds under a name.
+
+    Example:
+        >>> choose("schedule", "linear", {"constant": 0, "linear": 1})
+        1
+        >>> choose("schedule", "liner", {"constant": 0, "linear": 1})
+        Traceback (most recent call last):
+        ValueError: unknown schedule 'liner' (near: linear); there are constant, linear
 
     Raises:
-        ValueError: one is not among what is offered.
+        ValueError: there is no such name; names the near ones.
     """
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    for parameter in parameters:
-        if parameter.name not in offered:
-            raise ValueError(
-                f"{kind} {name!r} asks for {parameter.name!r}, which the step does not give; it gives "
-                f"{', '.join(offered)}; a hyperparameter goes behind the *"
-            )
-    return parameters
+    if name not in table:
+        raise unknown(kind, name, table, listed=listed)
+    return table[name]
 
 
-def require(holds: bool, key: str, value: Any, expected: str) -> None:
-    """Refuse a hyperparameter.
+def unknown(kind: str, name: str, names: Iterable[str], *, listed: str = "", also: str = "") -> ValueError:
+    """Return the error for a name that there is not: what is near, and what there is.
 
-    Raises:
-        ValueError: `holds` is false; names the key, the value and what was expected.
+    Args:
+        kind: what it would name: "objective".
+        name: as it was written.
+        names: those that there are.
+        listed: where to read all names, which the error says where they are many.
+        also: what else may be named.
     """
-    if not holds:
-        raise ValueError(f"{key} = {value!r}: expected {expected}")
+    known = [str(other) for other in names]
+    there = f"there are {', '.join(known)}" if len(known) <= _MANY else f"there are {len(known)}"
+    there += f" ({listed})" if listed else ""
+    return ValueError(f"unknown {kind} {name!r}{near(name, known)}; {there}{f', or {also}' if also else ''}")
 
 
 def near(word: str, words: Iterable[str]) -> str:
-    """Return " (near: ...)" with the words that resemble this one, or ""."""
-    close = difflib.get_close_matches(word, list(words), n=3)
-    return f" (near: {', '.join(close)})" if close else ""
+    """Return " (near: ...)" with the words that resemble this one, or "".
+
+    Near are words whose last part, behind a dot, is the same, and words of which most letters are.
+
+    Example:
+        >>> near("beta", ["objective.beta", "objective.gamma"]), near("Sigmoyd", ["sigmoid"]), near("x", ["y"])
+        (' (near: objective.beta)', ' (near: sigmoid)', '')
+    """
+    known = {str(other).casefold(): str(other) for other in words}
+    word = str(word).casefold()
+    last = word.rpartition(".")[2]
+    close = [other for other in known if last and other.rpartition(".")[2] == last]
+    close += difflib.get_close_matches(word, known, n=3)
+    return _hint(known[other] for other in dict.fromkeys(close[:3]))
 
 
 def near_paths(path: str | pathlib.Path, hub_cache: str = "", kind: str = "") -> str:
@@ -134,9 +163,143 @@ def near_paths(path: str | pathlib.Path, hub_cache: str = "", kind: str = "") ->
     here = {other.name: str(missing.parent / other.name) for other in missing.parent.glob("*")}
     close = [here[name] for name in difflib.get_close_matches(missing.name, here, n=3)]
     names = [folder.name.removeprefix(f"{kind}--") for folder in pathlib.Path(hub_cache or ".").glob(f"{kind}--*--*")]
-    close += difflib.get_close_matches(str(path), [name.replace("--", "/") for name in names], n=3)
-    return f" (near: {', '.join(close)})" if close else ""
+    return _hint(close + difflib.get_close_matches(str(path), [name.replace("--", "/") for name in names], n=3))
 
 
-def _fits(value: Any) -> bool:
-    return inspect.isfunction(value) and next(iter(inspect.signature(value).parameters), None) == "policy"
+def _hint(close: Iterable[str]) -> str:
+    listed = ", ".join(close)
+    return f" (near: {listed})" if listed else ""
+
+
+def _imported(name: str) -> ModuleType | None:
+    """Return a module, or None where there is none of this name; what a module itself lacks is an error."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+    except (ValueError, TypeError):  # an empty name, or one that begins with a dot
+        pass
+    return None
+
+
+def _public(module: ModuleType, first: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name in getattr(module, "__all__", vars(module)):
+        value = getattr(module, name)
+        if not name.startswith("_") and _takes(value, first):
+            if f"{value.__module__}.".startswith(f"{module.__name__}."):  # its own, or from inside of it
+                yield name, value
+
+
+def _takes(value: Any, first: str) -> bool:
+    return inspect.isfunction(value) and next(iter(inspect.signature(value).parameters), None) == first
+
+
+# ---- binding ---------------------------------------------------------------------------------------------------------
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the hyperparameters of a function and their defaults."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def bind(kind: str, name: str, function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all hyperparameters: these values, the others by default; `beta=1` on a command line means 1.0.
+
+    Raises:
+        ValueError: the function has no such hyperparameter, and lists those it has; or a number is not finite.
+    """
+    known = defaults(function)
+    check_keys(kind, name, known, values)
+    numbers = {k: float(v) if type(v) is int and type(known[k]) in (float, str) else v for k, v in values.items()}
+    for key, value in numbers.items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{kind}.{key}", value, "a finite number")
+    return known | numbers
+
+
+def check_keys(kind: str, name: str, known: Collection[str], keys: Iterable[str]) -> None:
+    """Refuse hyperparameters that there are not.
+
+    Raises:
+        ValueError: one is not known; lists those that are.
+    """
+    for key in keys:
+        if key not in known:
+            raise ValueError(
+                f"{kind} {name!r} has no hyperparameter {key!r}{near(key, known)}; it has {', '.join(known) or 'none'}"
+            )
+
+
+def asks(kind: str, name: str, function: Callable[..., Any], offered: Iterable[str]) -> list[inspect.Parameter]:
+    """Return the parameters that name what a function asks for.
+
+    Raises:
+        ValueError: one is not among what is offered.
+    """
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    for parameter in parameters:
+        if parameter.name not in offered:
+            raise ValueError(
+                f"{kind} {name!r} asks for {parameter.name!r}{near(parameter.name, offered)}; it may ask for "
+                f"{', '.join(offered)}; a hyperparameter goes behind the *"
+            )
+    return parameters
+
+
+def require(holds: Any, key: str, value: Any, expected: str) -> None:
+    """Refuse a hyperparameter.
+
+    Args:
+        holds: whether the value is one that can be meant; of a traced value nothing is refused.
+        key: its name.
+        value: as it was set.
+        expected: what can be meant.
+
+    Raises:
+        ValueError: `holds` is false; names the key, the value and what was expected.
+    """
+    if not isinstance(holds, jax.core.Tracer) and not np.all(holds):
+        raise ValueError(f"{key} = {value!r}: expected {expected}")
+
+
+def numeric(values: Mapping[str, Any], same: Callable[[dict[str, jax.ShapeDtypeStruct]], bool]) -> tuple[str, ...]:
+    """Return which hyperparameters may be traced arrays in place of Python numbers.
+
+    Args:
+        values: all hyperparameters. Only floats are tried: words, flags and whole numbers choose a program.
+        same: runs the function on shapes, with the shape of an array for some hyperparameters, and says whether what
+            comes out has the same form as without.
+    """
+    scalar = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    names = []
+    for name, value in values.items():
+        try:
+            if type(value) is float and same({name: scalar}):
+                names.append(name)
+        except (TypeError, ValueError, AttributeError):  # what JAX, and Python's own mathematics, say of a tracer
+            pass
+    return tuple(names)
+
+
+# ---- trees -----------------------------------------------------------------------------------------------------------
+
+
+def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their joined keys, in order; whatever is no mapping is a leaf.
+
+    Example:
+        >>> flatten({"data": {"path": "pairs.jsonl", "rows": None}, "seed": 0}, ".")
+        {'data.path': 'pairs.jsonl', 'data.rows': None, 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{key}{separator}{name}": leaf for name, leaf in flatten(value, separator).items()}
+        else:
+            leaves[str(key)] = value
+    return leaves
+
+
+def path_name(path: tuple[Any, ...], separator: str = "/") -> str:
+    """Return the joined keys of a path that JAX has of any tree: `params/layers/attention/qkv/kernel`."""
+    return separator.join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

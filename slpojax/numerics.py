@@ -8,14 +8,50 @@ import math
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import ABSENT, Array, Float
+from slpojax.base import ABSENT, Array, Float, Scalar
 
 _SERIES = tuple(1 / math.factorial(n) for n in range(8, 1, -1))  # of (exp(r) - 1 - r) / r^2, highest power first
 
 
-def log(x: float) -> float:
-    """Return log(x) of a Python number; log(0) is `ABSENT`, a limit that stays finite in traced code."""
-    return math.log(x) if x > 0 else ABSENT
+def log(x: Scalar) -> Scalar:
+    """Return log(x); log(0) is `ABSENT`, a limit that stays finite in traced code.
+
+    Of a Python number it is one, in double precision, whatever the precision of the arrays that it meets.
+    """
+    if isinstance(x, float | int):
+        return math.log(x) if x > 0 else ABSENT
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), ABSENT)
+
+
+def log_odds_against(p: Scalar) -> Scalar:
+    """Return log((1 - p) / p) of a probability between 0 and 1, in double precision of a Python number."""
+    return math.log1p(-p) - math.log(p) if isinstance(p, float | int) else jnp.log1p(-p) - jnp.log(p)
+
+
+def saturating(x: Float[Array, "*shape"], rate: Scalar, largest: Scalar) -> Float[Array, "*shape"]:
+    r"""Return (1 - exp(-rate x)) / rate, which is x at the rate 0, with exponents held at `largest`.
+
+    Example:
+        >>> print(f"{saturating(jnp.float32(1.0), 0.0, 80.0):.4f} {saturating(jnp.float32(1.0), 0.5, 80.0):.4f}")
+        1.0000 0.7869
+    """
+    still = rate == 0
+    safe = jnp.where(still, 1.0, rate)
+    return jnp.where(still, x, -jnp.expm1(jnp.minimum(-safe * x, largest)) / safe)
+
+
+def bernoulli_kl(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return KL(sigmoid(a) || sigmoid(b)); its slopes are s(a) s(-a) (a - b) by a and s(b) - s(a) by b.
+
+    Example:
+        >>> print(f"{bernoulli_kl(jnp.float32(1.0), jnp.float32(0.0)):.6f}")
+        0.110944
+    """
+
+    def term(a: Array, b: Array) -> Array:
+        return jax.nn.sigmoid(a) * (jax.nn.log_sigmoid(a) - jax.nn.log_sigmoid(b))
+
+    return term(a, b) + term(-a, -b)
 
 
 def log1mexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,10 +1,10 @@
 """The optimiser: learning-rate schedule, clipping and update rule, as one optax transformation.
 
-Knows names, numbers and gradients; knows no model and no configuration. The update rules are optax's own. What is
-decided here is which defaults make them equal to the optimisers that preference papers ran, which are PyTorch's.
+Knows names, numbers, gradients, and that parameters under `layers` are stacked; knows no model and no configuration.
+The update rules are optax's own. What is decided here is which defaults make them equal to the optimisers that
+preference papers ran, which are PyTorch's, and that a layer of a stack is treated as it would be alone.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from slpojax import named
 from slpojax.base import Array, Float, Int, Params
 
 # Keyword hyperparameters and their defaults. rmsprop and adamw are PyTorch's (no decay of weights unless asked for),
@@ -56,7 +57,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def make_schedule(
-    name: str, *, learning_rate: float, warmup_steps: int, total_steps: int
+    name: str, *, learning_rate: float | Float[Array, ""], warmup_steps: int, total_steps: int
 ) -> Callable[[Array | int], Float[Array, ""]]:
     r"""Return the learning rate as a pure function of the step, counted from 0.
 
@@ -99,6 +100,42 @@ def clip_by_norm(clip_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
 
     return optax.stateless(update)
+
+
+def per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Treat every layer of a stacked leaf as a leaf of its own: the same numbers as if the layers were not stacked.
+
+    For optimisers whose update of a number depends on the leaf that it is in, such as Adafactor by its factors, its
+    clipping and its scale, which are of a leaf's root mean square. A leaf is stacked along its first axis where its
+    path holds the name "layers"; its state is stacked likewise, under the same path.
+    """
+
+    def init(params: Params) -> Any:
+        axes = _stacked_axes(params)
+        if not jax.tree.leaves(axes):
+            return optimizer.init(params)
+        one = jax.tree.map(lambda x, axis: x[0] if axis == 0 else x, params, axes, is_leaf=lambda x: x is None)
+        state_axes = _stacked_axes(jax.eval_shape(optimizer.init, one))
+        return jax.vmap(optimizer.init, in_axes=(axes,), out_axes=state_axes)(params)
+
+    def update(gradients: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        axes, state_axes = _stacked_axes(gradients), _stacked_axes(state)
+        if not jax.tree.leaves(axes):
+            return optimizer.update(gradients, state, params)
+        layers = jax.vmap(optimizer.update, in_axes=(axes, state_axes, axes), out_axes=(axes, state_axes))
+        return layers(gradients, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stacked_axes(tree: Any) -> Any:
+    """Return 0 for every leaf that is stacked and None for every other one, as `jax.vmap` takes them."""
+
+    def axis(path: tuple[Any, ...], _: Any) -> int | None:
+        names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+        return 0 if "layers" in names else None
+
+    return jax.tree_util.tree_map_with_path(axis, tree)
 
 
 class Rounded(NamedTuple):
@@ -145,29 +182,51 @@ def build(
     clip_norm: float,
     moments: str = "float32",
     **kwargs: Any,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Return clipping followed by the optimiser `name` under a schedule.
 
+    Its state does not depend on the learning rate, and `update(gradients, state, params, learning_rate=peak)` takes
+    another peak, which may be a traced scalar: one compiled step serves every rate.
+
     Args:
-        name: rmsprop | adamw | lion | adafactor.
-        learning_rate: the peak.
-        schedule: the shape after the warm-up, see `make_schedule`.
+        name: rmsprop | adamw | lion | adafactor; the last one treats every layer of a stacked leaf by itself.
+        learning_rate: the peak where `update` is given no other.
+        schedule: constant | linear | cosine, the shape after the warm-up.
         warmup_steps: steps of linear warm-up.
         total_steps: steps of the run; a linear or cosine schedule ends there.
         clip_norm: largest global norm of the gradient; 0 turns clipping off.
-        moments: float32 | bfloat16, how the state keeps its moments, see `in_bfloat16`.
+        moments: float32 | bfloat16, the dtype in which the state holds its moments between updates.
         **kwargs: some of the hyperparameters that `defaults(name)` lists.
 
     Raises:
-        ValueError: an unknown name, schedule, hyperparameter or way to keep moments.
+        ValueError: an unknown name, schedule, hyperparameter or dtype of the moments.
     """
     settings = defaults(name)
     for key in kwargs:
         _known(f"hyperparameter of optimizer.{name}:", key, settings)
-    rate = make_schedule(schedule, learning_rate=learning_rate, warmup_steps=warmup_steps, total_steps=total_steps)
+    _known("schedule", schedule, _SHAPES)
     _known("moments", moments, _MOMENTS)
-    rule = _MOMENTS[moments](getattr(optax, name)(rate, **{**settings, **kwargs}))
-    return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
+
+    def at(peak: float | Float[Array, ""]) -> optax.GradientTransformation:
+        rate = make_schedule(schedule, learning_rate=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+        rule = getattr(optax, name)(rate, **{**settings, **kwargs})
+        rule = _MOMENTS[moments](per_layer(rule) if name == "adafactor" else rule)
+        return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
+
+    fixed = at(learning_rate)
+
+    def update(
+        gradients: Params,
+        state: Any,
+        params: Params | None = None,
+        *,
+        learning_rate: Float[Array, ""] | None = None,
+        **_: Any,
+    ) -> tuple[Params, Any]:
+        rule = fixed if learning_rate is None else at(learning_rate)
+        return rule.update(gradients, state, params)
+
+    return optax.GradientTransformationExtraArgs(fixed.init, update)
 
 
 _MOMENTS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {
@@ -210,9 +269,7 @@ def _scramble(x: Array) -> Array:
 
 
 def _known(what: str, name: str, names: Iterable[str]) -> None:
-    """Raise unless `name` is one of `names`, with the ones it may have meant and all there are."""
+    """Raise unless `name` is one of `names`, with the near ones and all there are."""
     names = sorted(names)
     if name not in names:
-        near = difflib.get_close_matches(name, names)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}: {meant}there are {', '.join(names)}")
+        raise ValueError(f"unknown {what} {name!r}{named.near(name, names)}; there are {', '.join(names)}")

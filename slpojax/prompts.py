@@ -1,13 +1,12 @@
 """How the prompts of desirable responses differ from those of undesirable ones: BCO's weights of the examples.
 
-Knows a model, token ids, labels and a file; knows no objective and no configuration.
+Knows a model, token ids and labels; knows no objective and no configuration.
 
 A prompt is embedded as the mean of the frozen model's last hidden states over its tokens. The mean sees what the prompt
 is about; the state of its last token, which is the same token everywhere under a chat template, is about the response.
 """
 
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax import grid as grids
-from slpojax import kept
 from slpojax.base import Array, Float, Int, Model, Params, Rows
 from slpojax.grid import Grid
 
@@ -136,27 +134,3 @@ def weights(
     log_odds = ((embedding - classifier.mean) / classifier.scale) @ classifier.weight + classifier.bias
     ratio = np.exp(np.clip(log_odds, np.log(LEAST), np.log(MOST)))
     return np.where(label > 0.5, 1.0, ratio).astype(np.float32)
-
-
-def cached(
-    file: pathlib.Path,
-    key: dict[str, str],
-    make: Callable[[], list[Float[np.ndarray, " _"]]],
-    tell: Callable[[str], None],
-) -> list[Float[np.ndarray, " _"]]:
-    """Return the weights of every part of the data from `file` if they were made under `key`, else make and keep them.
-
-    Args:
-        file: ends with .npz.
-        key: everything that the weights depend on, by name.
-        make: computes them.
-        tell: takes a line that says whether the file was used.
-    """
-    found = kept.read(file, key) if jax.process_index() == 0 else None
-    known = kept.from_first_host([*found.values()] if isinstance(found, dict) else None)
-    tell(f"weights of the prompts: {'computing' if known is None else f'read from {file}'}")
-    if known is not None:
-        return known
-    made = make()
-    kept.write(file, key, {f"part{i}": weight for i, weight in enumerate(made)})
-    return made

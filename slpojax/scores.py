@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slpojax import head, readers
-from slpojax.base import ABSENT, DISTRIBUTION, Array, Batch, Logps, Model, Params, Rows, Scored, Shapes
+from slpojax import head, needs, readers
+from slpojax.base import ABSENT, Array, Batch, Logps, Model, Params, Rows, Scored, Shapes
 from slpojax.grid import Grid
 from slpojax.head import TokenScores
 from slpojax.readers import Reader
@@ -39,7 +39,7 @@ def token_scorer(
         requested: what is asked for beside the log-odds: of the head's distribution, or what a reader gives.
         more: readers beside the bundled ones.
     """
-    of_head = sorted(set(requested) & set(DISTRIBUTION))
+    of_head = sorted(set(requested) & set(needs.of_source("head")))
     used = readers.needed(requested, more)
     of_layers = any(reader.layers for reader in used)
     takes_reference = takes_weights(requested, more)

@@ -10,18 +10,30 @@ from slpojax.base import Array, Float, Logps
 from slpojax.numerics import log1mexp
 
 
+class TooFewCandidates(ValueError):
+    """An example has fewer candidates than an objective reads.
+
+    Attributes:
+        needed: how many it reads at least, as far as it came.
+    """
+
+    def __init__(self, needed: int, candidates: int, reads: str = "") -> None:
+        self.needed = needed
+        super().__init__(
+            f"the objective reads {reads or f'{needed} candidates'}, the example has {candidates}; "
+            "give it data with more responses per prompt (config.data.candidates)"
+        )
+
+
 def first(logps: Logps, count: int) -> Logps:
     """Return the first candidates of one example, [count, T].
 
     Raises:
-        ValueError: the example holds fewer.
+        TooFewCandidates: the example has fewer.
     """
     candidates = logps.token.shape[0]
     if candidates < count:
-        raise ValueError(
-            f"the objective reads {count} candidates, the example has {candidates}; "
-            "give it data with more responses per prompt (config.data.candidates)"
-        )
+        raise TooFewCandidates(count, candidates)
     return Logps(logps.token[:count], logps.other[:count], logps.length[:count])
 
 
@@ -87,18 +99,21 @@ def mass_closed(logps: Logps) -> tuple[Float[Array, "*lead"], Float[Array, "*lea
     return kept, jnp.where(near, left, log1mexp(jnp.where(near, -1.0, kept)))
 
 
-def preference_metrics(policy: Logps, reward: Float[Array, " K"]) -> dict[str, Array]:
+def preference_metrics(policy: Logps, reward: Float[Array, " C"]) -> dict[str, Array]:
     """Return what every pair objective reports, under TRL's names and without gradient.
 
     Args:
-        policy: the example's log-probs, candidate 0 preferred to candidate 1.
-        reward: the objective's implicit reward of each candidate.
+        policy: [K, T] log-probs of an example, candidate 0 preferred to candidate 1; the others are not read.
+        reward: [K] the objective's implicit reward of each candidate, or of the first ones.
 
     Returns:
         rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (a tie counts one half), logps/chosen and
         logps/rejected (sums over tokens, nats).
+
+    Raises:
+        TooFewCandidates: the example has a single one.
     """
-    reward, logp = jax.lax.stop_gradient((reward, total(policy)))
+    reward, logp = jax.lax.stop_gradient((reward[:2], total(first(policy, 2))))
     return {
         "rewards/chosen": reward[0],
         "rewards/rejected": reward[1],

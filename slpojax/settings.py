@@ -1,7 +1,7 @@
 """From a configuration file and a command line to one frozen configuration, in which every key is known.
 
 Knows files, overrides, types and near matches; knows no objective and no optimiser: what they are called and which
-hyperparameters they have, it asks the functions it is given (`Choices`).
+hyperparameters they have, it learns from `Choices`.
 """
 
 import ast
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FrozenConfigDict
+
+from slpojax import named
 
 # Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
 # name that does not exist.
@@ -77,16 +79,14 @@ def load_file(path: str) -> ConfigDict:
     """Return what `get_config()` of the Python file at `path` returns.
 
     Raises:
-        ValueError: no such file, no `get_config` in it, or it sets a key that `configs/base.py` lacks.
+        ValueError: no such file, no `get_config` in it, or it sets a key that `slpojax/defaults.py` lacks.
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        near = difflib.get_close_matches(file.stem, [other.stem for other in file.parent.glob("*.py")], 1)
-        hint = f"; did you mean {file.parent / near[0]}.py?" if near else ""
-        raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{hint}")
+        raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{named.near_paths(path)}")
     namespace = runpy.run_path(path)
     if "get_config" not in namespace:
-        raise ValueError(f"--config={path}: the file has no function get_config(); see configs/base.py")
+        raise ValueError(f"--config={path}: the file has no function get_config(); see slpojax/defaults.py")
     try:
         return namespace["get_config"]()
     except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises for unknown keys and types
@@ -120,7 +120,7 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            _unknown(key, _leaves(result))
+            _unknown(key, flat(result))
         node[leaf] = _convert(f"config.{key}", value, node[leaf])
     for group, defaults in choices.items():
         result[group] = _choose(group, result[group], chosen[group], defaults)
@@ -134,6 +134,18 @@ def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:
     'output/policy'
     """
     return resolve(ConfigDict(config), changes, choices={})
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested dictionary under their dotted keys.
+
+    >>> flat({"seed": 0, "mesh": {"data": -1, "fsdp": 1}})
+    {'seed': 0, 'mesh.data': -1, 'mesh.fsdp': 1}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return leaves
 
 
 def dump(config: ConfigDict) -> str:
@@ -150,19 +162,19 @@ def load(text: str) -> FrozenConfigDict:
     return FrozenConfigDict(_with_tuples(json.loads(text)))
 
 
-def _choose(group: str, given: dict[str, Any], overrides: dict[str, Any], defaults: Callable) -> dict[str, Any]:
+def _choose(group: str, current: dict[str, Any], overrides: dict[str, Any], defaults: Callable) -> dict[str, Any]:
     """Return {"name": ..., and every hyperparameter of that function}."""
-    name = overrides.get("name", given["name"])
+    name = overrides.get("name", current["name"])
     known = defaults(name)
-    kept = given if name == given["name"] else {}
+    inherited = current if name == current["name"] else {}
     values = {"name": name} | {key: value for key, value in known.items() if _is_plain(value)}
-    for key, value in (kept | overrides).items():
+    for key, value in (inherited | overrides).items():
         if key == "name":
             continue
         if key not in known:
-            near = _did_you_mean(difflib.get_close_matches(key, known, 3))
             raise ValueError(
-                f"config.{group}.{key}: {name} has no hyperparameter {key!r}; {near}it has {sorted(known)}"
+                f"config.{group}.{key}: {name} has no hyperparameter {key!r}{named.near(key, known)}; it has "
+                f"{', '.join(sorted(known))}"
             )
         values[key] = _convert_hyperparameter(f"config.{group}.{key}", value, known[key])
     return values
@@ -171,7 +183,7 @@ def _choose(group: str, given: dict[str, Any], overrides: dict[str, Any], defaul
 def _convert(key: str, value: Any, old: Any) -> Any:
     """Return `value` as the type of `old`, the value it replaces."""
     if isinstance(old, dict):
-        raise ValueError(f"{key}: a group of keys; set one of {[f'{key}.{leaf}' for leaf in old]}")
+        raise ValueError(f"{key}: a group of keys; set one of {', '.join(f'{key}.{leaf}' for leaf in old)}")
     if isinstance(value, str) and not isinstance(old, str):
         value = _literal(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -215,25 +227,13 @@ def _with_tuples(tree: Any) -> Any:
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of a nested dictionary."""
-    keys = []
-    for key, value in tree.items():
-        keys += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return keys
-
-
 def _unknown(key: str, known: Iterable[str]) -> NoReturn:
     known = list(known)
     leaf = key.rpartition(".")[2]
     same = [other for other in known if other.rpartition(".")[2] == leaf]
     near = list(dict.fromkeys(same + difflib.get_close_matches(key, known, 3)))
-    hint = _did_you_mean([f"config.{other}" for other in near]) or f"there are {sorted(known)} "
-    raise ValueError(f"config.{key}: no such key; {hint}(configs/base.py explains each)")
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f" (near: {', '.join(f'config.{other}' for other in near)})" if near else f"; there are {', '.join(known)}"
+    raise ValueError(f"config.{key}: no such key{hint}; slpojax/defaults.py explains each")
 
 
 def _article(value: Any) -> str:
@@ -242,11 +242,6 @@ def _article(value: Any) -> str:
 
 
 def _help(path: str, config: ConfigDict) -> str:
-    flat = ConfigDict(config).to_dict()
-    lines = [f"usage: --config=FILE --config.KEY=VALUE ...   keys of {path} (configs/base.py explains each):"]
-    for key in _leaves(flat):
-        value: Any = flat
-        for part in key.split("."):
-            value = value[part]
-        lines.append(f"  --config.{key}={value}")
+    lines = [f"usage: --config=FILE --config.KEY=VALUE ...   keys of {path} (slpojax/defaults.py explains each):"]
+    lines += [f"  --config.{key}={value}" for key, value in flat(ConfigDict(config).to_dict()).items()]
     return "\n".join(lines) + "\n"

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import readers, selectors
-from slpojax.base import TOKEN, Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
+from slpojax import needs, readers, selectors
+from slpojax.base import Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.grid import Grid
 from slpojax.head import TokenScores
 from slpojax.objectives import Objective, blank
@@ -33,7 +33,7 @@ Metrics = dict[str, Array]
 # What objectives and selectors ask for, by name, with a leading axis of examples (but for the state).
 Inputs = dict[str, Any]
 
-_PER_CANDIDATE = {"policy", "ref", "previous", "score", "probability", *TOKEN}
+_PER_CANDIDATE = frozenset(needs.where(of="candidate"))
 
 
 class Moving(NamedTuple):
@@ -109,7 +109,7 @@ Update = Callable[..., tuple[State, Metrics]]  # (state, frozen, batch, hyper = 
 
 def columns(batch: Batch) -> Inputs:
     """Return what a batch itself holds of what objectives ask for."""
-    return {name: getattr(batch, name) for name in ("ref", "previous", "score", "label", "weight")}
+    return needs.columns(batch)
 
 
 def on_examples(
@@ -125,8 +125,8 @@ def on_examples(
     Args:
         objective: the loss of one example, a function of named arrays.
         inputs: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
-            "score" [B, K], "label" and "weight" [B], those of `TOKEN` [B, K, T], "state"; what nobody asks for may be
-            missing or None.
+            "score" [B, K], "label" and "weight" [B], those of the head and of readers [B, K, T], "state"; what nobody
+            asks for may be missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
         hyper: hyperparameters of the objective that take the place of those it was built with.
@@ -137,8 +137,8 @@ def on_examples(
     inputs = {"ref": None, "probability": inputs["score"], **inputs}
     count = inputs["score"].shape[0]
     keys = jax.vmap(jax.random.split)(jax.random.split(key, count))  # one for the selector, one for the objective
-    needs = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
-    arguments = {name: inputs[name] for name in needs - {"key"}} | {"keys": keys}
+    names = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
+    arguments = {name: inputs[name] for name in names - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}
 
     def one(arguments: Inputs) -> tuple[Array, Metrics, Any]:
@@ -146,7 +146,7 @@ def on_examples(
         of_selector: Metrics = {}
         if selector:
             candidates, of_selector = selectors.choose(selector, arguments | {"key": keys[0]})
-            arguments |= selectors.take({name: arguments[name] for name in needs & _PER_CANDIDATE}, candidates)
+            arguments |= selectors.take({name: arguments[name] for name in names & _PER_CANDIDATE}, candidates)
         asked = {name: (arguments | {"key": keys[1]})[name] for name in objective.needs}
         result = objective.function(**asked, **(hyper or {}))
         loss, metrics, *state = result if "state" in objective.needs else (*result, inputs.get("state"))
@@ -192,7 +192,7 @@ def update(
     the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there.
     """
     objective, accumulate = method.objective, shapes.groups // grid.devices
-    score = token_scorer(model, shapes, grid, sorted(objective.needs & set(TOKEN)))
+    score = token_scorer(model, shapes, grid, sorted(objective.needs & set(needs.of_source("head", "reader"))))
     coupled = objective.state is not None or couples_examples(objective, shapes)
     reference_of = _reference(model, shapes, grid)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slpojax import logger
+from slpojax import log, metrics
 
 
 class Tracer(NamedTuple):
@@ -17,22 +17,6 @@ class Tracer(NamedTuple):
 
     before: Callable[[int, Any], None]
     close: Callable[[], None]
-
-
-def first_and_last(steps: str) -> tuple[int, int]:
-    """Read "first:last".
-
-    Example:
-        >>> first_and_last("10:12")
-        (10, 12)
-
-    Raises:
-        ValueError: the text is something else.
-    """
-    first, _, last = steps.partition(":")
-    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-        raise ValueError(f"config.profile={steps!r}: expected first:last, as in 10:12, or nothing")
-    return int(first), int(last)
 
 
 def tracer(folder: pathlib.Path, steps: str) -> Tracer:
@@ -45,9 +29,10 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
     Raises:
         ValueError: `steps` is something else.
     """
-    if not steps:
+    chosen = metrics.profile_steps(steps)
+    if chosen is None:
         return Tracer(lambda n, last: None, lambda: None)
-    first, end = first_and_last(steps)
+    first, end = chosen[0], chosen[-1]
     traced: list[int] = []
     running = False
 
@@ -68,11 +53,11 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
             running = False
             jax.block_until_ready(last)
             jax.profiler.stop_trace()
-            logger.tell(f"wrote {folder}, a trace of steps {traced[0]} to {traced[-1]} for XProf")
+            log.say(f"wrote {folder}, a trace of steps {traced[0]} to {traced[-1]} for XProf")
 
     def close() -> None:
         stop()
         if not traced:
-            logger.tell(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
+            log.say(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
 
     return Tracer(before, close)

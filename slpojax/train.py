@@ -9,20 +9,18 @@ import traceback
 
 from slpojax import bench as benches
 from slpojax import (
-    data,
     frozen,
     grid,
-    logger,
     loop,
     measure,
     objectives,
     optim,
     selectors,
     settings,
+    simulate,
     training,
-    worlds,
 )
-from slpojax.columns import Part
+from slpojax import parts as data
 from slpojax.settings import Config
 from slpojax.step import Method
 
@@ -42,13 +40,13 @@ def main() -> None:
     grid.start(config.mesh.distributed)
     try:
         if config.world:
-            world = worlds.build(config.world)
-            config = world.prepare(config, train)
-            train(config, world.scorer(config))
-            world.report(config)
+            check(config, training.method(config))  # before minutes go into a world
+            config = simulate.prepare(config, train)
+            train(config, simulate.judge(config))
+            simulate.report(config)
         else:
             train(config)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
             raise SystemExit(f"error: {error}") from error
@@ -59,19 +57,21 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     """Train, evaluate, save and export, as `config` says; go on where an earlier process stopped.
 
     Args:
-        config: every key of configs/base.py, resolved.
+        config: every key of slpojax/defaults.py, resolved.
         score: judges a policy at every evaluation, beside the held-out preferences.
 
     Raises:
         ValueError: something in the configuration, the model folder or the data is wrong; the message says what to do.
         FloatingPointError: a loss or gradient is not finite.
     """
-    bench = benches.make(config)
     method = training.method(config)
-    parts = load(config, bench)
-    check(config, method, parts)
+    check(config, method)
+    bench = benches.make(config)
+    parts = data.load(config, bench)
+    data.refuse(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
-    describe(config, layout, parts, bench)
+    data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
+    training.describe(config, method, layout)
 
     parts, weights, first_reference = frozen.prepare(config, bench, method, layout.scan, parts)
     setup = training.make(config, bench, method, layout, online=weights.reference is not None)
@@ -84,7 +84,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     try:
         state = run.restored or setup.first(benches.first_params(config, bench), first_reference)
         del first_reference  # it moves: from here on it is part of the state
-        run.begin(state, training.size(setup), compare if "ref" in method.needs else None)
+        run.begin(state, setup.notes, training.size(setup), compare if "ref" in method.needs else None)
         for n, batch in run.batches():
             state, metrics, counts, asked = take(state, weights, batch)
             run.note(n, state, metrics, counts, asked)
@@ -94,43 +94,13 @@ def train(config: Config, score: measure.Score | None = None) -> None:
         benches.export(bench, pathlib.Path(config.output) / "hf", setup.views.policy(state.params, weights))
 
 
-def load(config: Config, bench: benches.Bench) -> list[Part]:
-    """Load what is trained on and, if there is any, what is held out."""
-    d = config.data
-    if not d.path:
-        raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
-    settings = {name: d[name] for name in frozen.TOKENS}
-
-    def part(name: str, path: str, split: str, rows: str) -> Part:
-        loaded = data.load(path, tokenizer=bench.tokenizer, split=split, rows=rows, seed=config.seed, **settings)
-        return Part(name, *loaded)
-
-    parts = [part("train", d.path, d.split, d.rows)]
-    if d.eval_path or d.eval_split or d.eval_rows:
-        parts.append(part("eval", d.eval_path or d.path, d.eval_split or d.split, d.eval_rows))
-    return parts
-
-
-def check(config: Config, method: Method, parts: list[Part]) -> None:
-    """Refuse what cannot be run; everybody who offers something refuses what it cannot give."""
+def check(config: Config, method: Method) -> None:
+    """Refuse what the configuration alone shows to be wrong, before anything takes time."""
     benches.refuse(config)
     frozen.refuse(config, method.asked)
-    loop.refuse(config, ())
-
-
-def describe(config: Config, layout: training.Layout, parts: list[Part], bench: benches.Bench) -> None:
-    """Show what became of the data, and how it fills the rows."""
-    train, devices = layout.train, bench.grid.devices
-    packed = data.with_packing(parts[0].report, parts[0].examples, layout.order, train, unused=layout.unused)
-    logger.tell(data.render(packed))
-    logger.tell(
-        f"step      accumulate={config.accumulate} on {devices} device(s): {train.groups // devices} micro-batch(es) "
-        f"of {train.rows // train.groups} row(s) on each"
-    )
-    for part in parts[1:]:
-        logger.tell(data.render(part.report))
-    if len(parts) == 1:
-        logger.tell("no evaluation: no data.eval_path, eval_split, eval_rows")
+    metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
+    evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
+    loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from slpojax import data, flops, grid, objectives, optim, readers, scores, selectors, step
+from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, step
 from slpojax.base import Batch, Frozen, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -95,7 +95,7 @@ def method(config: Config) -> Method:
     """
     objective = objectives.build(**config.objective)
     selector = None
-    if config.selector.name != selectors.EVERYTHING:
+    if config.selector.name != "everything":
         selector = selectors.build(objective=objective.hyperparameters, **config.selector)
     moving = step.Moving(config.reference.every, config.reference.mix) if config.reference.mode == "moving" else None
     return Method(objective, selector, moving)
@@ -145,6 +145,18 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
     return Layout(steps, unused, order, train, scan, picked)
 
 
+def describe(config: Config, method: Method, layout: Layout) -> None:
+    """Show what the selector takes from the objective, and how its candidates are scored."""
+    if method.selector is None:
+        return
+    for key, value in method.selector.hyperparameters.items():
+        if config.selector.get(key) == selectors.FOLLOW != value:
+            log.say(f"selector {method.selector.name}: {key}={value!r}, the objective's")
+    if config.selection == "cheaper":
+        way = "score_first" if layout.picked else "together"
+        log.say(f"selection: {way} is the cheaper way to {method.selector.name} here")
+
+
 def score_first(config: Config, method: Method, examples: data.Examples) -> bool:
     """Tell whether all candidates are scored without gradient before the picked ones are trained on.
 
@@ -192,6 +204,7 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
     like = jax.eval_shape(first, shape, shape if method.moving else None)
     where, notes = grid.tree(devices.mesh, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where)
+    notes = [f"sharding: {note}" for note in notes]
 
     trained = method._replace(selector=None) if layout.picked else method
     update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
@@ -234,7 +247,7 @@ def take(training: Training, bench: Bench, part: Part) -> Callable[[State, Froze
             picked, metrics = training.picks(state, frozen, grid.put_batch(bench.grid, batch))
             chosen = grid.gather(picked)
             batch = data.make_picked(
-                part.examples, layout.picked, batch.index, chosen, part.ref, part.previous, share=share
+                part.examples, layout.picked, batch.index, chosen, ref=part.ref, previous=part.previous, share=share
             )
             trained = counts(batch, layout.picked, bench.grid)
         placed = grid.put_batch(bench.grid, batch)

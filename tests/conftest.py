@@ -42,3 +42,19 @@ def shared_data() -> pathlib.Path:
 def shared_goldens() -> pathlib.Path:
     """The folder of large golden numbers: $SLPOJAX_GOLDENS, or ../shared/goldens."""
     return _folder("SLPOJAX_GOLDENS", "shared", "goldens")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the slowest files: their tests' times with set-up and tear-down, summed over all workers."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:10]
+    if slowest:
+        terminalreporter.write_sep("=", f"slowest {len(slowest)} files of {sum(seconds.values()):.0f}s in all")
+    for file, spent in slowest:
+        terminalreporter.write_line(f"{spent:.2f}s {file}")

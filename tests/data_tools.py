@@ -27,7 +27,13 @@ def make_tokenizer(*, bos=False, template=None):
 def load(folder, records, **options):
     """Load records from a file in `folder`; by default pairs, in the tokens above."""
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return data.load(str(folder / "data.jsonl"), **{"tokenizer": make_tokenizer(), "format": "pairs"} | options)
+    return load_path(folder / "data.jsonl", **{"tokenizer": make_tokenizer(), "format": "pairs"} | options)
+
+
+def load_path(path, *, tokenizer, rows="", seed=0, transforms=data.CHAIN, **settings):
+    """Load what lies at a path, by settings that are named one by one."""
+    chosen = data.settings(settings)
+    return data.load(data.Source(str(path), rows=rows), chosen, tokenizer=tokenizer, seed=seed, transforms=transforms)
 
 
 def pair(prompt="Go on", chosen=" yes", rejected=" no"):

@@ -43,8 +43,8 @@ PROGRAMS = {
     "previous": {"objective.name": "games.inpo", "reference.previous": "other"},
     "mixture": {"objective.name": "0.8 * dpo.sigmoid + 0.2 * anchored.bco_pair + sft.token_mean", "accumulate": 16}
     | {"mesh.data": 2, "mesh.tensor": 2},
-    "likeliest first": PICKED | {"selector.name": "max", "selection": "score_first"},
-    "likeliest together": PICKED | {"selector.name": "max", "selection": "together", "data.order": "shuffled"},
+    "likeliest first": PICKED | {"selector.name": "likeliest", "selection": "score_first"},
+    "likeliest together": PICKED | {"selector.name": "likeliest", "selection": "together", "data.order": "shuffled"},
     "kernel": PICKED
     | {"selector.name": "mc_kernel", "selector.temperature": 0.1, "selection": "together", "accumulate": 8},
     "nca": RANKED | {"objective.name": "listwise.nca", "data.ties": "keep"},

@@ -15,7 +15,7 @@ import numpy as np
 import programs
 
 from configs import base
-from slpojax import grid, hf, models, sampling, settings, train
+from slpojax import grid, hf, models, sampling, settings, simulate, train
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -61,19 +61,20 @@ def _counted(name: str):
 def judge(folder: pathlib.Path, mesh: dict) -> dict:
     """Judge a model of the world's vocabulary by the world's own scorer."""
     path = folder / "world"
-    changes = mesh | {"model.path": str(path), "output": str(folder / "judged")}
+    changes = mesh | {"model.path": str(path), "output": str(folder / "judged"), "world": "reviews"}
     config = settings.resolve(base.get_config(), changes, choices=train.CHOICES)
     devices = grid.make(*(config.mesh[axis] for axis in grid.AXES))
     model = models.build(hf.read_config(path), grid=devices)
     params = hf.load(path, model, devices)
     params = params | {"head": {"weight": 1.3 * params["head"]["weight"]}}
-    with mock.patch.multiple(reviews, JUDGED=24, BATCH=16):
-        return dict(reviews.scorer(config)(params, 0))
+    few = reviews.WORLD._replace(judged=24)
+    with mock.patch.object(reviews, "WORLD", few), mock.patch.object(simulate, "BATCH", 16):
+        return dict(simulate.judge(config)(params, 0))
 
 
 def write_world(folder: pathlib.Path) -> None:
     """Write a model of the world's shape with weights from NumPy."""
-    config = reviews.LLAMA | {"vocab_size": len(language.words()), "num_hidden_layers": 1}
+    config = dict(reviews.WORLD.model) | {"vocab_size": len(language.words()), "num_hidden_layers": 1}
     model, rng = models.build(config), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: rng.normal(0.0, 0.2, x.shape).astype(np.float32), shapes)

@@ -184,17 +184,48 @@ def test_another_configuration_is_refused_by_key(tmp_path):
 def test_a_run_may_be_lengthened_under_a_constant_schedule():
     assert checkpoint.differences(CONFIG, CONFIG | {"steps": 20, "output": "x"}) == {}
     assert checkpoint.differences({"selection": "together"}, {"selection": "score_first"}) == {}
-    assert len(set(checkpoint.HARMLESS)) == len(checkpoint.HARMLESS)
     cosine = CONFIG | {"schedule": "cosine"}
     assert checkpoint.differences(cosine, cosine | {"steps": 20}) == {"steps": (10, 20)}
 
 
 def test_the_best_metric_must_be_there(tmp_path):
     c = checkpoint.open_folder(tmp_path, best_metric="eval/accuracy")
-    with pytest.raises(ValueError, match="'eval/accuracy' is not among the evaluation's metrics: eval/loss"):
+    with pytest.raises(ValueError, match=r"'eval/accuracy' is not among the evaluation's metrics; there are eval/loss"):
         checkpoint.save(c, 1, make(mesh(1, 1)), data={}, config=CONFIG, metrics={"eval/loss": 1.0})
     with pytest.raises(ValueError, match="keep_last is 0"):
         checkpoint.open_folder(tmp_path, keep_last=0)
+
+
+NAMES = ("eval/loss", "eval/rewards/accuracies", "eval/world/kl")
+
+
+@pytest.mark.parametrize("best", ["eval/loss", "-eval/rewards/accuracies", "eval/diagnostic/cosine"])
+def test_a_best_metric_that_will_be_reported_is_accepted(best):
+    checkpoint.check_best_metric(best, NAMES, ["eval/diagnostic/"])
+
+
+def test_a_best_metric_that_no_evaluation_reports_is_refused_with_the_near_ones():
+    says = r"best_metric='eval/rewards/acuracies' is not .*\(near: eval/rewards/accuracies\); there are eval/loss, eval"
+    with pytest.raises(ValueError, match=says):
+        checkpoint.check_best_metric("-eval/rewards/acuracies", NAMES)
+    with pytest.raises(ValueError, match="eval/diagnostic/cosine"):
+        checkpoint.check_best_metric("eval/diagnostic/cosine", NAMES)
+    checkpoint.check_best_metric("anything", ())  # nothing is evaluated, so nothing is ranked
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("out/w-0123456789ab/hf", "/elsewhere/w-0123456789ab/hf", True),
+        ("w-0123456789ab", "/elsewhere/w-0123456789ab", True),
+        ("out/w-0123456789ab/hf", "out/w-0123456789ac/hf", False),
+        ("out/w-0123456789ab/hf", "out/w-0123456789ab/start", False),
+        ("out/hf", "/elsewhere/hf", False),
+        ("out/w-0123456789ab/hf", None, False),
+    ],
+)
+def test_what_a_folder_named_by_its_digest_holds_is_the_same_wherever_it_lies(old, new, same):
+    assert (checkpoint.differences({"model": {"path": old}}, {"model": {"path": new}}) == {}) == same
 
 
 WRITER = """

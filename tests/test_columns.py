@@ -1,6 +1,7 @@
 """The cache of a frozen model's log-probs: when it is read, what makes it worthless, and what a kill leaves of it."""
 
 import os
+import re
 import shutil
 import threading
 
@@ -10,11 +11,11 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import bench, columns, grid, scores, settings, train, training
+from slpojax import bench, cached, columns, grid, scores, settings, train, training
 from slpojax import frozen as frozen_models
 from slpojax.base import ABSENT, Frozen, Logps
 from slpojax.data import pipeline
-from slpojax.kept import write
+from slpojax.parts import load as load_parts
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +27,28 @@ def folder(tmp_path_factory):
 def said(monkeypatch):
     """What was told, one line after the other."""
     lines = []
-    monkeypatch.setattr("slpojax.logger.tell", lines.append)
+    monkeypatch.setattr("slpojax.log.say", lambda text, console=None: lines.append(text))
     return lines
 
 
 def configuration(folder, cache, **changes):
-    values = tiny.changes(folder, "output") | {"reference.cache": str(cache), "reference.batch_size": 2} | changes
+    values = (
+        tiny.changes(folder, "output")
+        | {"reference.cache": str(cache), "reference.batch_size": 2, "mesh.fsdp": 1}
+        | changes
+    )
     return settings.resolve(base.get_config(), values, choices=train.CHOICES)
 
 
 @pytest.fixture(scope="module")
-def kept(folder, tmp_path_factory):
+def made(folder, tmp_path_factory):
     """A folder with the columns of a whole run, and the columns."""
-    path = tmp_path_factory.mktemp("kept")
+    path = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         return path, frozen(configuration(folder, path), Model(), patch)
+
+
+NEAREST = "no cached reference.train for these settings; nearest differs in"
 
 
 class Model:
@@ -73,7 +81,7 @@ def frozen(config, model, monkeypatch):
 def prepared(config, devices):
     """The bench, the parts of the data, and the sizes of the batches that go through them once."""
     made = bench.make(config, devices=jax.devices()[:devices])
-    parts = train.load(config, made)
+    parts = load_parts(config, made)
     layout = training.layout(config, training.method(config), [part.examples for part in parts], made.grid)
     return made, parts, layout.scan
 
@@ -81,6 +89,12 @@ def prepared(config, devices):
 def same(ours, theirs):
     for name in ("token", "other", "start"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def names(cache):
+    """What the files of a cache are called, without their digests; all of them are whole."""
+    assert all(re.fullmatch(r".*-[0-9a-f]{12}\.npz", name) for name in os.listdir(cache))
+    return sorted(name.rpartition("-")[0] for name in os.listdir(cache))
 
 
 def expected(examples):
@@ -95,11 +109,11 @@ def expected(examples):
 def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_path, said, monkeypatch):
     config, model = configuration(folder, tmp_path), Model()
     pairs, held_out = frozen(config, model, monkeypatch)
-    assert model.calls == 10 + 3 and "reference log-probs (train): computing; none are kept yet" in said
+    assert model.calls == 10 + 3 and "reference log-probs (train): computing; nothing cached yet" in said
     for part in (pairs, held_out):
         np.testing.assert_array_equal(part.ref.token, np.concatenate(expected(part.examples)))
         np.testing.assert_array_equal(part.ref.other, part.ref.token / 2)
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    assert names(tmp_path) == ["reference.eval", "reference.train"]
 
     again = frozen(config, model, monkeypatch)
     assert model.calls == 10 + 3
@@ -109,12 +123,13 @@ def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("changes", "differing"),
     [
         ({"seed": 1}, "weights"),
         ({"model.weights": "load"}, "weights"),
         ({"model.path": "wider"}, "model"),
         ({"model.dtype": "bfloat16"}, "dtype"),
+        ({"model.attention": "dense"}, "attention"),
         ({"data.tokenizer": "other"}, "tokenizer, examples"),
         ({"data.max_length": 15}, "data.max_length"),
         ({"data.max_prompt_length": 7}, "data.max_prompt_length"),
@@ -130,15 +145,15 @@ def test_every_log_prob_is_its_example_s_and_the_second_call_reads(folder, tmp_p
     ids=lambda value: "=".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "",
 )
 def test_what_the_numbers_depend_on_makes_it_anew_and_is_named(
-    folder, kept, tmp_path, said, monkeypatch, changes, names
+    folder, made, tmp_path, said, monkeypatch, changes, differing
 ):
     for name, change in (("other", ("tokenizer.json", '"w29"', '"W29"')), ("wider", ("config.json", "24", "32"))):
         if name in changes.values():
             changes = {key: str(copied(folder, tmp_path / name, *change)) for key in changes}
-    cache, model = shutil.copytree(kept[0], tmp_path / "cache"), Model()
+    cache, model = shutil.copytree(made[0], tmp_path / "cache"), Model()
     pairs, _ = frozen(configuration(folder, cache, **changes), model, monkeypatch)
     assert model.calls
-    assert f"reference log-probs (train): computing; 1 file(s) not used, changed: {names}" in said
+    assert f"reference log-probs (train): computing; {NEAREST}: {differing}" in said
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
 
 
@@ -151,43 +166,47 @@ def copied(folder, new, file, old, by):
     return new
 
 
-def test_what_the_numbers_do_not_depend_on_reads(folder, kept, said, monkeypatch):
+def test_what_the_numbers_do_not_depend_on_reads(folder, made, said, monkeypatch):
     changes = {"reference.batch_size": 3, "batch_size": 5, "data.row_length": 64, "learning_rate": 1.0}
-    frozen(configuration(folder, kept[0], **changes), None, monkeypatch)
-    assert f"reference log-probs (train): read from {kept[0]}" in said
+    frozen(configuration(folder, made[0], **changes), None, monkeypatch)
+    assert f"reference log-probs (train): read from {made[0]}" in said
 
 
 @pytest.mark.parametrize("dies", [1, 3, 6, 10, 12])
-def test_a_kill_costs_a_part_at_most_and_changes_no_number(folder, kept, tmp_path, said, monkeypatch, dies):
+def test_a_kill_costs_a_part_at_most_and_changes_no_number(folder, made, tmp_path, said, monkeypatch, dies):
     """Ten batches of the training part, two to a part; a batch is counted in when the next one is on its way."""
     monkeypatch.setattr(columns, "_BATCHES", 2)
     config = configuration(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         frozen(config, Model(dies=dies), monkeypatch)
     parts = max(0, dies - 2) // 2 if dies <= 10 else 0
-    assert len([*tmp_path.glob("reference.train.*.part")]) == parts
+    assert len([*tmp_path.glob("reference.train-*.part")]) == parts
 
     said.clear()
     model = Model()
     parted = frozen(config, model, monkeypatch)
     assert model.calls == (10 - 2 * parts if dies <= 10 else 0) + 3
-    known = f"reference log-probs (train): computing; {4 * parts} of 20 examples are kept from a run that was stopped"
+    known = f"reference log-probs (train): computing; {4 * parts} of 20 examples are cached from a run that was stopped"
     assert (known in said) == (parts > 0)
-    for ours, theirs in zip(parted, kept[1], strict=True):
+    for ours, theirs in zip(parted, made[1], strict=True):
         same(ours.ref, theirs.ref)
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    assert names(tmp_path) == ["reference.eval", "reference.train"]
 
 
-def test_parts_under_another_key_are_not_used_and_told(folder, tmp_path, said, monkeypatch):
+def test_parts_under_another_key_are_not_used_and_stay(folder, tmp_path, said, monkeypatch):
     monkeypatch.setattr(columns, "_BATCHES", 2)
+    other = configuration(folder, tmp_path, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        frozen(configuration(folder, tmp_path, seed=1), Model(dies=7), monkeypatch)
+        frozen(other, Model(dies=7), monkeypatch)
     model = Model()
     pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
     assert model.calls == 13
-    assert "reference log-probs (train): computing; 2 file(s) not used, changed: weights" in said
+    assert f"reference log-probs (train): computing; {NEAREST}: weights" in said
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
-    assert sorted(os.listdir(tmp_path)) == ["reference.eval.npz", "reference.train.npz"]
+    model = Model()
+    frozen(other, model, monkeypatch)
+    assert model.calls == 13 - 4, "the other run's two parts of two batches are still used"
+    assert names(tmp_path) == ["reference.eval"] * 2 + ["reference.train"] * 2
 
 
 def test_a_killed_run_may_go_on_with_batches_of_another_size(folder, tmp_path, said, monkeypatch):
@@ -198,43 +217,51 @@ def test_a_killed_run_may_go_on_with_batches_of_another_size(folder, tmp_path, s
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
 
 
-def test_a_torn_file_is_never_taken(tmp_path):
-    """However much of a file is missing, or whichever bit of a number is wrong."""
-    key, piece = {"weights": "a"}, columns.Piece(np.arange(3), np.ones(50, np.float32), np.ones(50, np.float32))
-    file = tmp_path / "reference.train.npz"
-    write(file, key, piece._asdict())
-    good = file.read_bytes()
-    assert isinstance(columns._read(file, key), columns.Piece)
-    for size in range(0, len(good), 7):
-        file.write_bytes(good[:size])
-        assert columns._read(file, key) == "torn, or of another version", size
-    at = good.index(np.ones(50, np.float32).tobytes()) + 90
-    file.write_bytes(good[:at] + b"\xff" + good[at + 1 :])
-    assert columns._read(file, key) == "torn, or of another version"
-
-
-def test_a_torn_cache_or_part_is_computed_anew_and_told(folder, tmp_path, said, monkeypatch):
+def test_a_torn_cache_or_part_is_computed_anew_and_reported(folder, tmp_path, said, monkeypatch):
     monkeypatch.setattr(columns, "_BATCHES", 2)
     with pytest.raises(KeyboardInterrupt):
         frozen(configuration(folder, tmp_path), Model(dies=8), monkeypatch)
-    part = tmp_path / "reference.train.0001.part"
+    (part,) = tmp_path.glob("reference.train-*.0001.part")
     part.write_bytes(part.read_bytes()[:-30])
-    (tmp_path / "reference.train.npz.123").write_bytes(b"what a kill left of a file that was being written")
     model = Model()
     pairs, _ = frozen(configuration(folder, tmp_path), model, monkeypatch)
     assert model.calls == 10 - 4 + 3
-    told = "8 of 20 examples are kept from a run that was stopped; 1 file(s) not used, torn, or of another version"
-    assert any(told in line for line in said)
+    report = "8 of 20 examples are cached from a run that was stopped; 1 damaged file(s) not used"
+    assert any(report in line for line in said)
     np.testing.assert_array_equal(pairs.ref.token, np.concatenate(expected(pairs.examples)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": np.ones(7, np.float32), "other": np.ones(7, np.float32)},
+        {"token": np.ones(10)},
+        {"token": np.ones((1, 10), np.float32)},
+        {"example": np.int32([1000, 1])},
+        {"example": np.int32([-1, 0])},
+        {"example": np.int32([0])},
+        {"more": np.ones(1)},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_the_examples_are_computed_anew(tmp_path, said, change):
+    lengths = np.int32([[2, 3], [1, 4]])
+    whole = columns.Piece(np.arange(2, dtype=np.int32), np.ones(10, np.float32), np.ones(10, np.float32))
+    cached.save(cached.Entry(tmp_path, "reference.train", {"a": "1"}), whole._asdict() | change)
+    fresh = whole._replace(token=np.zeros(10, np.float32))
+    made = columns.load_or_compute(
+        tmp_path, "reference", "train", {"a": "1"}, lengths, lambda done: [fresh], said.append
+    )
+    assert "1 file(s) of other shapes not used" in said[0] and not made.token.any()
 
 
 def test_log_probs_that_are_not_finite_or_missing_are_an_error(folder, tmp_path, said, monkeypatch):
     with pytest.raises(ValueError, match=r"of \d+ response tokens of a batch have no finite log-prob.*check its weigh"):
         frozen(configuration(folder, tmp_path), Model(wrong=7), monkeypatch)
-    assert not (tmp_path / "reference.train.npz").exists()
+    assert not [*tmp_path.glob("reference.train-*.npz")]
     lengths, piece = np.ones((3, 1), int), columns.Piece(np.array([0, 2]), np.ones(2, np.float32), np.ones(2))
     with pytest.raises(ValueError, match="1 of 3 examples were in no batch, the first one is 1"):
-        columns.cached(tmp_path, "reference", "eval", {}, lengths, lambda done: [piece], said.append)
+        columns.load_or_compute(tmp_path, "reference", "eval", {}, lengths, lambda done: [piece], said.append)
 
 
 def test_a_batch_is_fetched_once_the_next_one_is_on_its_way():
@@ -301,8 +328,8 @@ def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monke
     monkeypatch.setattr(scores, "scorer", lambda *what: noted)
     before, drawn = held(), jax.eval_shape(made.model.init, jax.random.key(0))
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
-    (pairs, _), weights, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
-    assert weights == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
+    (pairs, _), stays, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    assert stays == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
     assert min(during) >= before + weights, "the weights were never there"
     assert held() <= before + 64, "weights, or batches, are still on the devices"
 

@@ -44,16 +44,16 @@ def answers(stored):
     return [[text.removeprefix(" ").removesuffix("<eos>") for text in decoded(example)[1:]] for example in stored]
 
 
-def counts(told):
-    return {name: count.rows for name, count in (told.dropped | told.noted).items()}
+def counts(summary):
+    return {name: count.rows for name, count in (summary.dropped | summary.noted).items()}
 
 
 def test_a_record_with_two_responses_is_kept_and_the_others_are_absent(load_ranked):
-    stored, told = load_ranked([("a", 3), ("b", 2), ("c", 1)], [("a", 3), ("b", 2)], [("a", 3)], candidates=3)
+    stored, summary = load_ranked([("a", 3), ("b", 2), ("c", 1)], [("a", 3), ("b", 2)], [("a", 3)], candidates=3)
     assert answers(stored) == [["a", "b", "c"], ["a", "b", ""]]
     assert stored.lengths.response.tolist() == [[3, 3, 3], [3, 3, 0]]
     assert stored[1].score == (3.0, 2.0, 0.0)
-    assert told.dropped[FEWER].rows == (2,) and told.noted[FEWER].rows == (1,)
+    assert summary.dropped[FEWER].rows == (2,) and summary.noted[FEWER].rows == (1,)
 
 
 def test_a_format_of_one_candidate_asked_for_two_gives_none(load):
@@ -63,31 +63,31 @@ def test_a_format_of_one_candidate_asked_for_two_gives_none(load):
 
 def test_what_is_ranked_equal_to_the_best_is_no_negative(load_ranked):
     rankings = [("a", 3), ("b", 3), ("c", 1), ("d", 1)], [("a", 3), ("b", 3)], [("a", 3), ("b", 2)]
-    stored, told = load_ranked(*rankings, candidates=3)
+    stored, summary = load_ranked(*rankings, candidates=3)
     assert answers(stored) == [["a", "c", "d"], ["a", "b", ""]]
-    assert counts(told) == {EQUAL: (1,), "candidate ranked equal to the best left out": (0,), FEWER: (2,)}
+    assert counts(summary) == {EQUAL: (1,), "candidate ranked equal to the best left out": (0,), FEWER: (2,)}
     # The next candidate takes the place of one that is left out, so that pairs lose none.
     assert answers(load_ranked(*rankings, candidates=2)[0]) == [["a", "c"], ["a", "b"]]
 
 
 def test_ties_are_kept_for_objectives_that_read_scores(load_ranked):
-    stored, told = load_ranked([("a", 3), ("b", 3), ("c", 1)], [("a", 3), ("b", 3)], candidates=3, ties="keep")
+    stored, summary = load_ranked([("a", 3), ("b", 3), ("c", 1)], [("a", 3), ("b", 3)], candidates=3, ties="keep")
     assert answers(stored) == [["a", "b", "c"]] and stored[0].score == (3.0, 3.0, 1.0)
-    assert counts(told) == {EQUAL: (1,)}
+    assert counts(summary) == {EQUAL: (1,)}
 
 
 def test_an_empty_response_drops_the_record_only_where_nothing_is_left_to_compare(load_ranked):
-    stored, told = load_ranked(
+    stored, summary = load_ranked(
         [("a", 3), (" ", 2), ("c", 1)], [("", 3), ("b", 2), ("c", 1)], [("a", 3), ("", 2)], candidates=3
     )
     assert answers(stored) == [["a", "c", ""]] and stored[0].score == (3.0, 1.0, 0.0)
-    assert counts(told) == {"empty response": (1, 2), "empty response left out": (0,), FEWER: (0,)}
+    assert counts(summary) == {"empty response": (1, 2), "empty response left out": (0,), FEWER: (0,)}
 
 
 def test_a_response_with_the_tokens_of_the_best_is_left_out(load_ranked):
-    stored, told = load_ranked([("a", 3), ("a", 2), ("b", 1)], [("a", 3), ("a", 2)], candidates=3)
+    stored, summary = load_ranked([("a", 3), ("a", 2), ("b", 1)], [("a", 3), ("a", 2)], candidates=3)
     assert answers(stored) == [["a", "b", ""]] and stored[0].score == (3.0, 1.0, 0.0)
-    assert counts(told) == {
+    assert counts(summary) == {
         "identical responses": (1,),
         "response identical to the best left out": (0,),
         FEWER: (0,),
@@ -97,21 +97,21 @@ def test_a_response_with_the_tokens_of_the_best_is_left_out(load_ranked):
 def test_rows_of_one_prompt_become_candidates(load):
     rows = [("p", "a", 1), ("p", "b", 4), ("q", "c", 2), ("q", "d", 2), ("r", "e", 0), ("s", "f", 3), ("s", "g", 2)]
     records = [{"prompt": p, "response": r, "helpfulness": h, "verbosity": 0} for p, r, h in rows]
-    stored, told = load(records, format="helpsteer", chat_template="dialogue")
+    stored, summary = load(records, format="helpsteer", chat_template="dialogue")
     assert answers(stored) == [["b", "a"], ["f", "g"]]
-    assert stored.row.tolist() == [0, 5] and told.read == 7
+    assert stored.row.tolist() == [0, 5] and summary.read == 7
     joined = "row joined with the one before it, which has the same prompt"
-    assert counts(told) == {EQUAL: (2,), FEWER: (4,), joined: (0, 5)}  # what is dropped is not noted
+    assert counts(summary) == {EQUAL: (2,), FEWER: (4,), joined: (0, 5)}  # what is dropped is not noted
 
 
 def test_the_scores_of_a_pair_do_not_undo_its_order(load):
     pairs = [
         pair(str(i)) | {"score_chosen": a, "score_rejected": b} for i, (a, b) in enumerate([(2, 1), (1, 1), (0, 3)])
     ]
-    stored, told = load(pairs)
-    assert stored.score.tolist() == [[2, 1], [1, 1], [0, 3]] and not counts(told)
-    stored, told = load([*pairs, pair("a"), pair("b") | {"score_chosen": 1, "score_rejected": None}])
-    assert counts(told) == {"without scores, which count as 0 beside records that have some": (3, 4)}
+    stored, summary = load(pairs)
+    assert stored.score.tolist() == [[2, 1], [1, 1], [0, 3]] and not counts(summary)
+    stored, summary = load([*pairs, pair("a"), pair("b") | {"score_chosen": 1, "score_rejected": None}])
+    assert counts(summary) == {"without scores, which count as 0 beside records that have some": (3, 4)}
     assert counts(load([pair("a"), pair("b")])[1]) == {}
     with pytest.raises(ValueError, match="no field 'score_chosen"):
         load([pair()], format="bradley_terry")
@@ -130,13 +130,13 @@ def test_without_pairs_two_candidates_are_the_best_and_the_next_lower_one(load_r
 
 def test_pairs_of_ranked_candidates_hold_a_better_one_and_a_worse_one(load_ranked):
     apart, no_pair = "taken apart into pairs", "pair of equally good responses left out"
-    stored, told = load_ranked(*RANKED, [("j", 1), ("k", 1)], [("l", 1)], candidates=4, pairs="all")
+    stored, summary = load_ranked(*RANKED, [("j", 1), ("k", 1)], [("l", 1)], candidates=4, pairs="all")
     assert made(stored) == ["ac", "ad", "bc", "bd", "cd", "ef", "gh", "gi"]
     assert stored.candidates == 2 and stored[3].score == (4.0, 1.0) and stored.row.tolist() == [0] * 5 + [1] + [2] * 2
     expected = {apart: (0, 1, 2), no_pair: (0, 2), EQUAL: (3,), FEWER: (1, 2)}
-    assert counts(told) == expected | {FEWER: (1, 2)} and told.dropped[FEWER].rows == (4,)
-    stored, told = load_ranked(*RANKED, candidates=4, pairs="best")
-    assert made(stored) == ["ac", "ad", "ef", "gh", "gi"] and told.noted[no_pair].rows == (0,)
+    assert counts(summary) == expected | {FEWER: (1, 2)} and summary.dropped[FEWER].rows == (4,)
+    stored, summary = load_ranked(*RANKED, candidates=4, pairs="best")
+    assert made(stored) == ["ac", "ad", "ef", "gh", "gi"] and summary.noted[no_pair].rows == (0,)
     stored, _ = load_ranked(*RANKED, candidates=3, pairs="all")  # of the three best
     assert made(stored) == ["ac", "bc", "ef", "gh", "gi"]
     same, _ = load_ranked([("a", 3), ("b", 2), ("b", 1)], candidates=3, pairs="all")  # the same tokens are no pair
@@ -222,11 +222,11 @@ LABELLED = [{"prompt": f"{i}:", "completion": f" {i}", "label": i % 3 == 0} for 
 
 
 def test_labels_come_from_the_record(load):
-    stored, told = load(LABELLED, format="unpaired", candidates=1)
+    stored, summary = load(LABELLED, format="unpaired", candidates=1)
     assert stored.labelled and stored.label.tolist() == [1, 0, 0, 1, 0]
-    assert stored[3].label == 1.0 and told.labels == (2, 3)
-    assert "2 desirable, 3 undesirable" in report.render(told)
-    assert report.as_dict(told)["data/labels/undesirable"] == 3
+    assert stored[3].label == 1.0 and summary.labels == (2, 3)
+    assert "2 desirable, 3 undesirable" in report.render(summary)
+    assert report.as_dict(summary)["data/labels/undesirable"] == 3
     taken = stored.take([4, 0])
     assert taken.labelled and taken.label.tolist() == [0, 1]
     other, _ = load([LABELLED[0] | {"label": False}, *LABELLED[1:]], format="unpaired", candidates=1)
@@ -245,13 +245,13 @@ def test_labels_for_some_records_alone_are_an_error(load):
 
 
 def test_pairs_have_no_labels(load):
-    stored, told = load([pair()])
-    assert not stored.labelled and stored.label.tolist() == [1.0] and told.labels is None
-    assert "desirable" not in report.render(told)
+    stored, summary = load([pair()])
+    assert not stored.labelled and stored.label.tolist() == [1.0] and summary.labels is None
+    assert "desirable" not in report.render(summary)
 
 
 def test_pairs_are_taken_apart_into_labelled_responses(load):
-    stored, told = load([pair("a"), pair("b", rejected=""), pair("c", chosen=" c")], unpair=True)
+    stored, summary = load([pair("a"), pair("b", rejected=""), pair("c", chosen=" c")], unpair=True)
     assert [decoded(example) for example in stored] == [
         ["a", " yes<eos>"],
         ["a", " no<eos>"],
@@ -259,8 +259,8 @@ def test_pairs_are_taken_apart_into_labelled_responses(load):
         ["c", " no<eos>"],
     ]
     assert stored.labelled and stored.candidates == 1 and stored.label.tolist() == [1, 0, 1, 0]
-    assert stored.row.tolist() == [0, 0, 2, 2] and told.labels == (2, 2)
-    assert told.noted["taken apart into labelled responses"].rows == (0, 2)
+    assert stored.row.tolist() == [0, 0, 2, 2] and summary.labels == (2, 2)
+    assert summary.noted["taken apart into labelled responses"].rows == (0, 2)
 
 
 def test_absent_candidates_are_not_taken_apart(load_ranked):
@@ -270,11 +270,11 @@ def test_absent_candidates_are_not_taken_apart(load_ranked):
 
 
 def test_a_mismatched_response_is_the_next_record_s_and_comes_last(load):
-    stored, told = load(LABELLED, format="unpaired", candidates=1, mismatched=True)
+    stored, summary = load(LABELLED, format="unpaired", candidates=1, mismatched=True)
     assert stored.candidates == 2 and stored.label.tolist() == [1, 0, 0, 1, 0]
     assert [decoded(example)[1:] for example in stored] == [[f" {i}<eos>", f" {(i + 1) % 5}<eos>"] for i in range(5)]
-    assert not stored.score.any() and not told.noted
-    assert list(told.sizes) == ["prompt", "response", "mismatched"] and told.candidates == (1.0, 1, 1, 0.0)
+    assert not stored.score.any() and not summary.noted
+    assert list(summary.sizes) == ["prompt", "response", "mismatched"] and summary.candidates == (1.0, 1, 1, 0.0)
     stored, _ = load([pair("a", " A", " x"), pair("b", " B", " y")], mismatched=True)
     assert [decoded(example)[1:] for example in stored] == [
         [" A<eos>", " x<eos>", " B<eos>"],
@@ -289,19 +289,19 @@ def test_pairs_taken_apart_get_mismatched_responses_of_both_kinds_and_none_of_th
 
 def test_a_mismatched_response_is_cut_to_the_budget(load):
     records = [pair("p" * 30), pair("q", chosen=" " + "y" * 20)]
-    stored, told = load(records, mismatched=True, max_length=40, max_prompt_length=20)
+    stored, summary = load(records, mismatched=True, max_length=40, max_prompt_length=20)
     assert decoded(stored[0])[3] == " " + "y" * 9 and decoded(stored[1])[3] == " yes<eos>"
-    assert counts(told) == {"mismatched response cut (no EOS)": (0,)}
+    assert counts(summary) == {"mismatched response cut (no EOS)": (0,)}
 
 
 def test_the_report_tells_how_many_candidates_there_are(load_ranked):
-    _, told = load_ranked(
+    _, summary = load_ranked(
         [("aa", 4), ("bb", 3), ("cc", 2), ("dd", 1)], [("a", 4), ("b", 3)], [("a", 4), ("b", 3), ("c", 2)], candidates=4
     )
-    assert told.candidates == (3.0, 2, 4, 0.25)
-    assert "responses 3.00 an example, 2 to 4; 25.0% of the places absent" in report.render(told)
-    assert report.as_dict(told)["data/candidates/absent"] == 0.25
-    assert told.sizes["candidate 3"] == (3.5, 4, 7)  # of those that are there
+    assert summary.candidates == (3.0, 2, 4, 0.25)
+    assert "responses 3.00 an example, 2 to 4; 25.0% of the places absent" in report.render(summary)
+    assert report.as_dict(summary)["data/candidates/absent"] == 0.25
+    assert summary.sizes["candidate 3"] == (3.5, 4, 7)  # of those that are there
 
 
 @pytest.fixture(scope="module")
@@ -321,10 +321,10 @@ def neox(shared_data):
 def test_real_rankings(shared_data, neox, name, options, kept, expected):
     path = str(shared_data / "ranked" / f"{name}.ranked.jsonl.gz")
     options = {"tokenizer": neox, "format": "ranked", "chat_template": "dialogue", "max_length": 2048} | options
-    stored, told = data.load(path, **options)
-    times = {name: count.times for name, count in (told.dropped | told.noted).items()}
+    stored, summary = data_tools.load_path(path, **options)
+    times = {name: count.times for name, count in (summary.dropped | summary.noted).items()}
     found = [times.get(name, 0) for name in (EQUAL, "candidate ranked equal to the best left out", FEWER)]
-    assert told.kept == len(stored) == kept and (*found, told.candidates[1:3]) == expected
+    assert summary.kept == len(stored) == kept and (*found, summary.candidates[1:3]) == expected
     there = stored.lengths.response > 0
     best, others = stored.score[:, :1], stored.score[:, 1:]
     assert there[:, :2].all() and (np.diff(there.astype(int)) <= 0).all()  # what is absent comes last

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from data_tools import decoded, make_tokenizer, pair
+from data_tools import decoded, load_path, make_tokenizer, pair
 
 from slpojax import data
 from slpojax.data import examples, report, tokenise
@@ -37,10 +37,10 @@ def test_eos_is_the_last_token_once_also_where_it_is_the_padding(load):
     [(True, "tokenizer", 1), (False, "tokenizer", 0), (True, "never", 0), (False, "always", 1), (True, "always", 1)],
 )
 def test_bos_stands_before_the_prompt_alone(load, adds, bos, expected):
-    stored, told = load([pair()], tokenizer=make_tokenizer(bos=adds), bos=bos)
+    stored, summary = load([pair()], tokenizer=make_tokenizer(bos=adds), bos=bos)
     assert [ids.tolist().count(1) for ids in (stored[0].prompt, *stored[0].responses)] == [expected, 0, 0]
     assert (stored[0].prompt[0] == 1) == bool(expected)
-    assert ("BOS <bos>" in told.special) == bool(expected)
+    assert ("BOS <bos>" in summary.special) == bool(expected)
 
 
 def test_records_that_hold_no_example_are_counted_by_reason(load):
@@ -56,9 +56,9 @@ def test_records_that_hold_no_example_are_counted_by_reason(load):
         pair(chosen=" y" * 600),
         pair(prompt="p" * 600),
     ]
-    stored, told = load(records)
-    assert told.read == 10 and told.kept == len(stored) == 2
-    assert {reason: count.rows for reason, count in told.dropped.items()} == {
+    stored, summary = load(records)
+    assert summary.read == 10 and summary.kept == len(stored) == 2
+    assert {reason: count.rows for reason, count in summary.dropped.items()} == {
         "empty response": (1, 2),
         "empty prompt": (3,),
         "identical responses": (4,),
@@ -66,12 +66,12 @@ def test_records_that_hold_no_example_are_counted_by_reason(load):
         "chosen is null": (7,),
         "longer than data.max_length after cutting the prompt to data.max_prompt_length": (8,),
     }
-    assert {note: count.rows for note, count in told.noted.items()} == {"prompt cut at its beginning": (9,)}
+    assert {note: count.rows for note, count in summary.noted.items()} == {"prompt cut at its beginning": (9,)}
     assert stored.row.tolist() == [0, 9]
     assert len(stored[1].prompt) == 512 - len(" yes") - 1
-    text = report.render(told)
+    text = report.render(summary)
     assert "10 read, 2 kept" in text and "2 empty response: rows 1, 2" in text and "Go on" not in text
-    assert report.as_dict(told)["data/dropped/empty response"] == 2
+    assert report.as_dict(summary)["data/dropped/empty response"] == 2
 
 
 def test_a_chat_template_writes_messages(load):
@@ -96,11 +96,11 @@ def test_a_response_of_several_turns_ends_with_the_last_eos_of_its_template(load
         {"prompt": ask, "chosen": said("A<eos>b"), "rejected": said("B")}
     ]  # EOS that the template did not write
     tokenizer = make_tokenizer(template=CHATML, bos=True)
-    stored, told = load(records, tokenizer=tokenizer, format="conversational")
+    stored, summary = load(records, tokenizer=tokenizer, format="conversational")
     turns = "A<eos>\n<|im_start|>user\nSo?<eos>\n<|im_start|>assistant\nC<eos>"
     assert [decoded(example, tokenizer)[1:] for example in stored] == [[turns, "B<eos>"]]
-    assert told.dropped["EOS inside the text"].rows == (1,)
-    assert told.noted["a response of several turns"].rows == (0,)
+    assert summary.dropped["EOS inside the text"].rows == (1,)
+    assert summary.noted["a response of several turns"].rows == (0,)
 
 
 def test_candidates_are_kept_best_first(load):
@@ -109,9 +109,9 @@ def test_candidates_are_kept_best_first(load):
     ]
     records = [{"messages": [{"role": "user", "content": "?"}], "responses": answers[:n]} for n in (3, 2)]
     options = {"format": "ranked", "chat_template": "dialogue", "ties": "keep"}
-    stored, told = load([records[0]], candidates=3, **options)
+    stored, summary = load([records[0]], candidates=3, **options)
     assert stored[0].score == (5.0, 5.0, 1.0) and [len(r) for r in stored[0].responses] == [3, 3, 3]
-    assert not told.dropped and not told.noted
+    assert not summary.dropped and not summary.noted
     with pytest.raises(ValueError, match="no usable record(.|\n)*all candidates ranked equal: rows 0, 1"):
         load(records, candidates=2, **options)
     assert len(load([pair(rejected="")], candidates=1)[0]) == 1  # SFT on the chosen response does not need the other
@@ -120,7 +120,7 @@ def test_candidates_are_kept_best_first(load):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "hh_"}, "data.format='hh_' is unknown; near: hh"),
+        ({"format": "hh_"}, "data.format='hh_' is unknown .near: hh"),
         (
             {"format": "messages", "candidates": 1},
             "row 0 .*no field 'conversations'; its fields are prompt, chosen, rejected",
@@ -196,14 +196,14 @@ def neox(shared_data):
 )
 def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept, dropped, noted):
     path = str(shared_data / "hh" / "helpful-base.test.jsonl.gz")
-    stored, told = data.load(path, tokenizer=neox, **options)
-    assert (told.read, told.kept, len(stored)) == (2352, kept, kept)
-    found = {reason: count for reason, count in told.dropped.items()}
+    stored, summary = load_path(path, tokenizer=neox, **options)
+    assert (summary.read, summary.kept, len(stored)) == (2352, kept, kept)
+    found = {reason: count for reason, count in summary.dropped.items()}
     assert found.pop("empty response") == (4, EMPTY)
     assert [
         (reason.startswith(start), count.times) for (reason, count), start in zip(found.items(), dropped, strict=True)
     ] == [(True, n) for n in dropped.values()]
-    found = dict(told.noted)
+    found = dict(summary.noted)
     assert found.pop("a response of several turns") == (9, PARTED_EARLY)
     # No note on tokens that depend on the prompt: apart they are the tokens of the whole.
     assert {
@@ -211,13 +211,13 @@ def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept
     } == noted
     lost = sum(r[-1] != neox.eos_token_id for example in stored for r in example.responses)
     assert lost == noted.get("response cut (no EOS)", 0)
-    assert told.special == "EOS <|endoftext|> (0), no BOS"
+    assert summary.special == "EOS <|endoftext|> (0), no BOS"
 
 
 @pytest.mark.check
 def test_real_dialogues_tokenise_apart_as_they_do_whole(shared_data, neox):
     path = shared_data / "hh" / "helpful-base.test.jsonl.gz"
-    stored, _ = data.load(str(path), tokenizer=neox, max_length=2048)
+    stored, _ = load_path(path, tokenizer=neox, max_length=2048)
     texts = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(path.parents[1] / "tokenizers/neox-20b/tokenizer.json")
     )
@@ -230,15 +230,15 @@ def test_real_dialogues_tokenise_apart_as_they_do_whole(shared_data, neox):
 
 
 def test_rightmost_split_counts_rows_that_do_not_share_the_prompt(shared_data, neox):
-    _, told = data.load(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), tokenizer=neox, format="hh_rightmost")
-    assert told.noted["rejected does not share the prompt"].rows == (1165,)
-    assert told.dropped["empty response"].rows == (120, 567, *EMPTY[1:])  # in 567 no character is left to slice
+    _, summary = load_path(shared_data / "hh" / "helpful-base.test.jsonl.gz", tokenizer=neox, format="hh_rightmost")
+    assert summary.noted["rejected does not share the prompt"].rows == (1165,)
+    assert summary.dropped["empty response"].rows == (120, 567, *EMPTY[1:])  # in 567 no character is left to slice
 
 
 def test_other_real_formats_load(shared_data, neox):
     options = {"tokenizer": neox, "chat_template": "dialogue", "max_length": 2048}
     path = str(shared_data / "pairs" / "llamafactory_dpo_en_demo.jsonl.gz")
-    assert data.load(path, format="conversational", **options)[1].kept == 300
+    assert load_path(path, format="conversational", **options)[1].kept == 300
 
 
 def test_llama_gets_its_bos_by_the_tokenizer_s_own_rule(shared_data):
@@ -252,8 +252,8 @@ def test_token_ids_are_those_of_trl(shared_goldens, tmp_path):
     records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     tokenizer = data.load_tokenizer(str(shared_goldens / "trl_tiny_llama" / "tokenizer"))
-    stored, told = data.load(str(tmp_path / "pairs.jsonl"), tokenizer=tokenizer, format="pairs")
-    assert told.kept == told.read == len(records)
+    stored, summary = load_path(tmp_path / "pairs.jsonl", tokenizer=tokenizer, format="pairs")
+    assert summary.kept == summary.read == len(records)
     expected = json.loads((shared_goldens / "trl.json").read_text())["e2e"]["tokenized"]
     for example, ids in zip(stored, expected, strict=False):
         got = [example.prompt, *example.responses]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slpojax.data import orders
+from slpojax.data import balancing, orders
 from slpojax.data.examples import Lengths
 
 COUNT, BATCH, STEPS = 50, 8, 20
@@ -93,7 +93,7 @@ def test_a_trade_moves_no_fixed_place():
     grid[grid >= 60] = -1
     fixed = np.random.default_rng(0).random(grid.shape) < 0.5
     fixed |= grid < 0
-    traded = orders.trade(lengths, grid, fixed)
+    traded = balancing.trade(lengths, grid, fixed)
     np.testing.assert_array_equal(traded[fixed], grid[fixed])
     np.testing.assert_array_equal(np.sort(traded, axis=None), np.sort(grid, axis=None))
     assert not np.array_equal(traded, grid)

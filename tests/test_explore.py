@@ -95,7 +95,9 @@ def test_what_an_objective_asks_for_is_given_by_name():
     score, label = jnp.float32([[3.0, -1.0], [2.0, 5.0]]), jnp.float32([1.0, 0.5])
     out = explore.gradient(objective, policy, score=score, label=label)
     np.testing.assert_allclose(out.response, score * label[:, None], rtol=1e-6)
-    with pytest.raises(ValueError, match="asks for label, score; give it by name: label=..., score=..."):
+    with pytest.raises(
+        ValueError, match="asks for label, score; give it by name: label=..., 1 where .*; score=..., .K. scores"
+    ):
         explore.gradient(objective, policy)
 
 

@@ -5,11 +5,11 @@ import importlib
 
 import numpy as np
 import pytest
+from step_tools import grid_of
 
-from slpojax import data, settings, train
+from slpojax import data, settings, train, training
 from slpojax.data import report
 from slpojax.data.examples import Example
-from slpojax.run import Part
 
 NAMES = ("sft_hh", "dpo_hh", "slpo_hh")
 
@@ -29,15 +29,19 @@ def made_up(candidates):
         for i, (p, *responses) in enumerate(np.concatenate([prompt, response], axis=1).tolist())
     )
     stored = data.build(listed, candidates=candidates)
-    return Part("train", stored, report.make("made up", 2000, report.tally(), stored, ""))
+    return stored, report.make("made up", 2000, report.tally(), stored, "")
 
 
-def fill(config, part, devices):
+def layout_of(config, examples, devices):
+    return training.layout(config, training.method(config), [examples], grid_of(devices))
+
+
+def fill(config, loaded, devices):
     """The share of the cells of training's rows that hold a token."""
-    plan = train._plan(config, None, part, None, devices)
-    assert plan.train.rows % devices == 0 and plan.train.groups == max(devices, config.accumulate)
-    order = data.order(part.examples.lengths, config.batch_size, seed=config.seed, steps=plan.steps)
-    return 1 - data.with_packing(part.report, part.examples, order, plan.train).packing.padding
+    examples, about = loaded
+    layout = layout_of(config, examples, devices)
+    assert layout.train.rows % devices == 0 and layout.train.groups == max(devices, config.accumulate)
+    return 1 - data.with_packing(about, examples, layout.order, layout.train).packing.padding
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -50,30 +54,27 @@ def test_rows_of_made_up_dialogues_are_full(name, devices):
 @functools.cache
 def real(folder, items):
     tokenizer = data.load_tokenizer(str(folder / "tokenizers" / "neox-20b"))
-    path = str(folder / "hh" / "helpful-base.test.jsonl.gz")
-    return Part("train", *data.load(path, tokenizer=tokenizer, rows="0:2000", **dict(items)))
+    source = data.Source(str(folder / "hh" / "helpful-base.test.jsonl.gz"), rows="0:2000")
+    return data.load(source, data.settings(dict(items)), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_real_dialogues_are_full(name, devices, shared_data):
     config = config_of(name)
-    part = real(shared_data, tuple((key, config.data[key]) for key in train._DATA))
-    assert fill(config, part, devices) > 0.95
+    loaded = real(shared_data, tuple((key, config.data[key]) for key in data.FIELDS))
+    assert fill(config, loaded, devices) > 0.95
 
 
 @pytest.mark.parametrize(
     ("accumulate", "devices", "each"), [(8, 1, 8), (8, 8, 1), (12, 8, 2), (1, 8, 1), (3, 2, 2), (1, 1, 1)]
 )
-def test_devices_share_the_micro_batches_of_one(accumulate, devices, each, capsys):
+def test_devices_share_the_micro_batches_of_one(accumulate, devices, each):
     config = config_of("dpo_hh", accumulate=accumulate, steps=2)
-    plan = train._plan(config, None, made_up(2), None, devices)
-    assert plan.train.groups == each * devices
-    rows = plan.train.rows // plan.train.groups
-    told = f"accumulate={accumulate} on {devices} device(s): {each} micro-batch(es) of {rows} row(s) on each"
-    assert told in capsys.readouterr().out
+    shapes = layout_of(config, made_up(2)[0], devices).train
+    assert shapes.groups == each * devices and shapes.rows % shapes.groups == 0
 
 
 def test_no_micro_batch_is_an_error():
     with pytest.raises(ValueError, match=r"config.accumulate=0: expected a number of micro-batches from 1"):
-        train._plan(config_of("dpo_hh", accumulate=0), None, made_up(2), None, 1)
+        layout_of(config_of("dpo_hh", accumulate=0), made_up(2)[0], 1)

@@ -14,7 +14,7 @@ import several_hosts
 import tiny
 from safetensors.numpy import load_file
 
-from slpojax import grid, hf, logger
+from slpojax import grid, hf, metrics
 
 pytestmark = pytest.mark.check
 
@@ -76,7 +76,7 @@ def test_two_hosts_equal_one_and_resume(tmp_path):
     assert "resumed behind step 2 of 4" in shown[0] and "step" not in shown[1]
     # The first host alone reads and writes the reference's log-probs; the other one has them from it.
     assert "reference log-probs (train): read from" in shown[0] and not (folder / "two" / "cache1").exists()
-    one, two = (logger.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    one, two = (metrics.read_jsonl(folder / name / "metrics.jsonl") for name in ("one", "two"))
     key = {(row["split"], row["step"]): row for row in two}
     for row in one:
         for name in ("loss", "logps/chosen", "rewards/margins"):
@@ -112,8 +112,8 @@ def folder(tmp_path_factory):
 def test_hosts_that_share_layers_write_the_numbers_of_one_process(folder, name):
     made, golden = programs.written(folder / name.replace(" ", "_")), GOLDEN[name]
     assert made["metrics"].keys() == golden["metrics"].keys()
-    for step, metrics in golden["metrics"].items():
-        for key, value in metrics.items():
+    for step, values in golden["metrics"].items():
+        for key, value in values.items():
             if key != "padding_share":  # as many rows as the devices need
                 np.testing.assert_allclose(
                     made["metrics"][step][key], value, rtol=2e-5, atol=1e-5, err_msg=f"{step}: {key}"

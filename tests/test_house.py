@@ -16,7 +16,7 @@ import pytest
 
 import slpojax
 from configs import base
-from slpojax import settings
+from slpojax import defaults, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "slpojax"
@@ -144,12 +144,14 @@ def test_sizes_of_files_and_functions():
 
 def test_only_acts_and_programs_see_a_config():
     users = {
-        tenant(path) for path in MODULES if "Config" in path.read_text() and tenant(path) not in ("settings", "models")
+        tenant(path)
+        for path in MODULES
+        if "Config" in path.read_text() and tenant(path) not in ("defaults", "settings", "models")
     }
     assert users <= {"bench", *FLOORS[-3], *FLOORS[-2], *FLOORS[-1]}
     assert {tenant(path) for path in MODULES if any(name.startswith("ml_collections") for name in imports(path))} <= {
+        "defaults",
         "settings",
-        "worlds",
     }
 
 
@@ -163,15 +165,20 @@ def test_nothing_imports_torch():
 
 
 def test_the_option_surface():
-    assert settings._leaves(base.get_config().to_dict()) and set(settings._leaves(base.get_config().to_dict())) == set(
-        KEYS
-    )
+    assert settings.flat(base.get_config().to_dict()).keys() == set(KEYS)
+
+
+def test_keys_that_change_no_number_are_keys_or_groups_of_them():
+    listed = defaults.CHANGE_NO_NUMBER
+    assert len(set(listed)) == len(listed)
+    for name in listed:
+        assert name in KEYS or any(key.startswith(f"{name}.") for key in KEYS), name
 
 
 def test_every_key_has_a_comment():
-    lines = inspect.getsource(base.get_config).splitlines()
+    lines = inspect.getsource(defaults).splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"\s+c\.[\w.]+ = (?!ConfigDict\(\))", line):
+        if re.match(r"\s+c\.[\w.]+ = (?!ConfigDict\(\)|_)", line):
             group = [lines[number - back] for back in (0, 1, 2)]  # a comment may cover the keys that follow it
             plain = re.match(r"\s+c\.(mesh\.(fsdp|tensor)|tensorboard|keep_\w+) = ", line)
             assert plain or any("#" in near for near in group), line

@@ -1,7 +1,10 @@
 """How an objective is found, bound and refused; and every one against its paper's formula, setting by setting."""
 
+import functools
 import itertools
 import math
+import pathlib
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import pytest
 
 from slpojax import objectives
 from slpojax.base import ABSENT, Logps
+from slpojax.sequence import TooFewCandidates
 
 unrooted = pytest.mark.filterwarnings("ignore:objective.temperature = 1")
 
@@ -219,7 +223,13 @@ def test_the_names():
 
 @pytest.mark.parametrize(
     "name, near",
-    [("dpo.sigmoyd", "near: dpo.sigmoid"), ("slpo.shft", "slpo.shift"), ("nothing", "sft.token_mean"), ("dpo.", "dpo")],
+    [
+        ("dpo.sigmoyd", "near: dpo.sigmoid"),
+        ("slpo.shft", "near: slpo.shift"),
+        ("sigmoid", "near: dpo.sigmoid"),
+        ("nothing", "there are [0-9]+ .python -m slpojax.objectives., or any importable module.function"),
+        ("dpo.", "there are"),
+    ],
 )
 def test_an_unknown_objective_lists_the_near_ones(name, near):
     with pytest.raises(ValueError, match="unknown objective.*" + near):
@@ -290,6 +300,9 @@ def vector(policy):
 
 def bare(policy):
     return policy.token.sum()
+
+def stubborn(policy, *, beta=0.1):
+    return (beta if beta > 0 else -beta) * policy.token.sum(), {}
 """
 
 
@@ -311,7 +324,7 @@ def test_an_objective_in_a_file_of_ones_own(own):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("own_ideas.greedy", "asks for 'logits', which the step does not give"),
+        ("own_ideas.greedy", "asks for 'logits'; it may ask for policy, ref, "),
         ("own_ideas.vector", "'tokens' of one example has shape"),
         ("own_ideas.bare", "expected .loss, .name: scalar"),
         ("own_ideas.absent", "unknown objective"),
@@ -352,3 +365,160 @@ def test_a_number_that_is_not_finite_is_refused(name):
 def test_what_makes_no_objective_is_refused(name, hyperparameters, message):
     with pytest.raises(ValueError, match=message):
         objectives.build(name, **hyperparameters)
+
+
+# ---- how many candidates ---------------------------------------------------------------------------------------------
+
+COUNTS = """
+import jax
+import jax.numpy as jnp
+from slpojax.sequence import TooFewCandidates, first, log_ratio, preference_metrics
+
+def clamped(policy, ref, *, beta=0.1, margin=1.0):
+    reward = beta * log_ratio(policy, ref)
+    return jax.nn.relu(margin - (reward[0] - reward[1])), {}
+
+def reported(policy, ref, *, beta=0.1):
+    reward = beta * log_ratio(policy, ref)
+    return jax.nn.softplus(reward[1] - reward[0]), preference_metrics(policy, reward)
+
+def unpacked(policy):
+    chosen, rejected = policy.token.sum(-1)[:2]
+    return rejected - chosen, {}
+
+def four(policy):
+    return first(policy, 4).token.sum(), {}
+
+def fifth(policy, score):
+    return jax.lax.stop_gradient(score[4]) * policy.token[4].sum(), {}
+
+def every(policy):
+    return policy.token.sum(), {"mean": policy.token.mean()}
+
+def eleventh(policy):
+    return policy.token[10].sum(), {}
+
+def late(policy, layer_activity):
+    return policy.token[0, 40] + layer_activity[0, 0, 20], {}
+"""
+
+
+@pytest.fixture
+def counts(tmp_path, monkeypatch):
+    (tmp_path / "counting_ideas.py").write_text(COUNTS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest"),
+    {"clamped": 2, "reported": 2, "unpacked": 2, "four": 4, "fifth": 5, "every": 1, "late": 1}.items(),
+)
+def test_how_many_candidates_an_objective_reads(counts, name, fewest):
+    """JAX reads reward[1] of a single candidate as reward[0]; of a 40th token nobody knows whether it is there."""
+    objective = objectives.build(f"counting_ideas.{name}")
+    assert objective.fewest == fewest
+    objectives.refuse(objective, candidates=fewest, mismatched=False)
+    if fewest > 1:
+        with pytest.raises(
+            ValueError, match=f"reads {fewest} responses of an example, the data gives {fewest - 1}; .*"
+        ):
+            objectives.refuse(objective, candidates=fewest - 1, mismatched=False)
+
+
+def test_an_objective_of_too_many_candidates_is_refused(counts):
+    with pytest.raises(ValueError, match="'counting_ideas.eleventh' reads candidate 8, or beyond .* at most 8"):
+        objectives.build("counting_ideas.eleventh")
+
+
+def test_a_term_counts_for_the_whole_mixture(counts):
+    assert objectives.build("sft.token_mean + 0.1 * counting_ideas.four").fewest == 4
+
+
+def test_labelled_responses_lack_a_mismatched_one():
+    kto = objectives.build("unpaired.kto")
+    with pytest.raises(
+        ValueError, match="unpaired.kto reads 2 .*, the data gives 1; set --config.data.mismatched=True"
+    ):
+        objectives.refuse(kto, candidates=1, mismatched=False)
+    with pytest.raises(ValueError, match="set --config.data.candidates=2"):
+        objectives.refuse(kto, candidates=1, mismatched=True)
+
+
+def code(text: str, function: str) -> str:
+    """The lines of an example from its first import on to the end of a function."""
+    lines = textwrap.dedent(text).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"def {function}("))
+    end = next((i for i in range(start + 1, len(lines)) if lines[i] and not lines[i].startswith(" ")), len(lines))
+    return "\n".join(["import jax", *(line for line in lines[:start] if line.startswith("from ")), *lines[start:end]])
+
+
+@pytest.mark.parametrize("where", ["README.md", "the contract"])
+def test_the_examples_refuse_a_single_candidate(where, tmp_path, monkeypatch):
+    if where == "README.md":
+        readme = (pathlib.Path(__file__).parents[1] / where).read_text()
+        name, text = "hinge", readme.split("## Adding an objective")[1].split("```python")[1].split("```")[0]
+    else:
+        name, text = "mine", objectives.__doc__.split("::", 1)[1].split("Put it in")[0]
+    module = f"example_of_{name}"
+    (tmp_path / f"{module}.py").write_text(code(text, name))
+    monkeypatch.syspath_prepend(tmp_path)
+    objective = objectives.build(f"{module}.{name}")
+    assert objective.fewest == 2 and objective.needs == {"policy", "ref"}
+    single = logps([0.3, -1.0])
+    with pytest.raises(TooFewCandidates, match="reads 2 candidates, the example has 1"):
+        objective.function(policy=single, ref=single)
+
+
+# ---- numbers as arrays -----------------------------------------------------------------------------------------------
+
+SWEPT = {
+    "dpo.sigmoid": "beta",
+    "dpo.ipo": "beta",
+    "slpo.shift": "alpha",
+    "reference_free.simpo": "gamma",
+    "reference_free.alphapo": "alpha",
+    "divergence.alpha": "alpha",
+    "token_level.wpo": "max_weight",
+    "0.5 * dpo.sigmoid + dpo.robust": "robust_beta",
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_one_program_serves_many_values(name):
+    """A sweep as one vmap: losses and gradients are those of objectives that were built with each value."""
+    key, values = SWEPT[name], (0.0, 0.7) if "alpha" in SWEPT[name] else (0.1, 0.4)
+    y, ref = logps([0.3, -1.0, 0.4], [0.1, 0.2]), logps([0.1, -1.0, 0.5], [0.1, 0.5])
+    inputs = {"ref": ref, "collision": -0.1 * (y.token != 0)}
+
+    def loss(token, function, **arrays):
+        return function(**{n: (inputs | {"policy": y._replace(token=token)})[n] for n in objective.needs}, **arrays)[0]
+
+    objective = objectives.build(name)
+    assert key in objectives.numeric(objective)
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    sweep = jit(jax.vmap(lambda x: jax.value_and_grad(loss)(y.token, objective.function, **{key: x})))
+    together = sweep(jnp.asarray(values))
+    for i, value in enumerate(values):
+        function = objectives.build(name, **{key: value}).function
+        alone = jit(jax.value_and_grad(lambda token, function=function: loss(token, function)))(y.token)
+        jax.tree.map(lambda x, a, i=i: np.testing.assert_allclose(x[i], a, rtol=1e-5, atol=1e-6), together, alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("slpo.shift", {}, ("alpha",)),
+        ("slpo.shift", {"temperature": 512, "scale": 2}, ("alpha", "temperature", "scale")),
+        ("slpo.shift", {"alpha": 1}, ()),
+        ("dpo.ipo", {"length_normalize": False}, ("beta",)),
+        ("reference_free.cpo", {}, ("beta", "cpo_alpha", "label_smoothing")),
+        ("reference_free.cpo", {"cpo_alpha": 0}, ("beta", "label_smoothing")),
+        ("margin.ld_dpo", {}, ("beta", "alpha")),
+        ("dpo.sigmoid + 0.1 * dpo.hinge", {}, ("sigmoid_beta", "hinge_beta")),
+        ("own_ideas.mine", {}, ("beta",)),
+        ("own_ideas.stubborn", {}, ()),
+    ],
+    ids=str,
+)
+def test_which_numbers_may_be_arrays(own, name, settings, expected):
+    assert objectives.numeric(objectives.build(name, **settings)) == expected

@@ -172,15 +172,92 @@ def test_moments_in_bfloat16_follow_their_parameter_on_a_mesh():
 @pytest.mark.parametrize(
     "name, kwargs, says",
     [
-        ("adamww", {}, r"'adamww': did you mean adamw\? there are adafactor, adamw, lion, rmsprop"),
-        ("rmsprop", {"dekay": 0.9}, r"optimizer.rmsprop: 'dekay': did you mean decay\? there are centered, decay"),
-        ("adamw", {"schedule": "linaer"}, r"schedule 'linaer': did you mean linear\?"),
-        ("adamw", {"moments": "bf16"}, r"moments 'bf16': .*there are bfloat16, float32"),
+        ("adamww", {}, r"'adamww' \(near: adamw\); there are adafactor, adamw, lion, rmsprop"),
+        ("rmsprop", {"dekay": 0.9}, r"optimizer.rmsprop: 'dekay' \(near: decay\); there are centered, decay"),
+        ("adamw", {"schedule": "linaer"}, r"schedule 'linaer' \(near: linear\)"),
+        ("adamw", {"moments": "bf16"}, r"moments 'bf16'.*there are bfloat16, float32"),
     ],
 )
 def test_unknown_names_list_the_near_ones(name, kwargs, says):
     with pytest.raises(ValueError, match=says):
         optim.build(name, **(BASE | kwargs))
+
+
+LAYERS = {  # name -> (shape of a layer, root mean square of the parameters, of the gradient) for each of three layers
+    "kernel": ((24, 32), (0.02, 0.5, 3.0), (1.0, 1e-3, 30.0)),
+    "tall": ((40, 5), (0.1, 0.2, 0.0), (1.0, 0.0, 5.0)),
+    "scale": ((32,), (1.0, 0.5, 2.0), (0.1, 10.0, 1.0)),
+}
+
+
+def drawn(rng, which):
+    """Parameters (which=1) or gradients (which=2): a list of the layers of each name, apart."""
+    return {
+        name: [jnp.asarray(rms * rng.normal(size=shape), jnp.float32) for rms in sizes[which - 1]]
+        for name, (shape, *sizes) in LAYERS.items()
+    }
+
+
+@pytest.mark.parametrize("more", [{}, {"clipping_threshold": None}, {"weight_decay_rate": 0.1}, {"factored": False}])
+def test_adafactor_treats_a_layer_of_a_stack_as_if_it_were_alone(more):
+    """The witness is optax's own, on leaves that are not stacked."""
+    rng, rate = np.random.default_rng(0), 1e-2
+    apart = drawn(rng, 1)
+    together = {"layers": {name: jnp.stack(layers) for name, layers in apart.items()}, "head": jnp.ones((24, 30))}
+    apart = apart | {"head": together["head"]}
+    witness = optax.adafactor(rate, min_dim_size_to_factor=16, **more)
+    tx = optim.build("adafactor", **(BASE | {"learning_rate": rate}), min_dim_size_to_factor=16, **more)
+    expected, state = witness.init(apart), tx.init(together)
+    for _ in range(3):
+        gradients = drawn(rng, 2)
+        head = jnp.asarray(rng.normal(size=(24, 30)), jnp.float32)
+        stacked = {"layers": {name: jnp.stack(layers) for name, layers in gradients.items()}, "head": head}
+        updates, state = jax.jit(tx.update)(stacked, state, together)
+        theirs, expected = jax.jit(witness.update)(gradients | {"head": head}, expected, apart)
+        np.testing.assert_allclose(updates["head"], theirs["head"], rtol=1e-6)
+        for name, layers in updates["layers"].items():
+            for ours, own in zip(layers, theirs[name], strict=True):
+                # The decay and the update may cancel: what is left is as exact as they were.
+                np.testing.assert_allclose(ours, own, rtol=1e-6, atol=1e-7 * float(jnp.max(jnp.abs(own))))
+        together, apart = optax.apply_updates(together, updates), optax.apply_updates(apart, theirs)
+    counts = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.integer)]
+    assert counts and all(x.shape == () and x == 3 for x in counts)
+
+
+def test_the_state_of_a_stack_is_split_as_its_rules_say():
+    rules = (("kernel$", jax.sharding.PartitionSpec(None, "fsdp")), ("scale$", jax.sharding.PartitionSpec()))
+    tx = optim.build("adafactor", **(BASE | {"moments": "bfloat16"}), min_dim_size_to_factor=16)
+    params = {"layers": {name: jnp.stack(layers) for name, layers in drawn(np.random.default_rng(0), 1).items()}}
+    shapes = jax.eval_shape(tx.init, params)
+    where, _ = grid.tree(grid.make_mesh(1, 8, 1), rules, shapes)
+    assert optax.tree.get(shapes, "v_row")["layers"]["kernel"].shape == (3, 24)
+    assert optax.tree.get(where, "v_row")["layers"]["kernel"].spec == rules[0][1]
+    assert optax.tree.get(where, "v_col")["layers"]["kernel"].spec == rules[0][1]
+    assert optax.tree.get(shapes, "v")["layers"]["scale"].shape == (3, 32)
+    assert {x.dtype for x in floats(shapes)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_a_peak_given_to_the_update_is_that_of_the_optimiser_built_with_it(name, moments):
+    keys = BASE | {"schedule": "cosine", "warmup_steps": 2, "clip_norm": 1.0, "moments": moments}
+    params = {"layers": jnp.linspace(-1, 1, 24).reshape(2, 3, 4), "bias": jnp.ones(3)}
+    gradients = jax.tree.map(lambda x: x + 0.3, params)
+    rates = jnp.asarray([1e-3, 3e-2])
+    general = optim.build(name, **keys)
+
+    def two(update):
+        """Two updates, of which the second comes from a state that is not new."""
+        state = general.init(params)
+        for _ in range(2):
+            updates, state = update(gradients, state, params)
+        return updates
+
+    both = jax.jit(jax.vmap(lambda rate: two(lambda *a: general.update(*a, learning_rate=rate))))(rates)
+    for i, rate in enumerate(rates):
+        own = optim.build(name, **(keys | {"learning_rate": float(rate)}))
+        alone = jax.jit(lambda own=own: two(own.update))()
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), both, alone)
 
 
 def test_defaults_are_a_copy():

@@ -62,19 +62,6 @@ def test_a_prompt_is_the_mean_of_its_own_states_whatever_it_is_batched_with():
     np.testing.assert_allclose(got[2], np.asarray(hidden)[0].mean(0), atol=1e-5)
 
 
-def test_what_was_computed_is_read_under_the_same_key_alone(tmp_path):
-    told, made = [], [np.float32([1, 2]), np.float32([3])]
-
-    def get(key, make):
-        return prompts.cached(tmp_path / "cache" / "weights.npz", key, make, told.append)
-
-    get({"a": "1"}, lambda: made)
-    kept = get({"a": "1"}, lambda: pytest.fail("computed again"))
-    jax.tree.map(np.testing.assert_array_equal, kept, made)
-    assert get({"a": "2"}, lambda: made[:1]) == made[:1]
-    assert [line.split(":")[1].split()[0] for line in told] == ["computing", "read", "computing"]
-
-
 @pytest.fixture
 def labelled(tmp_path):
     """A folder with a model, and labelled responses: of the undesirable half have prompts that no desirable one has."""

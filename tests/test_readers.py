@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import grid, logger, models, readers, scores, settings, train
+from slpojax import grid, metrics, models, readers, scores, settings, train
 from slpojax.base import Rows, Scored, Shapes
 from slpojax.readers import masks
 
@@ -136,7 +136,7 @@ def run(folder, output, **changes):
     wanted = {"objective.name": "token_level.sparsepo", "objective.beta": 0.5, "reference.mode": "online", "steps": 4}
     values = tiny.changes(folder, output) | wanted | changes
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
-    rows = logger.read_jsonl(folder / output / "metrics.jsonl")
+    rows = metrics.read_jsonl(folder / output / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 

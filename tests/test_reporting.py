@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import bench, data, flops, grid, logger, objectives, settings, step, tracing, train, training
+from slpojax import bench, data, flops, grid, metrics, objectives, settings, step, tracing, train, training
 from slpojax.data.examples import Example
 
 MISS = "/jax/compilation_cache/cache_misses"
@@ -24,7 +24,7 @@ def go(folder, output, **changes):
     """Run the program; return its lines of metrics.jsonl."""
     values = tiny.changes(folder, output) | {"steps": 4, "eval_every": 0, "checkpoint_every": 2, "export": False}
     train.train(settings.resolve(base.get_config(), values | changes, choices=train.CHOICES))
-    return logger.read_jsonl(folder / output / "metrics.jsonl")
+    return metrics.read_jsonl(folder / output / "metrics.jsonl")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from slpojax import data
 from slpojax.base import ABSENT
-from slpojax.data import orders, pipeline, report, rows
+from slpojax.data import orders, pipeline, planning, report, rows
 from slpojax.data.examples import Example
 
 
@@ -48,7 +48,7 @@ def ragged(seed, listed):
 
 def planned(listed, **options):
     stored = data.build(listed, candidates=len(listed[0].responses))
-    return rows.plan(stored, [np.arange(len(listed))], **{"row_length": 64} | options)
+    return planning.plan(stored, [np.arange(len(listed))], **{"row_length": 64} | options)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -161,7 +161,7 @@ def test_reference_columns_are_laid_out_like_the_responses():
 def test_a_plan_is_tight_and_holds_every_batch():
     stored = data.build(random_examples(0, 200), candidates=3)
     order = orders.order(stored.lengths, 16, seed=1, steps=30)
-    shapes = rows.plan(stored, order, row_length=100)
+    shapes = planning.plan(stored, order, row_length=100)
     size = stored.lengths.prompt + stored.lengths.response.sum(axis=1)
     assert shapes[:3] == (16, 3, stored.lengths.response.max())
     assert shapes.rows <= 1 + max(-(-size[batch].sum() // 100) for batch in order)
@@ -170,8 +170,8 @@ def test_a_plan_is_tight_and_holds_every_batch():
         packed = pipeline.make_batch(stored, shapes, batch)
         most = max(most, (packed.scored.slot < 16 * 3 * shapes.response).sum(axis=1).max())
     assert most <= shapes.scored < most + 8
-    assert rows.plan(stored, order, row_length=100, pack=False).rows == 16
-    assert rows.plan(stored, order, row_length=100, multiple_of=7).rows % 7 == 0
+    assert planning.plan(stored, order, row_length=100, pack=False).rows == 16
+    assert planning.plan(stored, order, row_length=100, multiple_of=7).rows % 7 == 0
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -179,7 +179,7 @@ def test_larger_shapes_hold_whatever_smaller_ones_do(seed):
     random = np.random.default_rng(seed)
     stored = data.build(random_examples(seed, 100), candidates=3)
     order = orders.order(stored.lengths, 8, seed=seed, steps=12)
-    shapes = rows.plan(stored, order, row_length=80)
+    shapes = planning.plan(stored, order, row_length=80)
     larger = shapes._replace(rows=shapes.rows + int(random.integers(1, 9)), length=80 + int(random.integers(0, 40)))
     for batch in order:
         pipeline.make_batch(stored, larger._replace(response=shapes.response + 3), batch)
@@ -200,7 +200,7 @@ def test_whatever_is_picked_fits_the_places_reserved_for_it(seed, picks):
     random = np.random.default_rng(seed)
     stored = data.build(ragged(seed, random_examples(seed, 60, candidates=5)), candidates=5)
     order = orders.order(stored.lengths, 8, seed=seed, steps=7)
-    shapes = rows.plan(stored, order, row_length=90, picks=picks, multiple_of=2)
+    shapes = planning.plan(stored, order, row_length=90, picks=picks, multiple_of=2)
     assert shapes[:3] == (8, 1 + picks, stored.lengths.response.max())
     for index in order * 4:
         chosen = random_picks(random, stored, index, picks)
@@ -225,12 +225,12 @@ def test_whatever_is_picked_fits_the_places_reserved_for_it(seed, picks):
 def test_a_chosen_length_is_the_shortest_of_those_with_the_fewest_cells(seed, multiple_of):
     stored = data.build(random_examples(seed, 100, prompt=60, response=30), candidates=3)
     order = orders.order(stored.lengths, 16, seed=seed, steps=6)
-    shapes = rows.plan(stored, order, row_length=0, multiple_of=multiple_of)
+    shapes = planning.plan(stored, order, row_length=0, multiple_of=multiple_of)
     longest = int((stored.lengths.prompt + stored.lengths.response.sum(axis=1)).max())
     shortest = -(-longest // 32) * 32
     assert shortest <= shapes.length <= 4 * shortest and shapes.length % 32 == 0
     given = [
-        rows.plan(stored, order, row_length=length, multiple_of=multiple_of)
+        planning.plan(stored, order, row_length=length, multiple_of=multiple_of)
         for length in range(shortest, 4 * shortest + 1, 32)
     ]
     fewest = min(s.rows * s.length for s in given)
@@ -249,7 +249,7 @@ def test_few_lengths_take_the_fewest_cells(seed):
         return sum(min(length for length in lengths if length >= n) for n in needed.tolist())
 
     choices = ((*some, longest) for count in range(most) for some in itertools.combinations(others, count))
-    few = rows._few(needed, most)
+    few = planning._few(needed, most)
     assert len(few) <= most and few == sorted(few) and cells(few) == min(map(cells, choices))
 
 
@@ -258,7 +258,7 @@ def test_rows_of_one_example_come_in_a_few_lengths_that_hold_every_batch(multipl
     stored = data.build(random_examples(0, 200, prompt=120, response=60), candidates=3)
     size = stored.lengths.prompt + stored.lengths.response.sum(axis=1)
     order = orders.order(stored.lengths, 8, seed=0, steps=50, kind="by_length")
-    shapes = rows.plan(stored, order, row_length=0, pack=False, multiple_of=multiple_of)
+    shapes = planning.plan(stored, order, row_length=0, pack=False, multiple_of=multiple_of)
     lengths, scored = zip(*shapes.lengths, strict=True)
     assert len(lengths) == 4 and list(lengths) == sorted(lengths) and not any(length % 32 for length in lengths)
     assert (shapes.length, shapes.scored, shapes.rows % multiple_of) == (lengths[-1], max(scored), 0)
@@ -269,22 +269,22 @@ def test_rows_of_one_example_come_in_a_few_lengths_that_hold_every_batch(multipl
         assert packed.rows.token.shape == (shapes.rows, length) and packed.rows.example.max() == 1
         assert packed.scored.slot.shape == (multiple_of, dict(shapes.lengths)[length])
         cells += packed.rows.token.size
-    told = report.with_packing(report.make("", 200, report.tally(), stored, ""), stored, order, shapes)
-    assert told.packing.padding == pytest.approx(1 - size[np.stack(order)].sum() / cells)
+    summary = report.with_packing(report.make("", 200, report.tally(), stored, ""), stored, order, shapes)
+    assert summary.packing.padding == pytest.approx(1 - size[np.stack(order)].sum() / cells)
     text = ", ".join(map(str, lengths[:-1])) + f" or {lengths[-1]}"
-    assert told.packing.lengths == lengths and f"x {text} tokens" in report.render(told)
-    assert "a program for each length" in report.render(told)
-    assert report.as_dict(told)["data/packing/lengths"] == text
+    assert summary.packing.lengths == lengths and f"x {text} tokens" in report.render(summary)
+    assert "a program for each length" in report.render(summary)
+    assert report.as_dict(summary)["data/packing/lengths"] == text
 
 
 def test_the_report_tells_of_rows_that_only_groups_need():
     stored = data.build(random_examples(0, 40), candidates=3)
-    order, told = [np.arange(40)], report.make("", 40, report.tally(), stored, "")
+    order, summary = [np.arange(40)], report.make("", 40, report.tally(), stored, "")
     tokens = int((stored.lengths.prompt + stored.lengths.response.sum(axis=1)).sum())
 
     def lines(multiple_of):
-        shapes = rows.plan(stored, order, row_length=128, multiple_of=multiple_of)
-        return report.render(report.with_packing(told, stored, order, shapes))
+        shapes = planning.plan(stored, order, row_length=128, multiple_of=multiple_of)
+        return report.render(report.with_packing(summary, stored, order, shapes))
 
     assert "rows would do" not in lines(1) and "rows would do" not in lines(2)
     assert f"packing   {-(-tokens // 128)} rows would do, but devices and micro-batches are 32 groups" in lines(32)
@@ -293,10 +293,10 @@ def test_the_report_tells_of_rows_that_only_groups_need():
 def test_a_plan_of_several_data_sets_holds_the_batches_of_each():
     first, second = (data.build(random_examples(seed, 40), candidates=3) for seed in (0, 1))
     parts = [(stored, orders.evaluation_order(stored.lengths, 16)) for stored in (first, second)]
-    shapes = rows.plan_together(parts, row_length=0)
+    shapes = planning.plan_together(parts, row_length=0)
     assert shapes.response == max(first.lengths.response.max(), second.lengths.response.max())
     for stored, order in parts:
-        alone = rows.plan(stored, order, row_length=shapes.length)
+        alone = planning.plan(stored, order, row_length=shapes.length)
         assert alone.rows <= shapes.rows
         for batch in order:
             pipeline.make_batch(stored, shapes, batch)
@@ -306,7 +306,7 @@ def test_a_plan_of_several_data_sets_holds_the_batches_of_each():
 def test_balanced_batches_fill_the_rows_better_than_shuffled_ones(batch_size):
     stored = data.build(random_examples(2, 400, prompt=60, response=30), candidates=3)
     balanced, shuffled = (
-        rows.plan(
+        planning.plan(
             stored, orders.order(stored.lengths, batch_size, seed=0, steps=400 // batch_size, kind=kind), row_length=256
         )
         for kind in ("balanced", "shuffled")
@@ -317,12 +317,14 @@ def test_balanced_batches_fill_the_rows_better_than_shuffled_ones(batch_size):
 def test_a_plan_for_picks_needs_fewer_rows_than_one_for_all_candidates():
     stored = data.build(random_examples(0, 60, candidates=6), candidates=6)
     order = orders.order(stored.lengths, 8, seed=0, steps=7)
-    all_of_them, picked = (rows.plan(stored, order, row_length=120, picks=picks) for picks in (0, 1))
+    all_of_them, picked = (planning.plan(stored, order, row_length=120, picks=picks) for picks in (0, 1))
     assert picked.rows < all_of_them.rows and picked.scored < all_of_them.scored
     # Reserved by the longest of the others; repeated ones count each time.
     longest = stored.lengths.response[:, 1:].max(axis=1)
-    np.testing.assert_array_equal(rows.reserve(stored.lengths.response, 1), stored.lengths.response[:, 0] + longest)
-    np.testing.assert_array_equal(rows.reserve(stored.lengths.response, 2), stored.lengths.response[:, 0] + 2 * longest)
+    np.testing.assert_array_equal(planning.reserve(stored.lengths.response, 1), stored.lengths.response[:, 0] + longest)
+    np.testing.assert_array_equal(
+        planning.reserve(stored.lengths.response, 2), stored.lengths.response[:, 0] + 2 * longest
+    )
 
 
 def test_the_report_expects_every_other_candidate_to_be_picked_equally_often():
@@ -333,9 +335,9 @@ def test_the_report_expects_every_other_candidate_to_be_picked_equally_often():
         for e, row in zip(listed, lengths, strict=True)
     ]
     stored, order = data.build(listed, candidates=3), [np.array([0, 1])]
-    shapes = rows.plan(stored, order, row_length=11, picks=1)
-    told = report.make("", 2, report.tally(), stored, "")
-    packing = report.with_packing(told, stored, order, shapes).packing
+    shapes = planning.plan(stored, order, row_length=11, picks=1)
+    summary = report.make("", 2, report.tally(), stored, "")
+    packing = report.with_packing(summary, stored, order, shapes).packing
     assert (shapes.rows, shapes.scored) == (2, 24)
     np.testing.assert_allclose([packing.padding, packing.unscored], [1 - 18 / 22, 1 - 16 / 24])
     np.testing.assert_allclose(packing.saved, 1 - 18 / 20)
@@ -356,7 +358,7 @@ def test_what_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="row 101: .* more than data.row_length=64; raise data.row_length to"):
         planned([listed[0], long, listed[2]])
     with pytest.raises(ValueError, match="do not fill one batch; lower batch_size"):
-        rows.plan(data.build(listed, candidates=3), [], row_length=64)
+        planning.plan(data.build(listed, candidates=3), [], row_length=64)
     shapes = planned(listed)
     for smaller in (
         shapes._replace(rows=1, length=40),
@@ -373,7 +375,8 @@ def test_what_does_not_fit_is_an_error():
 @pytest.fixture(scope="module")
 def dialogues(shared_data):
     tokenizer = data.load_tokenizer(str(shared_data / "tokenizers" / "neox-20b"))
-    return data.load(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), tokenizer=tokenizer, rows="0:2000")
+    source = data.Source(str(shared_data / "hh" / "helpful-base.test.jsonl.gz"), rows="0:2000")
+    return data.load(source, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -381,12 +384,12 @@ def dialogues(shared_data):
     [(64, 1024, (15, 1024), 0.05), (64, 0, (21, 736), 0.05), (32, 0, (8, 960), 0.05), (16, 0, (4, 960), 0.05)],
 )
 def test_real_dialogues_fill_the_rows(dialogues, batch_size, row_length, rows_and_length, most):
-    stored, told = dialogues
+    stored, summary = dialogues
     run = orders.passes(len(stored), batch_size)
     order = orders.order(stored.lengths, batch_size, seed=0, steps=run.steps)
-    shapes = rows.plan(stored, order, row_length=row_length)
+    shapes = planning.plan(stored, order, row_length=row_length)
     assert (shapes.rows, shapes.length, shapes.response) == (*rows_and_length, 427)
-    packing = report.with_packing(told, stored, order, shapes, unused=run.unused).packing
+    packing = report.with_packing(summary, stored, order, shapes, unused=run.unused).packing
     assert (packing.batches, packing.unused) == (run.steps, len(stored) - run.steps * batch_size)
     assert packing.padding < most and packing.unscored < 0.02 and 0.35 < packing.saved < 0.38
     begin = time.process_time()

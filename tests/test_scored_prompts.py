@@ -14,9 +14,9 @@ from test_rows import ragged, random_examples
 from test_train import configuration
 from test_train_candidates import RANKED
 
-from slpojax import data, explore, grid, logger, models, objectives, selectors, step, train, training
+from slpojax import data, explore, grid, metrics, models, objectives, selectors, step, train, training
 from slpojax.base import ABSENT, Frozen, Logps, Shapes
-from slpojax.data import orders, pipeline, report, rows
+from slpojax.data import orders, pipeline, planning, report, rows
 from slpojax.data.examples import Example
 
 NAME = "reference_free.orpo_with_prompt"
@@ -62,7 +62,7 @@ def test_where_the_tokens_of_two_prompts_go():
 def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups):
     listed = ragged(seed, random_examples(seed, 12))
     stored, order = data.build(listed, candidates=3), [np.arange(12)]
-    shapes = rows.plan(stored, order, row_length=64, pack=pack, multiple_of=groups, prompts=True)
+    shapes = planning.plan(stored, order, row_length=64, pack=pack, multiple_of=groups, prompts=True)
     batch, before = rows.pack(listed, shapes), 12 * 3 * shapes.response
     token, seen = batch.rows.token.reshape(groups, -1), {}
     for g, s in np.argwhere((batch.scored.slot >= before) & (batch.scored.slot < before + 12 * shapes.prompt)):
@@ -73,7 +73,7 @@ def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups
         for t in range(len(e.prompt) - 1)
     }
     assert seen == expected
-    plainly = rows.plan(stored, order, row_length=64, pack=pack, multiple_of=groups)
+    plainly = planning.plan(stored, order, row_length=64, pack=pack, multiple_of=groups)
     responses = np.sort(batch.scored.slot[batch.scored.slot < before])
     slots = rows.pack(listed, plainly).scored.slot
     np.testing.assert_array_equal(responses, np.sort(slots[slots < before]))
@@ -83,7 +83,7 @@ def test_every_token_but_the_first_of_a_prompt_is_scored_once(seed, pack, groups
 def test_a_plan_holds_the_prompts_of_every_batch(picks):
     stored, draw = data.build(random_examples(0, 60), candidates=3), np.random.default_rng(0)
     order = orders.order(stored.lengths, 8, seed=1, steps=10)
-    shapes = rows.plan(stored, order, row_length=90, multiple_of=2, picks=picks, prompts=True)
+    shapes = planning.plan(stored, order, row_length=90, multiple_of=2, picks=picks, prompts=True)
     assert shapes.prompt == stored.lengths.prompt.max() - 1
     end, most, used = 8 * (shapes.candidates * shapes.response + shapes.prompt), 0, 0
     for index in order:
@@ -267,7 +267,7 @@ def losses(folder, output, **changes):
     """[(loss, nll_loss)] of the steps, then of the evaluations, of a run without a reference."""
     changes = {"objective.name": NAME, "reference.mode": "none", "export": False, "checkpoint_every": -1} | changes
     train.train(configuration(folder, output, **changes))
-    parts = (logger.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
+    parts = (metrics.read_jsonl(folder / output / "metrics.jsonl", split) for split in ("train", "eval"))
     return [(row["loss"], row["nll_loss"]) for part in parts for row in part]
 
 
@@ -276,7 +276,7 @@ def test_prompts_are_scored_where_the_objective_reads_them(folder, selection):
     stored = data.build(random_examples(0, 24), candidates=3)
     config = configuration(folder, "", **{"data.row_length": 0}, selection=selection, steps=2)
     layouts = [
-        training.layout(config, step.Method(objectives.build(name), selectors.build("random")), [stored], grid_of(1))
+        training.layout(config, step.Method(objectives.build(name), selectors.build("uniform")), [stored], grid_of(1))
         for name in (NAME, "reference_free.orpo")
     ]
     plan = layouts[0]
@@ -291,10 +291,10 @@ def test_accumulation_and_what_is_scored_first_change_no_loss_of_a_run(folder):
     whole = losses(folder, "whole", steps=3, diagnostics=2)
     assert len(whole) == 5 and all(loss > likelihood > 0 for loss, likelihood in whole)
     assert whole[3] != whole[4]  # the held-out split, before and after
-    last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
+    last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[-1]
     assert last["diagnostic/grad_norm"] > 0
     np.testing.assert_allclose(losses(folder, "parts", steps=3, accumulate=16), whole, rtol=1e-5)
-    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "random", "steps": 3}
+    ranked = RANKED | {"data.path": str(folder / "ranked.jsonl"), "selector.name": "uniform", "steps": 3}
     del ranked["objective.name"], ranked["selector.temperature"]
     together = losses(folder, "together", **ranked, selection="together")
     np.testing.assert_allclose(losses(folder, "first", **ranked, selection="score_first"), together, rtol=1e-5)

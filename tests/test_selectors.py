@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slpojax import objectives, selectors
+from slpojax import needs, objectives, selectors
 from slpojax.base import ABSENT, Logps
+from slpojax.selectors import plain
+from slpojax.selectors.kernel import mc_kernel
 from slpojax.step import on_examples
 
 DRAWS = 10_000
 NAMES = selectors.names()
-SAMPLERS = ("random", "mc_kernel")
+SAMPLERS = ("uniform", "mc_kernel")
 
 
 def of_totals(totals, lengths) -> Logps:
@@ -39,8 +41,8 @@ def draws(name, **hyperparameters):
     keys = jax.random.split(jax.random.key(7), (len(LENGTHS), DRAWS))
 
     def one(policy, ref, key):
-        given = {"policy": policy, "ref": ref, "key": key}
-        return selectors.choose(selector, given)[0][1:]
+        inputs = {"policy": policy, "ref": ref, "key": key}
+        return selectors.choose(selector, inputs)[0][1:]
 
     return np.asarray(jax.jit(jax.vmap(jax.vmap(one, in_axes=(None, None, 0))))(POLICY, REF, keys))
 
@@ -107,10 +109,10 @@ def test_picks_without_replacement_are_successive_draws():
         agrees(picks[example], pairs)
 
 
-def test_random_is_uniform():
+def test_uniform_is_uniform():
     for example in range(4):
         there = log_weights(example)
-        agrees(draws("random")[example], dict.fromkeys(there, 1 / len(there)))
+        agrees(draws("uniform")[example], dict.fromkeys(there, 1 / len(there)))
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -119,9 +121,9 @@ def test_at_the_reference_the_kernel_is_exactly_uniform(replacement):
     settings = {"picks": 3, "replacement": replacement}
     keys = jax.random.split(jax.random.key(1), 500)
     for y in (jax.tree.map(lambda x, i=i: x[i], POLICY) for i in range(2)):
-        kernel = jax.vmap(lambda key, y=y: selectors.mc_kernel(y, y, key, beta=0.1, **settings)[0])(keys)
-        plain = jax.vmap(lambda key, y=y: selectors.random(y, key, **settings))(keys)
-        np.testing.assert_array_equal(kernel, plain)
+        drawn = jax.vmap(lambda key, y=y: mc_kernel(y, y, key, beta=0.1, **settings)[0])(keys)
+        uniform = jax.vmap(lambda key, y=y: plain.uniform(y, key, **settings))(keys)
+        np.testing.assert_array_equal(drawn, uniform)
 
 
 # ---- several steps, and part of the candidates -----------------------------------------------------------------------
@@ -209,19 +211,19 @@ def test_where_no_negative_is_left_the_loss_is_zero():
         assert rnce(policy=y, ref=ref)[0] == 0
 
 
-def test_max_and_min():
+def test_the_likeliest_and_the_least_likely():
     for name, weight, want in (
-        ("max", "reward", [3, 1, 2, 4]),
-        ("max", "policy", [3, 1, 4, 2]),
-        ("min", "reward", [4, 2, 1, 3]),
-        ("min", "policy", [2, 4, 1, 3]),
+        ("likeliest", "reward", [3, 1, 2, 4]),
+        ("likeliest", "policy", [3, 1, 4, 2]),
+        ("least_likely", "reward", [4, 2, 1, 3]),
+        ("least_likely", "policy", [2, 4, 1, 3]),
     ):
         selector = selectors.build(name, picks=4, weight=weight)
         for picked, n in zip(np.asarray(jax.vmap(selector.function)(policy=POLICY, ref=REF)), LENGTHS):
             there = [k for k in want if n[k]]
             np.testing.assert_array_equal(picked, there + [k for k in (1, 2, 3, 4) if not n[k]])
     y = jax.tree.map(lambda x: x[1], POLICY)
-    assert int(selectors.max(y, y)[0]) == int(selectors.min(y, y)[0]) == 1  # a tie
+    assert int(plain.likeliest(y, y)[0]) == int(plain.least_likely(y, y)[0]) == 1  # a tie
 
 
 # ---- what the objective then learns from -----------------------------------------------------------------------------
@@ -231,12 +233,12 @@ def test_one_random_negative_is_dpo_on_that_pair():
     """The gradient tells which pair; absent candidates never are."""
     policy, ref = (jax.tree.map(lambda x: x[:4], y) for y in (POLICY, REF))
     rnce, dpo = objectives.build("listwise.rnce", beta=0.2), objectives.build("dpo.sigmoid", beta=0.2)
-    score, selector = jnp.zeros(policy.length.shape), selectors.build("random")
+    score, selector = jnp.zeros(policy.length.shape), selectors.build("uniform")
 
     def losses(token, objective=rnce, selector=selector, reference=ref):
-        given = {"policy": policy._replace(token=token), "ref": reference, "score": score[: len(token)]}
-        given["policy"] = given["policy"] if selector else Logps(token, token, reference.length)
-        value = on_examples(objective, given, jax.random.key(3), selector=selector)[0]
+        inputs = {"policy": policy._replace(token=token), "ref": reference, "score": score[: len(token)]}
+        inputs["policy"] = inputs["policy"] if selector else Logps(token, token, reference.length)
+        value = on_examples(objective, inputs, jax.random.key(3), selector=selector)[0]
         return value.sum(), value
 
     (_, ours), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(policy.token)
@@ -286,7 +288,7 @@ def log_z(logits, ref, mu):
 
 @functools.partial(jax.jit, static_argnames="name")
 def gradient(name, logits, ref, tuples, probability):
-    """Of the objective's mean loss over tuples of responses [N, 1 + M] with given probabilities."""
+    """Of the objective's mean loss over tuples of responses [N, 1 + M] with inputs probabilities."""
     function = objectives.build(name, beta=BETA).function
 
     def loss(logits):
@@ -353,12 +355,12 @@ def test_contrastive_divergence_is_the_gradient_of_the_likelihood(world):
 
 
 def test_the_names():
-    assert set(NAMES) == {"all", "random", "max", "min", "mc_kernel"}
+    assert set(NAMES) == {"everything", "uniform", "likeliest", "least_likely", "mc_kernel"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_documented(name):
-    function = getattr(selectors, name)
+    function = selectors.find(name)
     text = inspect.getdoc(function)
     for part in ("Args:", "Returns:", "Example:", ">>>"):
         assert part in text, f"{name} has no {part}"
@@ -370,16 +372,16 @@ def test_it_is_documented(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_under_vmap_with_a_key_each(name):
     selector = selectors.build(name, {"beta": 0.1})
-    given = {"policy": POLICY, "ref": REF, "key": jax.random.split(jax.random.key(0), len(LENGTHS))}
-    picks = jax.vmap(lambda given: selectors.choose(selector, given)[0][1:])(given)
+    inputs = {"policy": POLICY, "ref": REF, "key": jax.random.split(jax.random.key(0), len(LENGTHS))}
+    picks = jax.vmap(lambda inputs: selectors.choose(selector, inputs)[0][1:])(inputs)
     assert picks.dtype == jnp.int32 and picks.shape == (5, selectors.count(selector, 5) - 1)
-    alone = [selectors.choose(selector, jax.tree.map(lambda x, i=i: x[i], given))[0][1:] for i in range(2)]
+    alone = [selectors.choose(selector, jax.tree.map(lambda x, i=i: x[i], inputs))[0][1:] for i in range(2)]
     np.testing.assert_array_equal(picks[:2], alone)
 
 
 def test_every_candidate():
-    np.testing.assert_array_equal(selectors.all(jax.tree.map(lambda x: x[1], POLICY)), [1, 2, 3, 4])
-    assert selectors.count(selectors.build("all"), 7) == 7
+    np.testing.assert_array_equal(plain.everything(jax.tree.map(lambda x: x[1], POLICY)), [1, 2, 3, 4])
+    assert selectors.count(selectors.build("everything"), 7) == 7
 
 
 @pytest.mark.check
@@ -400,61 +402,61 @@ def test_a_noise_candidate_is_passed_over_once_it_has_fallen():
             return Logps(moved, jnp.where(lengths[..., None] > 0, -1.0, ABSENT), lengths)
 
         def step(theta, key):
-            given = {"policy": policy(theta), "ref": policy(jnp.zeros_like(theta)), "score": theta}
+            inputs = {"policy": policy(theta), "ref": policy(jnp.zeros_like(theta)), "score": theta}
 
             def loss(theta):
-                return on_examples(rnce, given | {"policy": policy(theta)}, key, selector=selector)[0].sum()
+                return on_examples(rnce, inputs | {"policy": policy(theta)}, key, selector=selector)[0].sum()
 
             return theta - 0.1 * jax.grad(loss)(theta), None
 
         return pull * jax.lax.scan(step, jnp.zeros((size, 5)), jax.random.split(jax.random.key(0), steps))[0]
 
     pool, alone = jnp.ones(5, jnp.int32), jnp.array([1, 0, 0, 0, 1])
-    after = {"kernel": ratios("mc_kernel", pool, beta=1.0), "random": ratios("random", pool)}
-    after["DPO"] = ratios("random", alone)
+    after = {"kernel": ratios("mc_kernel", pool, beta=1.0), "uniform": ratios("uniform", pool)}
+    after["DPO"] = ratios("uniform", alone)
     chance = jax.nn.softmax(after["kernel"][:, 1:], axis=-1).mean(0)
     assert chance[-1] < 0.5 * chance[:-1].min()
     trap = {name: float(x[:, -1].mean()) for name, x in after.items()}
-    assert trap["DPO"] < trap["random"] < trap["kernel"] < 0
-    assert after["kernel"][:, 1:4].mean() < after["random"][:, 1:4].mean() < 0 == after["DPO"][:, 1:4].mean()
+    assert trap["DPO"] < trap["uniform"] < trap["kernel"] < 0
+    assert after["kernel"][:, 1:4].mean() < after["uniform"][:, 1:4].mean() < 0 == after["DPO"][:, 1:4].mean()
 
 
-# ---- what is told of it ----------------------------------------------------------------------------------------------
+# ---- metrics of the picked -------------------------------------------------------------------------------------------
 
 
-def told(name, example, **settings):
-    given = jax.tree.map(lambda x: x[example], {"policy": POLICY, "ref": settings.pop("ref", REF)})
+def reported(name, example, **settings):
+    inputs = jax.tree.map(lambda x: x[example], {"policy": POLICY, "ref": settings.pop("ref", REF)})
     selector = selectors.build(name, **settings)
-    picked, metrics = selectors.choose(selector, given | {"key": jax.random.key(0)})
+    picked, metrics = selectors.choose(selector, inputs | {"key": jax.random.key(0)})
     return np.asarray(picked), {key.removeprefix("selector/"): float(value) for key, value in metrics.items()}
 
 
-def test_the_place_of_the_picked_is_told():
-    assert told("max", 0)[1] == {"rank": 1, "hardest": 1}
-    assert told("min", 0, picks=2)[1] == {"rank": 3.5, "hardest": 0}
-    assert told("min", 1)[1] == {"rank": 2, "hardest": 0}  # of the two that are there
-    assert told("max", 4)[1] == {"rank": 0, "hardest": 0}  # there is none
+def test_the_place_of_the_picked_is_reported():
+    assert reported("likeliest", 0)[1] == {"rank": 1, "hardest": 1}
+    assert reported("least_likely", 0, picks=2)[1] == {"rank": 3.5, "hardest": 0}
+    assert reported("least_likely", 1)[1] == {"rank": 2, "hardest": 0}  # of the two that are there
+    assert reported("likeliest", 4)[1] == {"rank": 0, "hardest": 0}  # there is none
     # With no reference the order is that of log P: candidate 4, at -7, stands behind those at -3 and -6.
-    assert told("min", 0, ref=REF, weight="policy")[1]["rank"] == 3
-    given = jax.tree.map(lambda x: x[0], {"policy": POLICY}) | {"ref": None, "key": jax.random.key(0)}
-    picked, metrics = selectors.choose(selectors.build("random", picks=4, replacement=False), given)
+    assert reported("least_likely", 0, ref=REF, weight="policy")[1]["rank"] == 3
+    inputs = jax.tree.map(lambda x: x[0], {"policy": POLICY}) | {"ref": None, "key": jax.random.key(0)}
+    picked, metrics = selectors.choose(selectors.build("uniform", picks=4, replacement=False), inputs)
     assert float(metrics["selector/rank"]) == 2.5 and sorted(picked.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_equal_ones_share_their_places():
-    assert told("random", 0, ref=POLICY)[1] == {"rank": 2.5, "hardest": 0.25}
-    assert told("mc_kernel", 1, ref=POLICY, beta=1)[1] == {"rank": 1.5, "hardest": 0.5, "effective": 2}
+    assert reported("uniform", 0, ref=POLICY)[1] == {"rank": 2.5, "hardest": 0.25}
+    assert reported("mc_kernel", 1, ref=POLICY, beta=1)[1] == {"rank": 1.5, "hardest": 0.5, "effective": 2}
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_kernel_tells_what_its_softmax_is_worth(settings):
+def test_the_kernel_reports_what_its_softmax_is_worth(settings):
     weights = {"start": 1 - settings.get("include_state", False)}
     weights |= {key: value for key, value in settings.items() if key != "include_state"}
     for example in range(4):
         share = np.array(list(softmax(log_weights(example, **weights)).values()))
-        effective = told("mc_kernel", example, **settings)[1]["effective"]
+        effective = reported("mc_kernel", example, **settings)[1]["effective"]
         np.testing.assert_allclose(effective, 1 / np.sum(share**2), rtol=1e-5)
-    assert told("mc_kernel", 4, beta=1)[1]["effective"] == 0
+    assert reported("mc_kernel", 4, beta=1)[1]["effective"] == 0
 
 
 def test_a_beta_follows_the_objectives_unless_it_has_its_own():
@@ -506,6 +508,9 @@ def soft(policy):
 def both(policy):
     return jnp.arange(1), jnp.arange(1)
 
+def third(policy, score):
+    return jnp.where(score[3] > score[1], jnp.int32([3]), 1)
+
 def rows(policy):
     return jnp.arange(1), {"rows": jnp.arange(1)}
 """
@@ -526,10 +531,10 @@ def test_a_selector_in_a_file_of_ones_own(own):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mc_kernl", "unknown selector 'mc_kernl' .near: mc_kernel.; there are all, random"),
-        ("selectors.max", "unknown selector"),
+        ("mc_kernl", "unknown selector 'mc_kernl' .near: mc_kernel.; there are mc_kernel, everything, uniform, "),
+        ("selectors.likeliest", "unknown selector"),
         ("take", "unknown selector"),
-        ("own_selectors.labels", "asks for 'label', which the step does not give"),
+        ("own_selectors.labels", "asks for 'label'; it may ask for policy, ref, score, key"),
         ("own_selectors.one", "expected the indices of candidates"),
         ("own_selectors.soft", "expected the indices of candidates"),
         ("own_selectors.both", "expected the indices of candidates"),
@@ -549,9 +554,9 @@ def test_an_unknown_hyperparameter_lists_those_there_are():
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("random", {"picks": 0}),
-        ("max", {"picks": -1}),
-        ("min", {"weight": "rewards"}),
+        ("uniform", {"picks": 0}),
+        ("likeliest", {"picks": -1}),
+        ("least_likely", {"weight": "rewards"}),
         ("mc_kernel", {"picks": 0}),
         ("mc_kernel", {"beta": 0}),
         ("mc_kernel", {"temperature": 0.0}),
@@ -571,14 +576,64 @@ def test_a_value_out_of_range_is_refused_when_it_is_built(name, settings):
         selectors.build(name, {"beta": 0.1}, **settings)
 
 
+def test_the_contract_describes_what_a_selector_may_ask_for():
+    assert needs.prose(needs.where(selectors=True)) in selectors.__doc__
+    assert needs.where(selectors=True) == ("policy", "ref", "score", "key")
+
+
+def test_what_follows_the_objective_is_named():
+    assert selectors.build("mc_kernel", {"beta": 0.5}).follows == ("beta",)
+    assert selectors.build("mc_kernel", {"beta": 0.5}, beta=0.2).follows == ()
+
+
+def test_numbers_may_be_arrays():
+    """One program for many betas and temperatures; the picks are those of Python numbers."""
+    selector = selectors.build("mc_kernel", beta=0.3)
+    assert selectors.numeric(selector) == ("beta", "temperature")
+    assert [selectors.numeric(selectors.build(name)) for name in ("uniform", "likeliest", "everything")] == [()] * 3
+    inputs = jax.tree.map(lambda x: x[0], {"policy": POLICY, "ref": REF}) | {"key": jax.random.key(1)}
+    values = jnp.float32([[0.3, 1.0], [3.0, 0.5]])
+
+    def picks(beta, temperature):
+        return selectors.choose(selector, inputs, beta=beta, temperature=temperature)
+
+    together = jax.jit(jax.vmap(picks))(*values.T)
+    for i, (beta, temperature) in enumerate(values.tolist()):
+        alone = selectors.choose(selectors.build("mc_kernel", beta=beta, temperature=temperature), inputs)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-6), together, alone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"degrade": 2}, "selector uniform picks among the copies that config.data.degrade=2 makes"),
+        ({"fewest": 4}, "reads 4 responses .* selector uniform leaves 2 of 5; set --config.selector.picks=3"),
+        ({"fewest": 4, "candidates": 3}, "uniform leaves 2 of 3; set --config.data.candidates=4, with data"),
+    ],
+)
+def test_a_selector_refuses_in_its_own_words(settings, message):
+    asked = {"objective": "ideas.mine", "fewest": 2, "candidates": 5, "degrade": 0}
+    selector = selectors.build("uniform")
+    selectors.refuse(selector, **asked)
+    with pytest.raises(ValueError, match=message):
+        selectors.refuse(selector, **(asked | settings))
+
+
+def test_a_candidate_beyond_the_last_is_no_pick(own):
+    selector = selectors.build("own_selectors.third")
+    assert selectors.count(selector, 4) == 2
+    with pytest.raises(ValueError, match="'own_selectors.third' reads candidate 3, the example has 3"):
+        selectors.count(selector, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "candidates"),
     [
-        ("random", {"picks": 3, "replacement": False}, 3),
+        ("uniform", {"picks": 3, "replacement": False}, 3),
         ("mc_kernel", {"picks": 3, "replacement": False}, 3),
         ("mc_kernel", {"picks": 4, "replacement": False, "include_state": True}, 3),
-        ("max", {"picks": 3}, 3),
-        ("random", {}, 1),
+        ("likeliest", {"picks": 3}, 3),
+        ("uniform", {}, 1),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import step_tools
 import tiny
 
 from configs import base
-from slpojax import grid, hf, logger, models, objectives, readers, scores, settings, train
+from slpojax import grid, hf, metrics, models, objectives, readers, scores, settings, train
 from slpojax.base import ABSENT, Logps, Rows, Scored, Shapes
 from slpojax.data import degrade
 from slpojax.readers import degrees
@@ -80,7 +80,7 @@ def test_the_task_alone_joins_any_loss():
     whole = objectives.build("self_supervised.spo", beta=0.3, gamma=0.7)
     np.testing.assert_allclose(mixed.function(**given)[0], whole.function(**given)[0], rtol=1e-6)
     assert {*whole.metrics} == {*mixed.metrics} - {"loss/dpo.sigmoid", "loss/self_supervised.removal"}
-    assert objectives.fewest(mixed) == objectives.fewest(whole) == 3
+    assert mixed.fewest == whole.fewest == 3
 
 
 def test_more_degrees_than_logits_are_refused():
@@ -181,7 +181,7 @@ def run(folder, output, **changes):
     wanted = {"objective.name": "self_supervised.spo", "objective.gamma": 1.0, "data.degrade": 1, "mesh.fsdp": 1}
     values = tiny.changes(folder, output) | wanted | changes
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
-    rows = logger.read_jsonl(folder / output / "metrics.jsonl", "train")
+    rows = metrics.read_jsonl(folder / output / "metrics.jsonl", "train")
     return [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm") or "/" in k} for row in rows]
 
 
@@ -219,5 +219,5 @@ def test_a_moving_reference_has_no_network(folder):
 @pytest.mark.check
 def test_diagnostics_look_at_the_pair_alone(folder):
     run(folder, "diagnosed", diagnostics=2, steps=2)
-    found = logger.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval")[-1]
+    found = metrics.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval")[-1]
     assert np.isfinite(found["diagnostic/cosine"]) and "diagnostic/effective_sample_size" not in found

@@ -79,7 +79,7 @@ def test_hyperparameters_are_literals(text, key, value):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"batchsize": "3"}, ["config.batchsize", "did you mean config.batch_size"]),
+        ({"batchsize": "3"}, ["config.batchsize", "near: config.batch_size"]),
         ({"max_length": "3"}, ["config.max_length", "config.data.max_length"]),
         ({"data.maxlength": "3"}, ["config.data.max_length"]),
         ({"modle.path": "x"}, ["config.modle.path", "config.model.path"]),
@@ -94,7 +94,7 @@ def test_hyperparameters_are_literals(text, key, value):
         ({"seed": 1.5}, ["config.seed"]),
         ({"output": 3}, ["config.output", "a str"]),
         ({"objective.name": "dpo.sigmod"}, ["dpo.sigmod", "dpo.sigmoid"]),
-        ({"objective.betta": "1"}, ["config.objective.betta", "dpo.sigmoid has no", "did you mean beta?", "['beta']"]),
+        ({"objective.betta": "1"}, ["config.objective.betta", "dpo.sigmoid has no", "near: beta", "it has beta"]),
         ({"objective.beta": "big"}, ["config.objective.beta", "'big'", "a float"]),
         ({"objective.beta.x": "1"}, ["config.objective.beta.x"]),
     ],
@@ -164,7 +164,7 @@ def test_files(tmp_path, capsys):
         (typo, "batchsize"),
         (kind, "batch_size"),
         (none, "get_config"),
-        (good[:-4] + ".py", "did you mean"),
+        (good[:-4] + ".py", "near: "),
     ]:
         with pytest.raises(SystemExit, match="error: --config=.*") as caught:
             run(f"--config={path}")

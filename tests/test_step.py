@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from step_tools import compiled, grid_of, prepare
 
 from slpojax import data, grid, head, hf, models, objectives, optim, scores, step
-from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
+from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example
 from slpojax.models import attention
 
@@ -303,6 +303,44 @@ def test_micro_batches_add_up_their_gradients_in_place(name):
     temporary = ready.train_step.lower(ready.state, Frozen(), batch).compile().memory_analysis().temp_size_in_bytes
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert temporary < 1.9 * held  # 1.6: the sum and activations; with a gradient of every micro-batch it was 2.4
+
+
+def test_steps_that_differ_in_seed_rate_and_beta_are_one_program():
+    """Two steps of four runs, mapped over their states and hyperparameters, and each of them alone."""
+    devices, pairs = grid_of(1, 1, 1), examples(8)
+    model = models.build(CONFIG, grid=devices)
+    shapes = data.plan(pairs, [np.arange(8)], row_length=64)
+    batch = grid.put_batch(devices, data.pack([pairs[i] for i in range(8)], shapes))
+    frozen = Frozen(reference=drawn(9))
+
+    def optimizer(rate):
+        options = {"schedule": "linear", "warmup_steps": 1, "total_steps": 9, "clip_norm": 1.0}
+        return optim.build("adamw", learning_rate=rate, **options)
+
+    def update(rate, beta):
+        method = step.Method(objectives.build("dpo.sigmoid", beta=beta))
+        return step.update(model, step.WHOLE, method, optimizer(rate), shapes, devices)
+
+    def two(update, state, hyper):
+        for _ in range(2):
+            state, metrics = update(state, frozen, batch, hyper)
+        return state.params, metrics
+
+    runs = [(0, 1e-3, 0.1), (1, 1e-3, 0.5), (0, 1e-2, 0.5), (1, 1e-2, 0.1)]  # seed, rate, beta
+    states = [
+        State(jnp.int32(0), drawn(seed), optimizer(1.0).init(drawn(seed)), None, jax.random.key(seed))
+        for seed, *_ in runs
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    rates, betas = (jnp.float32([run[i] for run in runs]) for i in (1, 2))
+    hyper = step.Hyper(learning_rate=rates, objective={"beta": betas})
+    params, metrics = jax.jit(jax.vmap(lambda *x: two(update(1.0, 1.0), *x)))(stacked, hyper)
+    for i, (_, rate, beta) in enumerate(runs):
+        alone, numbers = jax.jit(lambda state, rate=rate, beta=beta: two(update(rate, beta), state, step.AS_BUILT))(
+            states[i]
+        )
+        np.testing.assert_allclose(metrics["loss"][i], numbers["loss"], rtol=1e-6)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=1e-6), params, alone)
 
 
 # ---- TRL 1.16 on its tiny Llama: batches in order, policy != reference -----------------------------------------------

@@ -11,7 +11,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from configs import base
-from slpojax import hf, logger, settings, train
+from slpojax import hf, metrics, settings, train
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def configuration(folder, output, **changes):
 
 
 def losses(folder, output, split="train"):
-    rows = logger.read_jsonl(folder / output / "metrics.jsonl", split)
+    rows = metrics.read_jsonl(folder / output / "metrics.jsonl", split)
     return [(row["step"], row["loss"], row["logps/chosen"]) for row in rows]
 
 
@@ -51,11 +51,11 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
     expected = ("log_probs", "objective_step", "step")
     assert {name: compiled.count(f"jit({name})") for name in expected} == dict.fromkeys(expected, 1)
     assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)"}
-    last = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
+    last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
     assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
     assert "every margin is exactly 0" in shown and "20 read, 20 kept" in shown
-    start = logger.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
+    start = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
     assert start["step"] == 0 and start["rewards/margins"] == 0 and start["rewards/accuracies"] == 0.5
     assert start["loss"] == pytest.approx(np.log(2), abs=1e-7)
 
@@ -77,7 +77,7 @@ def test_running_statistics_go_on_where_they_were(folder):
     for output, stops in (("never", [6]), ("twice", [2, 3, 6])):
         for steps in stops:
             train.train(configuration(folder, output, steps=steps, **{"objective.name": name}))
-    never, twice = (logger.read_jsonl(folder / output / "metrics.jsonl", "train") for output in ("never", "twice"))
+    never, twice = (metrics.read_jsonl(folder / output / "metrics.jsonl", "train") for output in ("never", "twice"))
     for name in ("loss", "delta", "grad_norm"):
         assert [row[name] for row in twice] == [row[name] for row in never] and len(never) == 6, name
     assert len({row["delta"] for row in never}) == 6

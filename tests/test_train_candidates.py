@@ -6,7 +6,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from configs import base
-from slpojax import logger, settings, train
+from slpojax import metrics, settings, train
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def run(folder, output, **changes):
     train.train(settings.resolve(base.get_config(), values, choices=train.CHOICES))
     return [
         {"step": row["step"], **{k: v for k, v in row.items() if k == "loss" or "/" in k}}
-        for row in logger.read_jsonl(folder / output / "metrics.jsonl")
+        for row in metrics.read_jsonl(folder / output / "metrics.jsonl")
     ]
 
 
@@ -73,11 +73,13 @@ def test_the_kernel_draws_by_the_reward_that_is_trained(folder, capsys, monkeypa
     class Enough(Exception):
         """The selector is known, and nothing of what follows is looked at."""
 
-    def plan(config, selector, *rest):
-        seen.append(selector)
+    def describe(config, method, layout):
+        shown(config, method, layout)
+        seen.append(method.selector)
         raise Enough
 
-    monkeypatch.setattr(train, "_plan", plan)
+    shown = train.training.describe
+    monkeypatch.setattr(train.training, "describe", describe)
     for beta, kernel in ({}, 0.1), ({"objective.beta": 0.5}, 0.5), ({"objective.beta": 0.5, "selector.beta": 0.2}, 0.2):
         with pytest.raises(Enough):
             run(folder, "followed", **RANKED, **beta, **{"data.path": str(folder / "ranked.jsonl")})
@@ -110,7 +112,7 @@ def test_a_second_frozen_model(folder):
 @pytest.mark.check
 def test_diagnostics_look_at_the_gradients(folder):
     run(folder, "diagnosed", diagnostics=4)
-    for row in logger.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval"):
+    for row in metrics.read_jsonl(folder / "diagnosed" / "metrics.jsonl", "eval"):
         assert -1 <= row["diagnostic/cosine"] <= 1 and row["diagnostic/norm_chosen"] > 0
         assert row["diagnostic/change_chosen"] > row["diagnostic/change_rejected"]
 
@@ -127,7 +129,7 @@ def test_a_mixture_logs_its_terms(folder):
 def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
     moving = {"reference.mode": "moving", "reference.every": 2, "reference.mix": 1.0, "eval_every": 1}
     whole = run(folder, "moving", **moving, steps=4, checkpoint_every=3)
-    held_out = [row for row in logger.read_jsonl(folder / "moving" / "metrics.jsonl", "eval")]
+    held_out = [row for row in metrics.read_jsonl(folder / "moving" / "metrics.jsonl", "eval")]
     margins = [row["rewards/margins"] for row in held_out]
     assert [margin == 0 for margin in margins] == [True, False, True, False, True]
     run(folder, "moved", **moving, steps=3, checkpoint_every=3)
@@ -152,7 +154,7 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ),
         ({"objective.name": "games.inpo"}, r"games.inpo compares with a second frozen model.*reference.previous"),
         ({"reference.mode": "moving", "reference.every": 0}, r"reference.every=0"),
-        ({"selector.name": "random", "selection": "cheap"}, r"config.selection='cheap'"),
+        ({"selector.name": "uniform", "selection": "cheap"}, r"config.selection='cheap'"),
         (
             {"data.candidates": 1},
             r"dpo.sigmoid reads 2 responses of an example, the data gives 1; set --config.data.candidates=2",
@@ -162,7 +164,7 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
             RANKED | {"objective.name": "reference_free.tpo", "data.path": "ranked.jsonl", "selector.beta": 1},
             r"reads 3 responses .* gives 2; set --config.selector.picks=2: mc_kernel leaves 2 of 5",
         ),
-        ({"data.candidates": 1, "selector.name": "random"}, r"selector.picks = 1: 0 of the 1 candidates"),
+        ({"data.candidates": 1, "selector.name": "uniform"}, r"selector.picks = 1: 0 of the 1 candidates"),
         (
             {k: RANKED[k] for k in RANKED if k.startswith("data.")}
             | {"objective.name": "anchored.sppo", "data.path": "ranked.jsonl"},
@@ -172,8 +174,8 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ({"objective.name": "self_supervised.spo"}, r"spo tells .*data.degrade is 0; set --config.data.degrade=3"),
         ({"data.degrade": 1}, r"data.degrade=1 adds copies .*, which objective dpo.sigmoid does not read; set it to 0"),
         (
-            {"objective.name": "self_supervised.spo", "data.degrade": 1, "selector.name": "random"},
-            r"selector random picks among the copies .* set --config.selector.name=all",
+            {"objective.name": "self_supervised.spo", "data.degrade": 1, "selector.name": "uniform"},
+            r"selector uniform picks among the copies .* set --config.selector.name=everything",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -182,6 +184,6 @@ def test_what_the_data_or_the_reference_cannot_give_is_refused_before_anything_i
     folder, changes, message, monkeypatch
 ):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(train.reference, "cached", lambda *args: pytest.fail("the data was scored"))
+    monkeypatch.setattr(train.frozen, "prepare", lambda *args: pytest.fail("the data was scored"))
     with pytest.raises(ValueError, match=message):
         run(folder, "refused", **changes)

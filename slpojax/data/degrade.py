@@ -1,19 +1,54 @@
 """Copies of the responses of pairs, with growing amounts of their key content removed.
 
-Knows token ids; knows no text and no rows. They are for objectives that tell how much of a response is missing, see
-`slpojax.objectives.self_supervised`. How the paper finds key content is not known to us; here it is found by tf-idf.
+Knows token ids; knows no text and no row of a batch. Objectives that predict how much of a response is missing read
+them, see `slpojax.objectives.self_supervised`. SPO's paper does not say how it finds key content; here tf-idf does.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from slpojax.data.chain import Group, Transform
 from slpojax.data.examples import Example
+from slpojax.data.options import Setup
+from slpojax.data.report import Tally
 from slpojax.data.tokenise import Ids
+
+_TOO_SHORT = "response too short for copies with content removed"
+
+
+def degrade(setup: Setup) -> Transform | None:
+    """Add `data.degrade` copies of each response of a pair, first those with the least removed; 0 adds none.
+
+    Raises:
+        ValueError: `data.degrade` is negative, or the examples are no plain pairs.
+    """
+    asked, count = setup.candidates, setup.candidates.degrade
+    if count and (count < 0 or asked.candidates != 2 or asked.unpair or asked.pairs or asked.mismatched):
+        raise ValueError(
+            f"data.degrade={count} adds copies of the two responses of a pair; expected a number from 0, with "
+            f"data.candidates=2 (now {asked.candidates}) and without data.unpair, data.pairs, data.accept and "
+            "data.mismatched"
+        )
+    if not count:
+        return None
+    added = tuple(f"{name}, copy {d + 1}" for d in range(count) for name in ("chosen", "rejected"))
+
+    def transform(items: Iterable[Group], tally: Tally) -> Iterator[Group]:
+        groups = list(items)
+        keys = iter(key_content([r for group in groups for example in group.examples for r in example.responses]))
+        for group in groups:
+            made = [add_copies(example, [next(keys) for _ in example.responses], count) for example in group.examples]
+            short = sum(not len(copy) for example in made for copy in example.responses[2:4])
+            notes = (*group.notes, *(_TOO_SHORT,) * short)
+            yield group._replace(examples=tuple(made), added=(*group.added, *added), notes=notes)
+
+    return transform
 
 
 def key_content(responses: Sequence[Ids]) -> list[Ids]:
-    r"""Return of each response the half of its distinct tokens that tell most of it, the most telling first.
+    r"""Return for each response the half of its distinct tokens that say most about it, the most telling first.
 
     .. math:: w = n_y(v) \log \frac{N}{|\{y' : v \in y'\}|}
 
@@ -47,7 +82,7 @@ def copies(response: Ids, key: Ids, count: int) -> Iterator[Ids]:
 
     Args:
         response: token ids.
-        key: see `key_content`.
+        key: its key tokens, the most telling first, as `key_content` returns them.
         count: N.
     """
     last = np.arange(len(response)) == len(response) - 1
@@ -56,24 +91,17 @@ def copies(response: Ids, key: Ids, count: int) -> Iterator[Ids]:
         yield response[last | ~np.isin(response, removed)] if key.size >= count else response[:0]
 
 
-def add_copies(examples: Sequence[Example], count: int) -> tuple[list[Example], list[int]]:
-    """Add to every pair the copies of both responses: chosen and rejected with the least removed, then with more.
+def add_copies(example: Example, keys: Sequence[Ids], count: int) -> Example:
+    """Return a pair with the copies of both responses: chosen and rejected with the least removed, then with more.
 
     Args:
-        examples: of two candidates each.
+        example: of two candidates.
+        keys: the key tokens of each response.
         count: copies of each response.
 
     Returns:
-        Examples of 2 + 2 * count candidates, the copies with the score 0; and the source rows of the responses that are
-        too short for copies, a number once for every such response.
+        An example of 2 + 2 * count candidates, the copies with the score 0.
     """
-    keys = iter(key_content([response for example in examples for response in example.responses]))
-    made: list[Example] = []
-    short: list[int] = []
-    for example in examples:
-        of_pair = [list(copies(response, next(keys), count)) for response in example.responses]
-        added = tuple(copy for degree in zip(*of_pair, strict=True) for copy in degree)
-        short += [example.row] * sum(not len(own[0]) for own in of_pair)
-        score = (*example.score, *(0.0,) * len(added))
-        made.append(example._replace(responses=(*example.responses, *added), score=score))
-    return made, short
+    of_each = [copies(response, key, count) for response, key in zip(example.responses, keys, strict=True)]
+    added = tuple(itertools.chain.from_iterable(zip(*of_each, strict=True)))
+    return example._replace(responses=(*example.responses, *added), score=(*example.score, *(0.0,) * len(added)))

@@ -1,6 +1,6 @@
 """Tokenised examples: one flat array and where each piece begins.
 
-Knows token ids; knows no text, no tokenizer and no rows.
+Knows token ids; knows no text, no tokenizer and no row of a batch.
 """
 
 import dataclasses
@@ -49,11 +49,11 @@ class Examples:
         token: the prompt and responses of the first example, then of the second, ...
         start: where each example begins in `token`.
         lengths: of every piece.
-        score: see `Example`.
-        row: see `Example`.
-        label: see `Example`.
+        score: of every candidate, higher is better; 0 where the data has none, or the candidate is absent.
+        row: the number of each one's source record.
+        label: 1 where the first candidate is desirable, 0 where it is not; 1 where the data has none.
         labelled: whether the data has labels.
-        weight: see `Example`.
+        weight: of each example in the loss.
     """
 
     token: Int[np.ndarray, " tokens"]

@@ -1,7 +1,7 @@
 """What public preference files look like: one parser a format, from a record to prompt, responses and scores.
 
 Knows fields and texts; knows no tokens. A parser is a pure function `record -> Parsed` with the better response first.
-It raises `Unusable` with a reason, never with text, for a record that holds no example; `data.load` counts the reasons.
+It raises `Unusable` with a reason, never with text, for a record that holds no example; the report counts the reasons.
 `data.format = "name"` finds the function of that name here, or `package.module.name` anywhere. Where a source spreads
 an example over consecutive records, the module's table `GROUPED` names the field that they share; the parser then gets
 one record whose every field is the list of theirs.
@@ -11,8 +11,9 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
+
+from slpojax import named
 
 Messages: TypeAlias = tuple[dict[str, str], ...]  # {"role", "content"}; rendered by the tokenizer's chat template
 Record: TypeAlias = Mapping[str, Any]
@@ -41,7 +42,7 @@ class Parsed(NamedTuple):
         prompt: plain text, or messages.
         responses: best first; plain text, or the messages that follow the prompt.
         scores: higher is better; None where the record only says which is better.
-        notes: what the report should count although the record is kept.
+        notes: what the report should count although the record holds an example.
         label: of a response that is no part of a pair: 1 desirable, 0 undesirable; None in every other format.
         stated: whether the record itself states that the first response is the better one. Scores then only say by how
             much: equal ones are no tie, and a lower one of the first is a preference with noise.
@@ -59,16 +60,18 @@ Parser: TypeAlias = Callable[[Record], Parsed]
 
 
 def find(name: str) -> Parser:
-    """Return the parser called `name`."""
+    """Return the parser called `name`.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
     if "." in name:
         module, _, function = name.rpartition(".")
         return getattr(importlib.import_module(module), function)
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=3, cutoff=0.5)
         raise ValueError(
-            f"data.format={name!r} is unknown; "
-            + (f"near: {', '.join(near)}; " if near else "")
-            + f"all: {', '.join(FORMATS)}"
+            f"data.format={name!r} is unknown{named.near(name, FORMATS)}; expected {', '.join(FORMATS)}, or any "
+            "importable package.module.function"
         )
     return globals()[name]
 
@@ -136,7 +139,7 @@ def implicit(record: Record) -> Parsed:
 
     Strings are split before the last blank of their common beginning, so that no word is cut and the responses keep
     their leading blank; a first word that both responses share counts as prompt. Where the format has a mark for the
-    end of the prompt, as HH has, use its own parser.
+    end of the prompt, as HH has, use the parser for it.
     """
     if not isinstance(record.get("chosen"), str):
         return conversational(record)
@@ -206,21 +209,21 @@ def nectar(record: Record) -> Parsed:
     The blank that ends the prompt goes with the answers, as in `hh`. Scores are minus the rank.
     """
     prompt, answers = _text(record, "prompt"), _field(record, "answers")
-    ranked = sorted(((_number(answer["rank"]), answer["answer"]) for answer in answers), key=lambda pair: pair[0])
-    kept = [(rank, text) for rank, text in ranked if rank != 2]
+    by_rank = sorted(((_number(answer["rank"]), answer["answer"]) for answer in answers), key=lambda pair: pair[0])
+    others = [(rank, text) for rank, text in by_rank if rank != 2]
     cut = len(prompt.rstrip(" "))
     return Parsed(
         prompt[:cut],
-        tuple(prompt[cut:] + text if text else "" for _, text in kept),
-        tuple(-rank for rank, _ in kept),
-        notes=("answer of rank 2 left out",) * (len(ranked) - len(kept)),
+        tuple(prompt[cut:] + text if text else "" for _, text in others),
+        tuple(-rank for rank, _ in others),
+        notes=("answer of rank 2 left out",) * (len(by_rank) - len(others)),
     )
 
 
 def ultrafeedback(record: Record) -> Parsed:
     """`instruction` and `completions` [{"response", "overall_score"}], four as a rule; ties keep the record's order.
 
-    Each completion was written under a system prompt of its own, which is no part of the example. (Cui et al.,
+    Each completion was written under another system prompt, which is no part of the example. (Cui et al.,
     UltraFeedback, 2023, arXiv 2310.01377; openbmb/UltraFeedback.) HuggingFaceH4/ultrafeedback_binarized, two of them as
     chosen and rejected, is `conversational`.
     """
@@ -233,8 +236,8 @@ def ultrafeedback(record: Record) -> Parsed:
 def helpsteer(record: Record) -> Parsed:
     """Consecutive rows `prompt`, `response`, `helpfulness` of one prompt: its candidates, ranked by helpfulness.
 
-    Of the five attributes that are rated it is the one that says which response is better. A prompt of several turns
-    tells them apart by <extra_id_1>User and <extra_id_1>Assistant. (Wang et al., HelpSteer2, 2024, arXiv 2406.08673.)
+    Of the five attributes that are rated it is the one that says which response is better. The turns of a prompt are
+    divided by <extra_id_1>User and <extra_id_1>Assistant. (Wang et al., HelpSteer2, 2024, arXiv 2406.08673.)
     """
     scores = [_number(score) for score in _field(record, "helpfulness")]
     answers = sorted(zip(scores, _field(record, "response"), strict=True), key=lambda answer: -answer[0])
@@ -333,10 +336,10 @@ def _messages(value: Any) -> Messages:
         raise TypeError(
             f"got {type(value).__name__} where messages were expected; data.format=pairs reads plain strings"
         )
-    named = [(str(turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
-    if any(role not in _ROLES or not isinstance(content, str) for role, content in named):
+    spoken = [(str(turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
+    if any(role not in _ROLES or not isinstance(content, str) for role, content in spoken):
         raise Unusable("a message without text or of an unknown role")
-    return tuple({"role": _ROLES[role], "content": str(content)} for role, content in named)
+    return tuple({"role": _ROLES[role], "content": str(content)} for role, content in spoken)
 
 
 def _common(a: str, b: str) -> int:

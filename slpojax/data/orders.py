@@ -1,8 +1,8 @@
-"""Which examples make which batch, in training and where every example is looked at once.
+"""Which examples make which batch, in training and where every example comes once.
 
 Knows the examples' lengths, the seed and the batch size; knows no token, no row and no device, so that the order of a
 run is the same on any machine, from any step on. Batches of nearly equal size leave less of fixed shapes empty: see
-`trade`. Where every example has a row of its own, batches of examples of similar length do.
+`slpojax.data.balancing`. Where there is a row for every example, batches of examples of similar length do.
 """
 
 import random
@@ -11,15 +11,13 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from slpojax.base import Bool, Int
+from slpojax.base import Int
+from slpojax.data.balancing import sizes, trade
 from slpojax.data.examples import Lengths
 
 KINDS = ("balanced", "shuffled", "by_length", "source", "original")
 
-_ROUNDS = 20  # trades that a batch may make
-_LOOKED_AT = 24  # examples of a batch that are looked at for one trade
 _SIMILAR = 32  # examples are of similar length where so many tokens, rounded up to a multiple, hold them
-_NEVER = 1e9  # a size that no trade can make up for, in tokens
 
 
 class Passes(NamedTuple):
@@ -55,9 +53,9 @@ def order(
         batch_size: B.
         seed: decides any order but "source" and "original".
         steps: number of batches; more of them begin with the same ones.
-        kind: "balanced", shuffled anew for every pass, then traded until the batches are nearly equal in tokens, see
-            `trade`; "shuffled", anew for every pass; "by_length", shuffled anew, then sorted by length but for
-            32 tokens, and the batches shuffled; "source", as the rows come; "original", see `original_order`.
+        kind: "balanced", shuffled for every pass, then traded until the batches are nearly equal in tokens;
+            "shuffled", for every pass; "by_length", shuffled for every pass, then sorted by length but for 32 tokens,
+            and the batches shuffled; "source", as the rows come; "original", that of the original DPO program.
 
     Raises:
         ValueError: an unknown kind.
@@ -92,62 +90,13 @@ def evaluation_order(lengths: Lengths, batch_size: int, *, kind: str = "balanced
         [array([0, 1, 3]), array([ 2,  4, -1])]
     """
     count = len(lengths.prompt)
-    sorted_by = {"balanced": np.arange(count), "by_length": _sizes(lengths)[0]}[kind]
+    sorted_by = {"balanced": np.arange(count), "by_length": sizes(lengths)[0]}[kind]
     listed = np.argsort(sorted_by, kind="stable")
     parts = np.array_split(listed, -(-count // batch_size))
     grid = np.full((len(parts), batch_size), -1)
     for row, part in zip(grid, parts, strict=True):
         row[: len(part)] = part
     return list(trade(lengths, grid, grid < 0)) if kind == "balanced" else list(grid)
-
-
-def trade(
-    lengths: Lengths,
-    grid: Int[np.ndarray, "n B"],
-    fixed: Bool[np.ndarray, "n B"],
-    missing: Int[np.ndarray, "2"] | int = 0,
-) -> Int[np.ndarray, "n B"]:
-    """Let batches trade examples until their tokens, and the scored ones among them, are nearly equal.
-
-    In every round the batch with the most meets the one with the fewest, the next with the next, and each two trade the
-    one pair of examples that brings both closest together. The order of the rounds' criterion changes: all tokens,
-    scored ones, their sum, their difference. Integers decide, so every host and machine trades alike.
-
-    Args:
-        lengths: of the examples.
-        grid: the examples of every batch; -1 for none.
-        fixed: places that take no part.
-        missing: (all tokens, scored tokens) that a place without an example counts for.
-
-    Returns:
-        The grid after the trades.
-    """
-    grid = grid.copy()
-    sizes = _sizes(lengths)
-    scale = np.array([[1], [max(1, round(sizes[0].sum() / max(1, sizes[1].sum())))]])  # both count alike
-    sizes = scale * np.concatenate([sizes, np.broadcast_to(np.reshape(missing, (-1, 1)), (2, 1))], axis=1)
-    pairs, width = len(grid) // 2, min(_LOOKED_AT, grid.shape[1])
-    for turn in range(_ROUNDS):
-        total = sizes[:, grid].sum(axis=2)
-        by = (total[0], total[1], total[0] + total[1], total[0] - total[1])[turn % 4]
-        ranked = np.argsort(by, kind="stable")
-        few, many = ranked[:pairs], ranked[::-1][:pairs]
-        looked_at = np.arange(turn * width, (turn + 1) * width) % grid.shape[1]
-        cell = (few[:, None], looked_at), (many[:, None], looked_at)
-        small, large = (
-            np.where(fixed[at], sign * _NEVER, sizes[:, grid[at]]).astype(np.float32)
-            for at, sign in zip(cell, (-1, 1), strict=True)
-        )
-        apart = (total[:, many] - total[:, few]).astype(np.float32) / 2
-        off = np.square(large[0][:, :, None] - small[0][:, None, :] - apart[0][:, None, None])
-        off += np.square(large[1][:, :, None] - small[1][:, None, :] - apart[1][:, None, None])
-        off = off.reshape(pairs, width * width)
-        best = off.argmin(axis=1)
-        gain = off[np.arange(pairs), best] < np.square(apart).sum(axis=0)
-        few, many, best = few[gain], many[gain], best[gain]
-        give, take = (many, looked_at[best // width]), (few, looked_at[best % width])
-        grid[give], grid[take] = grid[take], grid[give]
-    return grid
 
 
 def original_order(count: int, epochs: int) -> list[list[int]]:
@@ -170,7 +119,7 @@ def original_order(count: int, epochs: int) -> list[list[int]]:
 def _balanced(lengths: Lengths, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
     """Trade pass by pass: what a pass leaves over begins the next, and stays where it is there."""
     count = len(lengths.prompt)
-    typical = np.rint(_sizes(lengths).mean(axis=1)).astype(np.int64)  # the next pass fills the last batch up with such
+    typical = np.rint(sizes(lengths).mean(axis=1)).astype(np.int64)  # the next pass fills the last batch up with such
     made: list[np.ndarray] = []
     left = np.zeros(0, np.int64)
     number = 0
@@ -191,24 +140,18 @@ def _balanced(lengths: Lengths, batch_size: int, seed: int, steps: int) -> list[
 
 
 def _by_length(lengths: Lengths, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
-    """Sort pass by pass: who is left over is left to chance, and begins the next pass whatever its length."""
+    """Sort pass by pass: chance decides what is left over, and it begins the next pass whatever its length."""
     count = len(lengths.prompt)
-    similar = -(-_sizes(lengths)[0] // _SIMILAR)
+    similar = -(-sizes(lengths)[0] // _SIMILAR)
     made: list[np.ndarray] = []
     left = np.zeros(0, np.int64)
     number = 0
     while len(made) < steps:
-        random = np.random.PCG64([seed, number])  # raw bits, as above
-        taken = np.concatenate([left, np.argsort(random.random_raw(count), kind="stable")])
+        bits = np.random.PCG64([seed, number])  # raw ones, as above
+        taken = np.concatenate([left, np.argsort(bits.random_raw(count), kind="stable")])
         full = len(taken) // batch_size * batch_size
         mixed, rest, left = np.split(taken, [batch_size * bool(len(left) and full), full])
         rest = rest[np.argsort(similar[rest], kind="stable")].reshape(-1, batch_size)
-        made += [*mixed.reshape(-1, batch_size), *rest[np.argsort(random.random_raw(len(rest)), kind="stable")]]
+        made += [*mixed.reshape(-1, batch_size), *rest[np.argsort(bits.random_raw(len(rest)), kind="stable")]]
         number += 1
     return made[:steps]
-
-
-def _sizes(lengths: Lengths) -> Int[np.ndarray, "2 N"]:
-    """Return (all tokens, scored tokens) of every example."""
-    scored = np.asarray(lengths.response, np.int64).sum(axis=1)
-    return np.stack([lengths.prompt + scored, scored])

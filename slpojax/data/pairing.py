@@ -1,17 +1,74 @@
-"""Pairs out of ranked candidates: which are kept of many samples, and which are set against each other.
+"""Pairs out of ranked candidates: which of many samples are accepted, and which are set against each other.
 
-Knows the scores and token ids of one example; knows no text and no rows. Every example draws from a stream of its own,
-so what becomes of it does not depend on the others.
+Knows the scores and token ids of one example; knows no text and no row of a batch. Every example has a random stream
+that only the seed and the number of its record decide, so what becomes of it does not depend on the others.
 """
 
 import itertools
 
 import numpy as np
 
+from slpojax import named
 from slpojax.base import Float, Int
+from slpojax.data.candidates import EQUAL, FEWER
+from slpojax.data.chain import Group, Transform, each
 from slpojax.data.examples import Example
+from slpojax.data.formats import Unusable
+from slpojax.data.options import Candidates, Setup
 
 KINDS = ("best", "all", "random")
+
+_PAIRED = "taken apart into pairs"
+_NO_PAIR = "pair of equally good responses left out"
+
+
+def pair(setup: Setup) -> Transform | None:
+    """Make the pairs that `data.pairs` asks for of every example; one that gives none is dropped.
+
+    Raises:
+        ValueError: `data.pairs`, `data.accept` or `data.accept_beta` cannot be; later, a record without scores where
+            `data.accept` reads them.
+    """
+    asked = setup.candidates
+    _check(asked)
+    if not asked.pairs:
+        return None
+
+    def one(group: Group) -> Group:
+        [example] = group.examples
+        rng = np.random.default_rng([setup.seed, example.row])
+        if asked.accept and not group.scored:
+            raise ValueError(
+                f"data.accept reads scores, which {setup.source.path}, as data.format={setup.encoding.format}, does "
+                "not give every record"
+            )
+        if asked.accept:
+            example = rejection_sample(example, asked.accept, asked.accept_beta, rng)
+        made, left_out = pairs(example, asked.pairs, rng, ordered=group.ordered)
+        if not made:
+            raise Unusable(EQUAL if left_out else FEWER)
+        return group._replace(examples=tuple(made), notes=(*group.notes, _PAIRED, *(_NO_PAIR,) * left_out))
+
+    return each(one)
+
+
+def _check(asked: Candidates) -> None:
+    kind, candidates, accept, beta = asked.pairs, asked.candidates, asked.accept, asked.accept_beta
+    if kind not in ("", *KINDS):
+        raise ValueError(
+            f"data.pairs={kind!r} is unknown{named.near(kind, KINDS)}; expected {' | '.join(KINDS)}, or nothing"
+        )
+    if kind and candidates < 3:
+        raise ValueError(
+            f"data.pairs makes pairs of ranked candidates; got data.candidates={candidates}, expected >= 3"
+        )
+    if kind and asked.unpair:
+        raise ValueError("data.pairs makes pairs, data.unpair takes them apart; set one of them")
+    if accept and not (kind and 2 <= accept <= candidates and beta > 0):
+        raise ValueError(
+            f"data.accept={accept} and accept_beta={beta}: expected a number from 2 to data.candidates={candidates} of "
+            f"those that data.pairs (now {kind!r}) makes pairs of, and a temperature above 0"
+        )
 
 
 def accept(
@@ -50,10 +107,10 @@ def accept(
 
 
 def rejection_sample(example: Example, count: int, beta: float, rng: np.random.Generator) -> Example:
-    """Keep the candidates that `accept` draws, best first."""
-    there = [k for k, response in enumerate(example.responses) if len(response)]
-    drawn = accept(np.array([example.score[k] for k in there]), count, beta, rng)
-    return _take(example, sorted(there[i] for i in drawn))
+    """Return the example with the candidates alone that `accept` draws, best first."""
+    present = _present(example)
+    drawn = accept(np.array([example.score[k] for k in present]), count, beta, rng)
+    return _take(example, sorted(present[i] for i in drawn))
 
 
 def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: bool) -> tuple[list[Example], int]:
@@ -72,19 +129,24 @@ def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: boo
         Examples of two candidates, and the number of pairs left out, as neither candidate is better or both have the
         same tokens.
     """
-    there = [k for k, response in enumerate(example.responses) if len(response)]
+    present = _present(example)
     if kind == "random":
-        drawn = rng.permutation(there).tolist()
-        listed = [(min(pair), max(pair)) for pair in zip(drawn[::2], drawn[1::2], strict=False)]
+        drawn = rng.permutation(present).tolist()
+        listed = [(min(two), max(two)) for two in zip(drawn[::2], drawn[1::2], strict=False)]
     else:
-        listed = [pair for pair in itertools.combinations(there, 2) if kind == "all" or pair[0] == there[0]]
+        listed = [two for two in itertools.combinations(present, 2) if kind == "all" or two[0] == present[0]]
     better = [
         (j, k)
         for j, k in listed
         if (ordered or example.score[j] > example.score[k])
         and not np.array_equal(example.responses[j], example.responses[k])
     ]
-    return [_take(example, list(pair)) for pair in better], len(listed) - len(better)
+    return [_take(example, list(two)) for two in better], len(listed) - len(better)
+
+
+def _present(example: Example) -> list[int]:
+    """Return the numbers of the candidates that are not absent."""
+    return [k for k, response in enumerate(example.responses) if len(response)]
 
 
 def _take(example: Example, picked: list[int]) -> Example:

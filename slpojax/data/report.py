@@ -1,20 +1,19 @@
-"""What became of the source: rows read and kept, reasons, cuts, tokens, and how full the rows are.
+"""What became of the source: records read, dropped and changed, tokens, and how full the rows of the batches are.
 
 Knows counts and row numbers; never holds or prints the text of a row.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from slpojax.base import Float, Int, Shapes
-from slpojax.data import rows
+from slpojax.base import Int, Shapes
+from slpojax.data import filling
 from slpojax.data.examples import Examples
 
-_ROUNDED = 0.05  # share of the rows that there are only to make them a multiple of something, without a word
 _SHOWN = 10  # row numbers that a line of the report names
 
 
@@ -30,6 +29,15 @@ class Tally(NamedTuple):
 
     dropped: dict[str, list[int]]
     noted: dict[str, list[int]]
+
+    def drop(self, row: int, reason: str) -> None:
+        """Count a record that gives no example."""
+        self.dropped[reason].append(row)
+
+    def note(self, row: int, notes: Iterable[str]) -> None:
+        """Count what happened to a record that gives an example."""
+        for note in notes:
+            self.noted[note].append(row)
 
 
 class Size(NamedTuple):
@@ -56,37 +64,22 @@ class Labels(NamedTuple):
     undesirable: int
 
 
-class Packing(NamedTuple):
-    """How full the rows of a run are.
-
-    Attributes:
-        batches: number of them.
-        rows: R, rows of each batch, rounded up to what devices and micro-batches divide.
-        needed: rows that the tokens of the fullest batch would fill, or its examples where each has a row.
-        lengths: L, tokens of a row; several, rising, where batches come in several lengths.
-        groups: G, groups of rows that are scored together.
-        scored: S, scored positions of a group.
-        padding: share of the cells of all rows that hold no token.
-        unscored: share of the scored positions that are not used.
-        saved: share of the tokens that the shared prompt saves, against each response with a prompt of its own.
-        unused: examples of the last pass that no full batch is left for.
-    """
-
-    batches: int
-    rows: int
-    needed: int
-    lengths: tuple[int, ...]
-    groups: int
-    scored: int
-    padding: float
-    unscored: float
-    saved: float
-    unused: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """See the module. `labels` is None where the data has none, `packing` until the rows are planned."""
+    """What became of a source.
+
+    Attributes:
+        source: what was read, in a line.
+        read: records.
+        kept: examples.
+        dropped: reason -> how many records gave no example for it.
+        noted: note -> how often it happened to records that gave one.
+        sizes: piece of an example ("prompt", "chosen", ...) -> its tokens.
+        candidates: how many an example has.
+        labels: how many examples of each there are; None where the data has none.
+        special: the special tokens, in a line.
+        packing: how full the rows are; None until they are planned.
+    """
 
     source: str
     read: int
@@ -97,7 +90,7 @@ class Report:
     candidates: Candidates
     labels: Labels | None
     special: str
-    packing: Packing | None = None
+    packing: filling.Packing | None = None
 
 
 def tally() -> Tally:
@@ -112,8 +105,7 @@ def make(
     examples: Examples,
     special: str,
     *,
-    mismatched: bool = False,
-    degrade: int = 0,
+    added: Sequence[str] = (),
 ) -> Report:
     """Make the report of what was read.
 
@@ -121,19 +113,18 @@ def make(
         source: what was read, in a line.
         read: records.
         counts: what happened to them.
-        examples: what is kept.
-        special: tells the special tokens in a line.
-        mismatched: whether the last candidate answers another prompt; it does not count as a candidate here.
-        degrade: copies of each of two responses; they do not either.
+        examples: those that they gave.
+        special: the special tokens, in a line.
+        added: names of the last candidates, which are no responses of a record to its prompt and do not count as its
+            candidates.
     """
     prompt, response = examples.lengths
-    own = examples.candidates - mismatched - 2 * degrade
-    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(own) or [
+    count = examples.candidates - len(added)
+    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(count) or [
         "chosen",
-        *(f"candidate {k + 2}" for k in range(own - 1)),
+        *(f"candidate {k + 2}" for k in range(count - 1)),
     ]
-    names = [*names, *["mismatched"] * mismatched]
-    names += [f"{name}, copy {d + 1}" for d in range(degrade) for name in names[:2]]
+    names += added
     desirable = int(examples.label.sum())
     return Report(
         source=source,
@@ -142,7 +133,7 @@ def make(
         dropped={reason: _count(rows) for reason, rows in counts.dropped.items() if rows},
         noted={note: _count(rows) for note, rows in counts.noted.items() if rows},
         sizes={"prompt": _size(prompt)} | {name: _size(response[:, k]) for k, name in enumerate(names)},
-        candidates=_candidates((response[:, :own] > 0).sum(axis=1), own),
+        candidates=_candidates((response[:, :count] > 0).sum(axis=1), count),
         labels=Labels(desirable, len(examples) - desirable) if examples.labelled else None,
         special=special,
     )
@@ -157,41 +148,10 @@ def with_packing(
         report: of `examples`.
         examples: what is packed.
         order: the batches of the run, as indices; -1 for a filler.
-        shapes: of every batch. Where they were planned with `picks`, each of the other candidates counts as picked
-            equally often, and the numbers are what is to be expected.
-        unused: see `Packing`.
+        shapes: of every batch.
+        unused: examples of the last pass that no full batch is left for.
     """
-    prompt, response = examples.lengths.prompt, _packed(examples.lengths.response, shapes.candidates)
-    placed = examples.lengths.response.sum(axis=1)  # as rows are laid out
-    if shapes.candidates < examples.candidates:
-        placed = rows.reserve(examples.lengths.response, shapes.candidates - 1)
-    batches = fullest = cells = positions = 0
-    prompts = targets = scored = alone = 0.0
-    for batch in order:
-        real = batch[batch >= 0]
-        batches += 1
-        size = prompt[real] + placed[real]
-        sizes = rows.of_batch(shapes, int(size.max(initial=0)))
-        cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
-        fullest = max(fullest, int(size.sum()))
-        prompts += float(prompt[real].sum())
-        own = response[real].sum(axis=1)
-        scored += float(own.sum())
-        targets += float(rows.count_scored(prompt[real], own, prompts=shapes.prompt > 0).sum())
-        alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
-    packing = Packing(
-        batches=batches,
-        rows=shapes.rows,
-        needed=shapes.examples if shapes.lengths else -(-fullest // shapes.length),
-        lengths=tuple(length for length, _ in shapes.lengths) or (shapes.length,),
-        groups=shapes.groups,
-        scored=shapes.scored,
-        padding=1 - (prompts + scored) / max(1, cells),
-        unscored=1 - targets / max(1, positions),
-        saved=1 - (prompts + scored) / max(1, alone + scored),
-        unused=unused,
-    )
-    return dataclasses.replace(report, packing=packing)
+    return dataclasses.replace(report, packing=filling.packing(examples, order, shapes, unused=unused))
 
 
 def render(report: Report) -> str:
@@ -211,18 +171,7 @@ def render(report: Report) -> str:
     if report.labels:
         lines.append(f"labels    {report.labels.desirable:,} desirable, {report.labels.undesirable:,} undesirable")
     if report.packing:
-        p = report.packing
-        lines += [
-            f"packing   {p.batches:,} batches of {p.rows} rows x {_either(p.lengths)} tokens, "
-            f"{p.groups} x {p.scored:,} scored{', a program for each length' if len(p.lengths) > 1 else ''}",
-            f"packing   {p.padding:.1%} of the cells are padding, {p.unscored:.1%} of the scored positions unused; "
-            f"the shared prompt saves {p.saved:.1%}; {p.unused} examples in no full batch",
-        ]
-        if p.groups > 1 and p.needed < (1 - _ROUNDED) * p.rows:
-            lines.append(
-                f"packing   {p.needed} rows would do, but devices and micro-batches are {p.groups} groups of equally "
-                "many: set data.row_length=0, lower accumulate, raise batch_size or take fewer devices"
-            )
+        lines += filling.lines(report.packing)
     return "\n".join(lines)
 
 
@@ -239,33 +188,17 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
         flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
     flat |= {f"data/candidates/{key}": value for key, value in report.candidates._asdict().items()}
     flat |= {f"data/labels/{key}": value for key, value in (report.labels._asdict() if report.labels else {}).items()}
-    return flat | {f"data/packing/{key}": value for key, value in _packing(report.packing).items()}
-
-
-def _packing(packing: Packing | None) -> dict[str, float | int | str]:
-    return packing._asdict() | {"lengths": _either(packing.lengths)} if packing else {}
-
-
-def _either(lengths: tuple[int, ...]) -> str:
-    *others, last = (f"{length:,}" for length in lengths)
-    return f"{', '.join(others)} or {last}" if others else last
+    packing = filling.as_dict(report.packing) if report.packing else {}
+    return flat | {f"data/packing/{key}": value for key, value in packing.items()}
 
 
 def _count(numbers: list[int]) -> Count:
-    return Count(len(numbers), tuple(dict.fromkeys(numbers))[:_SHOWN])
+    return Count(len(numbers), tuple(sorted(set(numbers)))[:_SHOWN])
 
 
 def _size(lengths: Int[np.ndarray, " N"]) -> Size:
-    there = lengths[lengths > 0]
-    return Size(float(there.mean()), int(there.max()), int(there.sum())) if len(there) else Size(0.0, 0, 0)
-
-
-def _packed(response: Int[np.ndarray, "N K"], candidates: int) -> Float[np.ndarray, "N P"]:
-    """Return the lengths of what is packed: all candidates, or the first and the mean of the others for each pick."""
-    if candidates == response.shape[1]:
-        return response.astype(float)
-    others = response[:, 1:].sum(axis=1) / np.maximum(1, (response[:, 1:] > 0).sum(axis=1))
-    return np.stack([response[:, 0], *[others] * (candidates - 1)], axis=1)
+    present = lengths[lengths > 0]
+    return Size(float(present.mean()), int(present.max()), int(present.sum())) if len(present) else Size(0.0, 0, 0)
 
 
 def _candidates(counts: Int[np.ndarray, " N"], places: int) -> Candidates:

@@ -1,6 +1,6 @@
 """Where records come from: the hub, a saved data set, a folder in hub layout, or files.
 
-Knows paths, splits and row numbers; knows no field of a record.
+Knows paths, splits and row numbers; knows no field of a record, but the name of the one by which it joins records.
 """
 
 import glob
@@ -19,14 +19,14 @@ _LOCAL = "a folder written by datasets.save_to_disk, a folder in hub layout, or 
 Record = Mapping[str, Any]
 
 
-class Source(NamedTuple):
+class Records(NamedTuple):
     """Consecutive records of a source, and the number (from 0) of the first of them in it."""
 
     first: int
     records: Sequence[Record]
 
 
-def read(path: str, *, split: str = "train", rows: str = "") -> Source:
+def read(path: str, *, split: str = "train", rows: str = "") -> Records:
     """Read records.
 
     Args:
@@ -52,7 +52,7 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Source:
         records = data.select(range(min(start, len(data)), len(data) if stop is None else min(stop, len(data))))
     if not len(records):
         raise ValueError(f"{path}: rows {rows or ':'} hold no record; the source ends before row {start}")
-    return Source(start, records)
+    return Records(start, records)
 
 
 def grouped(numbered: Iterable[tuple[int, Record]], field: str) -> Iterator[tuple[int, Record]]:
@@ -84,11 +84,11 @@ def _files(parts: Sequence[str]) -> Iterator[Record]:
     names: list[str] = []
     for part in parts:
         part = str(pathlib.Path(part).expanduser())
-        found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
-        if not found or not all(pathlib.Path(name).is_file() for name in found):
+        files = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
+        if not files or not all(pathlib.Path(name).is_file() for name in files):
             near = "" if glob.has_magic(part) else named.near_paths(part)
             raise ValueError(f"data.path: no such file: {part}{near} (looked from {pathlib.Path.cwd()})")
-        names += found
+        names += files
     return itertools.chain.from_iterable(
         _parquet(name) if name.endswith(".parquet") else _jsonl(name) for name in names
     )

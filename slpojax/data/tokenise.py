@@ -6,38 +6,32 @@ pads with it: masks come from lengths, never from ids.
 """
 
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from slpojax import named
 from slpojax.base import Int
-from slpojax.data.formats import Messages, Parsed, Unusable
+from slpojax.data.chain import Group, Text, Transform
+from slpojax.data.examples import Example
+from slpojax.data.formats import Unusable
+from slpojax.data.options import Setup
+from slpojax.data.report import Tally
 
 Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
 Ids: TypeAlias = Int[np.ndarray, " _"]
 
+BOS = ("tokenizer", "never", "always")
+STRAY = "EOS inside the text"
+
 # Only asked where a folder holds tokenizer.json alone, which does not say which token ends a text.
 _END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
-
-# HH's own dialogue form, for tokenizers without a chat template: `data.chat_template = "dialogue"`.
-DIALOGUE = (
-    "{% for m in messages %}{{ '\n\nAssistant: ' if m.role == 'assistant' else '\n\nHuman: ' }}{{ m.content }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
-_STRAY = "EOS inside the text"
-BOS = ("tokenizer", "never", "always")
-
-
-class Rendered(NamedTuple):
-    """The texts of an example; `templated` where a chat template wrote them, special tokens included."""
-
-    prompt: str
-    responses: tuple[str, ...]
-    templated: bool
+_AT_ONCE = 1024  # texts in one call: a fast tokenizer is many times faster on a list than on its items
+_COMPARED = 1024  # first records whose tokens are compared with those of the whole text
+_DEPENDENT = f"tokens of the response depend on its prompt (of the first {_COMPARED:,} rows)"
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -47,7 +41,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     that the vocabulary holds, and the data report shows it.
 
     Raises:
-        ValueError: there is no tokenizer, or its EOS cannot be told.
+        ValueError: there is no tokenizer, or it does not show which token is its EOS.
     """
     import transformers
 
@@ -75,81 +69,46 @@ def digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def chat_template(tokenizer: Tokenizer, name: str) -> str | None:
-    """Return the Jinja template that `data.chat_template` asks for, or None where there is none.
-
-    Args:
-        tokenizer: its own template is taken for "".
-        name: "", "dialogue" (HH's form: Human and Assistant), or a file.
-    """
-    if not name:
-        return tokenizer.get_chat_template() if tokenizer.chat_template else None
-    if name == "dialogue":
-        return DIALOGUE
-    if not pathlib.Path(name).is_file():
-        raise ValueError(
-            f"data.chat_template={name!r}: no such file; expected '' (the tokenizer's), 'dialogue' or a Jinja file"
-        )
-    return pathlib.Path(name).read_text(encoding="utf-8")
-
-
-def render(parsed: Parsed, tokenizer: Tokenizer, template: str | None) -> Rendered:
-    """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
-
-    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last. In
-    what a message says EOS is a stray mark, as it is in plain text.
+def tokenise(setup: Setup) -> Transform:
+    """Make token ids of texts, many texts at a time; note where a response's ids depend on its prompt.
 
     Raises:
-        Unusable: the template refuses the messages, or writes the prompt differently once a response follows, or a
-            message holds EOS.
-        ValueError: there is no template.
+        ValueError: `data.bos` is unknown, or the tokenizer has no BOS to put first.
     """
-    if isinstance(parsed.prompt, str):
-        return Rendered(parsed.prompt, tuple(str(response) for response in parsed.responses), templated=False)
-    if template is None:
-        raise ValueError(
-            "the records hold messages, and the tokenizer has no chat template; set data.chat_template to 'dialogue' "
-            "(HH's form) or to a Jinja file, or take the tokenizer of a chat model"
-        )
-    turns: list[dict[str, str]] = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]  # type: ignore[list-item]
-    if any(tokenizer.eos_token in turn["content"] for turn in turns):
-        raise Unusable(_STRAY)
-    prompt = _apply(tokenizer, template, parsed.prompt, ask=True)
-    responses = []
-    for response in parsed.responses:
-        whole = _apply(tokenizer, template, (*parsed.prompt, *response), ask=False)  # type: ignore[misc]
-        if not whole.startswith(prompt):
-            raise Unusable("the chat template writes the prompt differently when a response follows")
-        text = whole[len(prompt) :]
-        # Templates such as ChatML close a turn with EOS and a line break; the response ends with its EOS.
-        responses.append(text.rstrip() if text.rstrip().endswith(tokenizer.eos_token) else text)
-    return Rendered(prompt, tuple(responses), templated=True)
+    tokenizer, before = setup.tokenizer, leading(setup.tokenizer, setup.encoding.bos)
 
+    def transform(items: Iterable[Text], tally: Tally) -> Iterator[Group]:
+        texts = iter(items)
+        while chunk := list(itertools.islice(texts, _AT_ONCE)):
+            ids = iter(encode([t for text in chunk for t in (text.parsed.prompt, *text.parsed.responses)], tokenizer))  # type: ignore[misc]
+            pieces = [(next(ids), [*itertools.islice(ids, len(text.parsed.responses))]) for text in chunk]
+            _note_dependent(chunk, pieces, tokenizer, tally)
+            for text, (prompt, responses) in zip(chunk, pieces, strict=True):
+                try:
+                    closed = close(
+                        prompt, responses, eos=tokenizer.eos_token_id, before=before, templated=text.templated
+                    )
+                except Unusable as reason:
+                    tally.drop(text.row, str(reason))
+                else:
+                    yield _group(text, *closed)
 
-def _apply(tokenizer: Tokenizer, template: str, messages: Messages, *, ask: bool) -> str:
-    import jinja2
-
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask
-        )
-    except jinja2.TemplateError:
-        raise Unusable("the chat template refuses the messages") from None
+    return transform
 
 
 def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
-    """Return what stands before a plain prompt.
+    """Return the ids that stand before a plain prompt.
 
     Args:
-        tokenizer: tells its BOS and its own rule.
+        tokenizer: has a BOS or none, and adds it by itself or does not.
         bos: "tokenizer": BOS where the tokenizer adds one by itself (Llama does, NeoX does not; so does TRL); "never"
-            (as the original DPO program); "always". A chat template writes its own.
+            (as the original DPO program); "always". A chat template writes its own BOS.
+
+    Raises:
+        ValueError: `bos` is something else, or "always" without a BOS.
     """
     if bos not in BOS:
-        near = get_close_matches(bos, BOS, n=1)
-        raise ValueError(
-            f"data.bos={bos!r} is unknown; expected {' | '.join(BOS)}" + (f" (near: {near[0]})" if near else "")
-        )
+        raise ValueError(f"data.bos={bos!r} is unknown{named.near(bos, BOS)}; expected {' | '.join(BOS)}")
     if bos == "always" and tokenizer.bos_token_id is None:
         raise ValueError(
             "data.bos='always', but the tokenizer has no BOS token; set data.bos to 'tokenizer' or 'never'"
@@ -160,8 +119,16 @@ def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
     return (tokenizer.bos_token_id,) if bos == "always" or by_itself else ()
 
 
+def special(setup: Setup) -> str:
+    """Return a line on the special tokens: which EOS closes a response, and whether BOS stands before a prompt."""
+    tokenizer = setup.tokenizer
+    bos = f"BOS {tokenizer.bos_token} ({tokenizer.bos_token_id}) before plain prompts"
+    eos = f"EOS {tokenizer.eos_token} ({tokenizer.eos_token_id})"
+    return f"{eos}, {bos if leading(tokenizer, setup.encoding.bos) else 'no BOS'}"
+
+
 def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
-    """Return the token ids of every text, without special tokens of the tokenizer's own."""
+    """Return the token ids of every text, without the special tokens that the tokenizer would add."""
     if not texts:
         return []
     ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -173,6 +140,13 @@ def close(
 ) -> tuple[Ids, tuple[Ids, ...]]:
     """Put what stands `before` the prompt, and EOS after every response that does not end with it.
 
+    Args:
+        prompt: token ids.
+        responses: token ids of each.
+        eos: the id that ends a response.
+        before: ids that stand before a plain prompt.
+        templated: whether a chat template wrote the texts; then nothing is put before the prompt.
+
     Raises:
         Unusable: there is no prompt, or EOS stands where a plain text goes on.
     """
@@ -181,7 +155,31 @@ def close(
     if not len(prompt):
         raise Unusable("empty prompt")
     closed = tuple(r if len(r) and r[-1] == eos else np.append(r, np.int32(eos)) for r in responses)
-    # In plain text it is a stray mark that would end the text early; `render` looks for it in messages.
+    # In plain text it is a stray mark that would end the text early; `templates.write` looks for it in messages.
     if not templated and any((ids == eos).any() for ids in (prompt[len(before) :], *(r[:-1] for r in closed))):
-        raise Unusable(_STRAY)
+        raise Unusable(STRAY)
     return prompt, closed
+
+
+def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
+    scores, label = text.parsed.scores, text.parsed.label
+    example = Example(prompt, responses, scores or (0.0,) * len(responses), text.row, 1.0 if label is None else label)
+    return Group(
+        row=text.row,
+        examples=(example,),
+        ordered=text.parsed.stated or scores is None,
+        scored=scores is not None,
+        labelled=label is not None,
+        notes=text.notes,
+    )
+
+
+def _note_dependent(
+    texts: Sequence[Text], pieces: Sequence[tuple[Ids, list[Ids]]], tokenizer: Tokenizer, tally: Tally
+) -> None:
+    """Note the texts whose first response has other ids behind its prompt; of dropped ones, too, as it is a sample."""
+    compared = [(text, ids) for text, ids in zip(texts, pieces, strict=True) if text.place < _COMPARED]
+    wholes = encode([f"{text.parsed.prompt}{text.parsed.responses[0]}" for text, _ in compared], tokenizer)
+    for (text, (prompt, responses)), whole in zip(compared, wholes, strict=True):
+        if not np.array_equal(np.concatenate([prompt, responses[0]]), whole):
+            tally.note(text.row, (_DEPENDENT,))

@@ -16,13 +16,15 @@ A response that is cut stays without EOS: to put one there would teach the model
 """
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from slpojax import named
 from slpojax.base import Int
+from slpojax.data.chain import Group, Transform, each
 from slpojax.data.formats import Unusable
+from slpojax.data.options import Setup
 
 POLICIES = ("drop", "cut_prompt", "cut_response", "original")
 PROMPT_CUT = "prompt cut at its beginning"
@@ -53,13 +55,35 @@ class Cut(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def cut(setup: Setup) -> Transform:
+    """Make every prompt fit together with each of its responses, as the policy `data.too_long` does.
+
+    Raises:
+        ValueError: the policy is unknown, or `data.max_prompt_length` not between 0 and `data.max_length`.
+    """
+    length, prompt = setup.encoding.max_length, setup.encoding.max_prompt_length
+    if not 0 < prompt < length:
+        raise ValueError(f"data.max_prompt_length={prompt}: expected a number between 0 and data.max_length={length}")
+    policy, budget = find(setup.encoding.too_long), Budget(length, prompt, setup.tokenizer.bos_token_id)
+
+    def one(group: Group) -> Group:
+        [example] = group.examples
+        fitted = policy(example.prompt, example.responses, budget)
+        example = example._replace(prompt=fitted.prompt, responses=fitted.responses)
+        return group._replace(examples=(example,), notes=(*group.notes, *fitted.notes))
+
+    return each(one)
+
+
 def find(name: str) -> Callable[[Ids, Sequence[Ids], Budget], Cut]:
-    """Return the policy called `name`."""
+    """Return the policy called `name`.
+
+    Raises:
+        ValueError: there is none; lists those there are.
+    """
     if name not in POLICIES:
-        near = get_close_matches(name, POLICIES, n=1, cutoff=0.3)
         raise ValueError(
-            f"data.too_long={name!r} is unknown; expected {' | '.join(POLICIES)}"
-            + (f" (near: {near[0]})" if near else "")
+            f"data.too_long={name!r} is unknown{named.near(name, POLICIES)}; expected {' | '.join(POLICIES)}"
         )
     return globals()[name]
 

@@ -6,66 +6,82 @@ An objective is one pure function of ONE example::
 
     from slpojax.base import Array, Logps
     from slpojax.objectives import require
-    from slpojax.sequence import log_ratio, preference_metrics
+    from slpojax.sequence import first, log_ratio, preference_metrics
 
     def mine(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
         require(beta > 0, "beta", beta, "a number above 0")
-        reward = beta * log_ratio(policy, ref)
+        reward = beta * log_ratio(first(policy, 2), first(ref, 2))
         return jax.nn.softplus(reward[1] - reward[0]), preference_metrics(policy, reward)
 
 Put it in any importable module, say `ideas.py`, and train with `--config.objective.name=ideas.mine`; in a module of
 this package it is called `module.mine`, is listed by `names()` and inherits every test in tests/laws.
 
-What it gets. Its positional parameters name what it needs, among
-    policy  `Logps` of the K candidates, [K, T]; the gradient flows to these. Candidate 0 is the preferred one.
-    ref     the same responses under the reference; without it the run has no reference at all.
-    previous  the same responses under a second frozen model: the iterate that an iterative method starts from.
-    prompt  `Logps` of the prompt's own tokens, [P], each given those before it, so that the first one has none; the
-            gradient flows to these. Without it only responses meet the vocabulary.
-    score   [K] scores of the candidates, higher is better.
-    probability  the same, where they are probabilities: data whose scores leave 0 to 1 is refused.
-    label   1 where candidate 0 is desirable, 0 where it is not, for data that is not paired.
-    weight  of the example in the loss: 1, or what makes the prompts of undesirable responses as frequent as among the
-            desirable ones (`data.match_prompts`).
-    collision, entropy, kl   [K, T] of the policy's distribution at each response token, in nats, 0 where there is none:
-            log sum_v p(v)^2, - sum_v p(v) log p(v), and KL(reference || policy); the gradient flows through these too.
-            What no objective asks for is not computed; `kl` needs the reference's weights (reference.mode = "online").
-    activity  [K, T] the mean over the vocabulary of the reference's logits there;
-    layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out there;
-    reward_mask, kl_mask  [K, T] learned masks, numbers from 0 on whose weights are trained beside the policy
-            (`slpojax.readers.masks`); the gradient flows through these too. All four need the reference's weights as `kl` does.
-    degree  [K, T, C] logits of how much of a response was taken away, read off the policy's last states by a network
-            beside it (`slpojax.readers.degrees`), for data that has such copies (`data.degrade`); the gradient flows to both.
-    key     a random key of its own.
-    state   running statistics; the parameter's default is their initial value, any tree of numbers.
-Its keyword-only parameters are its hyperparameters, Python numbers and strings with the paper's values as defaults.
+What it gets. Its positional parameters name what it needs, among those of `slpojax.needs`:
+    policy  `Logps` [K, T] log-probs of the candidates' tokens; candidate 0 is the preferred one. The gradient flows
+            through it.
+    ref  `Logps` [K, T] the same responses' log-probs under the reference; where nothing asks for a reference, a run has
+            none.
+    previous  `Logps` [K, T] the same responses' log-probs under a second frozen model: the iterate that an iterative
+            method starts from.
+    prompt  `Logps` [P] log-probs of the prompt's own tokens, each given those before it, so that the first one has
+            none; where nothing asks for them only responses meet the vocabulary. The gradient flows through it.
+    score  [K] scores of the candidates, higher is better.
+    probability  [K] scores of the candidates that are probabilities to win, from 0 to 1.
+    label  1 where candidate 0 is desirable, 0 where it is not, in data that is not paired.
+    weight  weight of the example in the loss: 1, or what makes the prompts of undesirable responses as frequent as
+            among the desirable ones (data.match_prompts).
+    collision  [K, T] log sum_v p(v)^2 of the policy's distribution at each response token. The gradient flows through
+            it.
+    entropy  [K, T] - sum_v p(v) log p(v) of the policy's distribution at each response token, in nats. The gradient
+            flows through it.
+    kl  [K, T] KL(reference || policy) of the whole distributions at each response token, in nats. The gradient flows
+            through it. It takes the reference's weights (reference.mode online or moving).
+    activity  [K, T] the mean over the vocabulary of the reference's logits at each response token. It takes the
+            reference's weights (reference.mode online or moving).
+    layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out at each response
+            token. It takes the reference's weights (reference.mode online or moving).
+    reward_mask  [K, T] a learned mask on the response tokens' log-ratios, numbers from 0 on, read off the reference's
+            layers by weights that are trained beside the policy. The gradient flows through it. It takes the
+            reference's weights (reference.mode online or moving).
+    kl_mask  [K, T] a learned mask on the response tokens' divergences, as reward_mask. The gradient flows through it.
+            It takes the reference's weights (reference.mode online or moving).
+    degree  [K, T, C] logits of how much of a response's key content was removed, read off the policy's last states by a
+            network beside it, for data that has such copies (data.degrade). The gradient flows through it.
+    key  a random key for this example alone.
+    state  running statistics over the steps; the parameter's default is their initial value, any tree of numbers.
+Everything [K, T] is 0 where there is no token. What nobody asks for is not computed.
+
+Its keyword-only parameters are its hyperparameters, numbers and words with the paper's values as defaults. `build`
+binds and checks Python values; a call may replace those that `numeric` names by traced arrays, so that one compiled
+program serves many values. A range is therefore written `(0 <= x) & (x < 1)`: a chain would ask a tracer for a truth.
 
 What it returns. `(loss, metrics)`, or `(loss, metrics, new_state)` if it takes `state`: a scalar, and scalars by name.
 The step applies it to every example with `jax.vmap(..., axis_name="batch")` and means loss and metrics over the global
 batch; a batch statistic is `jax.lax.pmean(x, "batch")`, which is over the global batch too.
 
 What it may rely on. `Logps` needs no mask: padding adds nothing (use `slpojax.sequence`). A candidate that is absent
-has length 0 and log-probs 0. A pair objective reads candidates 0 and 1 and ignores the rest. What it must keep:
-gradients finite for every input, absent candidates included (also where only the policy's are), since 0 * NaN is NaN.
-A value that no training can mean is refused with `require`, which `build` triggers before anything is compiled.
+has length 0 and log-probs 0. A pair objective takes `first(policy, 2)`, candidates 0 and 1, and ignores the rest; data
+of fewer is refused, also where an objective reads `reward[1]` without it. What it must keep: gradients finite for every
+input, absent candidates included (also where only the policy's are), since 0 * NaN is NaN. A value that no training can
+mean is refused with `require`, which `build` triggers before anything is compiled.
 
 Objectives add up by name, `dpo.sigmoid + 0.005 * sft.sequence_sum`; see `slpojax.objectives.mixture`.
 """
 
 import functools
-import importlib
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from slpojax import named
-from slpojax.base import TOKEN, Logps
+from slpojax import named, needs
+from slpojax.bounds import reads_beyond
 from slpojax.objectives import mixture
+from slpojax.sequence import TooFewCandidates
 
-NEEDS = ("policy", "ref", "previous", "prompt", "score", "probability", "label", "weight", "key", "state", *TOKEN)
+# An example of the shapes that `build` tries an objective on has up to so many candidates; its other axes are longer,
+# so that a read beyond a short axis is one of a candidate.
+_MOST_CANDIDATES, _LONG = 8, 64
 
 
 class Objective(NamedTuple):
@@ -73,11 +89,13 @@ class Objective(NamedTuple):
 
     Attributes:
         name: the name it was built by.
-        function: called with what it needs, by keyword; returns (loss, metrics) or (loss, metrics, state).
-        needs: the names of those arguments, among `NEEDS`.
+        function: called with what it needs, by keyword; returns (loss, metrics) or (loss, metrics, state). Further
+            keywords replace hyperparameters, see `numeric`.
+        needs: the names of what it asks for, among `slpojax.needs.NEEDS`.
         hyperparameters: every one of them, defaults included.
         state: the initial running statistics, or None.
         metrics: the names of its metrics.
+        fewest: how many candidates of an example it reads at least.
     """
 
     name: str
@@ -85,11 +103,18 @@ class Objective(NamedTuple):
     needs: frozenset[str]
     hyperparameters: dict[str, Any]
     state: Any
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    fewest: int = 1
 
 
-def require(holds: bool, key: str, value: Any, expected: str) -> None:
+def require(holds: Any, key: str, value: Any, expected: str) -> None:
     """Refuse a hyperparameter.
+
+    Args:
+        holds: whether the value can be meant: a truth, or a traced one, of which nothing is refused.
+        key: the name of the hyperparameter.
+        value: as it was set.
+        expected: what can be meant.
 
     Raises:
         ValueError: `holds` is false; names the key, the value and what was expected.
@@ -99,12 +124,16 @@ def require(holds: bool, key: str, value: Any, expected: str) -> None:
 
 def names() -> list[str]:
     """Return the names of this package's objectives: the public functions whose first parameter is `policy`."""
-    modules = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
-    return [
-        f"{module}.{name}"
-        for module in modules
-        for name in named.functions(importlib.import_module(f"{__name__}.{module}"))
-    ]
+    return list(_known())
+
+
+def find(name: str) -> Callable[..., Any]:
+    """Return the function of an objective that is no mixture.
+
+    Raises:
+        ValueError: there is no such objective.
+    """
+    return named.find("objective", name, _known(), listed="python -m slpojax.objectives")
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -121,8 +150,8 @@ def defaults(name: str) -> dict[str, Any]:
     """
     if mixture.is_mixture(name):
         known = {term: defaults(term) for term in mixture.parse(name)}
-        return {key: known[term][own] for key, (term, own) in mixture.owners(known).items()}
-    return named.defaults(_find(name))
+        return {key: known[term][inner] for key, (term, inner) in mixture.owners(known).items()}
+    return named.defaults(find(name))
 
 
 def build(name: str, **hyperparameters: Any) -> Objective:
@@ -135,96 +164,133 @@ def build(name: str, **hyperparameters: Any) -> Objective:
     Example:
         >>> sorted(build("dpo.sigmoid", beta=0.2).needs)
         ['policy', 'ref']
+        >>> build("sft.token_mean").fewest, build("dpo.sigmoid").fewest
+        (1, 2)
 
     Raises:
         ValueError: there is no such objective or hyperparameter, a value is out of range, or the function is not one
             that the contract describes.
     """
     if mixture.is_mixture(name):
-        return _build_mixture(name, hyperparameters)
-    function = _find(name)
+        return _traced(_mixture(name, hyperparameters))
+    function = find(name)
     bound = named.bind("objective", name, function, hyperparameters)
-    parameters = named.asks("objective", name, function, NEEDS)
+    parameters = named.asks("objective", name, function, needs.NEEDS)
     state = next((p.default for p in parameters if p.name == "state"), None)
-    objective = Objective(
-        name, functools.partial(function, **bound), frozenset(p.name for p in parameters), bound, state, ()
-    )
-    return objective._replace(metrics=_metrics(objective))
+    asked = frozenset(p.name for p in parameters)
+    return _traced(Objective(name, functools.partial(function, **bound), asked, bound, state))
 
 
-def fewest(objective: Objective) -> int:
-    """Return how many candidates of an example an objective reads at least.
+def numeric(objective: Objective) -> tuple[str, ...]:
+    """Return which hyperparameters a call of the objective's function may replace by traced arrays.
 
     Example:
-        >>> fewest(build("sft.token_mean")), fewest(build("dpo.sigmoid"))
-        (1, 2)
+        >>> numeric(build("dpo.ipo")), numeric(build("slpo.shift")), numeric(build("slpo.shift", temperature=512))
+        (('beta',), ('alpha',), ('alpha', 'temperature'))
+
+    Of this package's objectives these are all that are floats, but for two values that leave something out of the
+    program: a weight of 0 (cpo_alpha, tpo_alpha, nll_weight: no likelihood term, and no coupling of the examples by it)
+    and alpha = 1 of `slpo` (no gap of the rejected's mass, which is to be zero). Words (temperature="length", nll,
+    loss), flags and whole numbers choose a program.
     """
-    for count in (1, 2):
-        try:
-            _trace(objective, count)
-        except ValueError:
-            continue
-        return count
-    return 3
+
+    def same(arrays: dict[str, Any]) -> bool:
+        return _trace(objective, objective.fewest, arrays) == objective.metrics
+
+    return named.numeric(objective.hyperparameters, same)
 
 
-def _build_mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
+def refuse(objective: Objective, *, candidates: int, mismatched: bool) -> None:
+    """Refuse data of fewer candidates than an objective reads.
+
+    Args:
+        objective: which.
+        candidates: how many the examples have.
+        mismatched: whether a response to another prompt is among them (config.data.mismatched).
+
+    Raises:
+        ValueError: they are too few; says which key helps.
+    """
+    if candidates < objective.fewest:
+        more = f"--config.data.candidates={objective.fewest}, with data that has as many"
+        if "label" in objective.needs and not mismatched:
+            more = "--config.data.mismatched=True, which adds a response to another prompt"
+        raise ValueError(
+            f"objective {objective.name} reads {objective.fewest} responses of an example, the data gives "
+            f"{candidates}; set {more}"
+        )
+
+
+def blank(objective: Objective, candidates: int, response: int) -> dict[str, Any]:
+    """Return the shapes of what an objective asks for, of one example, and its initial state.
+
+    Args:
+        objective: it asks.
+        candidates: K.
+        response: T.
+    """
+    return {
+        name: objective.state if name == "state" else needs.like(name, candidates, response) for name in objective.needs
+    }
+
+
+@functools.cache
+def _known() -> Mapping[str, Callable[..., Any]]:
+    return named.functions(__name__)
+
+
+def _mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
     weights = mixture.parse(name)
     owners = mixture.owners({term: defaults(term) for term in weights})
     named.check_keys("objective", name, owners, hyperparameters)
     terms = {}
     for term in weights:
-        given = {
-            own: hyperparameters[key] for key, (its, own) in owners.items() if its == term and key in hyperparameters
-        }
         try:
-            terms[term] = build(term, **given)
+            terms[term] = build(term, **mixture.of_term(term, owners, hyperparameters))
         except ValueError as error:
             raise ValueError(f"{error} (in the term {term} of {name!r})") from error
-    bound = {key: terms[term].hyperparameters[own] for key, (term, own) in owners.items()}
-    needs = frozenset[str]().union(*(term.needs for term in terms.values()))
-    state = tuple(term.state for term in terms.values()) if "state" in needs else None
-    objective = Objective(name, mixture.weighted_sum(weights, terms), needs, bound, state, ())
-    return objective._replace(metrics=_metrics(objective))
+    bound = {key: terms[term].hyperparameters[inner] for key, (term, inner) in owners.items()}
+    asked = frozenset[str]().union(*(term.needs for term in terms.values()))
+    state = tuple(term.state for term in terms.values()) if "state" in asked else None
+    return Objective(name, mixture.weighted_sum(weights, terms, owners), asked, bound, state)
 
 
-def _metrics(objective: Objective) -> tuple[str, ...]:
-    """Return the names of an objective's metrics, once its checks have passed."""
-    try:
-        return _trace(objective, 2)
-    except ValueError:  # a pair may be too few
-        return _trace(objective, 3)
-
-
-def blank(objective: Objective, candidates: int, response: int = 1) -> dict[str, Any]:
-    """Return what an objective asks for, of one example of which only the shapes mean anything."""
-    shape = (candidates, response)
-    responses = Logps(jnp.zeros(shape), jnp.zeros(shape), jnp.ones(candidates, jnp.int32))
-    everything = {
-        **dict.fromkeys(("policy", "ref", "previous"), responses),
-        "prompt": Logps(*(x[0] for x in responses)),
-        **dict.fromkeys(TOKEN, jnp.zeros(shape)),
-        "layer_activity": jnp.zeros((*shape, 1)),
-        "degree": jnp.zeros((*shape, -(-candidates // 2))),
-        **dict.fromkeys(("score", "probability"), jnp.zeros(candidates)),
-        "label": jnp.zeros(()),
-        "weight": jnp.ones(()),
-        "key": jax.random.key(0),
-        "state": objective.state,
-    }
-    return {name: everything[name] for name in objective.needs}
-
-
-def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
-    """Run the objective on shapes alone, which raises what its checks raise, and return the names of its metrics."""
-    one = blank(objective, candidates)
-    arguments = {
-        name: value if name == "state" else jax.tree.map(lambda x: x[None], value) for name, value in one.items()
-    }
-    axes = {key: None if key == "state" else 0 for key in arguments}
-    result = jax.eval_shape(
-        jax.vmap(lambda given: objective.function(**given), in_axes=(axes,), axis_name="batch"), arguments
+def _traced(objective: Objective) -> Objective:
+    """Return an objective with its metrics and the fewest candidates that it reads, once its checks have passed."""
+    refused: Exception | None = None
+    count = 1
+    while count <= _MOST_CANDIDATES:
+        try:
+            return objective._replace(metrics=_trace(objective, count), fewest=count)
+        except TooFewCandidates as error:
+            count = max(count + 1, error.needed)
+        except (ValueError, TypeError, IndexError) as error:  # of the number of candidates only if another one will do
+            refused, count = refused or error, count + 1
+    raise refused or ValueError(
+        f"objective {objective.name!r} reads candidate {count - 1}, or beyond an axis of another kind; an example has "
+        f"at most {_MOST_CANDIDATES} candidates"
     )
+
+
+def _trace(objective: Objective, candidates: int, arrays: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Run the objective on shapes alone, which raises what its checks raise, and return the names of its metrics.
+
+    Args:
+        objective: what runs.
+        candidates: K of the example.
+        arrays: shapes of hyperparameters that are traced.
+    """
+    inputs = {
+        name: value if name == "state" else jax.tree.map(lambda x: x.update(shape=(1, *x.shape)), value)
+        for name, value in blank(objective, candidates, _LONG).items()
+    }
+    axes = {name: None if name == "state" else 0 for name in inputs}
+
+    def function(inputs: dict[str, Any], arrays: Mapping[str, Any]) -> Any:
+        one = jax.vmap(lambda inputs: objective.function(**inputs, **arrays), in_axes=(axes,), axis_name="batch")
+        return one(inputs)
+
+    program, result = jax.make_jaxpr(function, return_shape=True)(inputs, arrays or {})
     parts = 3 if "state" in objective.needs else 2
     if not isinstance(result, tuple) or len(result) != parts or not isinstance(result[1], dict):
         raise ValueError(
@@ -236,8 +302,7 @@ def _trace(objective: Objective, candidates: int) -> tuple[str, ...]:
             raise ValueError(
                 f"objective {objective.name!r}: {key!r} of one example has shape {value.shape[1:]}; expected ()"
             )
+    beyond = [read for read in reads_beyond(program) if read.size <= _MOST_CANDIDATES]
+    if beyond:
+        raise TooFewCandidates(candidates + 1, candidates, f"candidate {beyond[0].place}")
     return tuple(result[1])
-
-
-def _find(name: str) -> Callable[..., Any]:
-    return named.find("objective", name, __name__, names)

@@ -2,10 +2,10 @@
 
 import sys
 
-from slpojax import catalogue
+from slpojax import table
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(catalogue.main(sys.argv[1:]))
+        sys.stdout.write(table.main(sys.argv[1:]))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

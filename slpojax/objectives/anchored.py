@@ -7,11 +7,11 @@ reward 0. Metrics: those of `slpojax.sequence.preference_metrics`.
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Float, Logps
-from slpojax.objectives.pairs import here, rewards
+from slpojax.base import Array, Float, Logps, Scalar
+from slpojax.objectives.pairs import present, rewards
 
 
-def nca_pair(policy: Logps, ref: Logps, *, beta: float = 0.01) -> tuple[Array, dict[str, Array]]:
+def nca_pair(policy: Logps, ref: Logps, *, beta: Scalar = 0.01) -> tuple[Array, dict[str, Array]]:
     r"""NCA on a pair: the chosen is told from noise, the rejected is noise. TRL's `nca_pair`.
 
     .. math:: L = -\log \sigma(r_w) - \frac{1}{2} \log \sigma(-r_w) - \frac{1}{2} \log \sigma(-r_l)
@@ -45,7 +45,7 @@ def nca_pair(policy: Logps, ref: Logps, *, beta: float = 0.01) -> tuple[Array, d
 
 
 def bco_pair(
-    policy: Logps, ref: Logps, state: tuple = (0.0, 0.0), *, beta: float = 0.01
+    policy: Logps, ref: Logps, state: tuple = (0.0, 0.0), *, beta: Scalar = 0.01
 ) -> tuple[Array, dict[str, Array], tuple]:
     r"""BCO on a pair: a binary classifier of the reward, shifted by its running mean.
 
@@ -81,7 +81,7 @@ def bco_pair(
         Model Alignment, 2024, arXiv:2404.04656.
     """
     reward, metrics = rewards(beta, policy, ref)
-    there, held = here(policy), jax.lax.stop_gradient(reward)
+    there, held = present(policy), jax.lax.stop_gradient(reward)
     mean, seen = state
     count = jax.lax.psum(jnp.sum(there), "batch")
     seen = seen + count
@@ -91,7 +91,7 @@ def bco_pair(
     return loss, metrics | {"delta": delta}, (delta, seen)
 
 
-def bco_pair_unshifted(policy: Logps, ref: Logps, *, beta: float = 0.01) -> tuple[Array, dict[str, Array]]:
+def bco_pair_unshifted(policy: Logps, ref: Logps, *, beta: Scalar = 0.01) -> tuple[Array, dict[str, Array]]:
     r"""BCO on a pair without its shift. TRL 1.16's `bco_pair`.
 
     .. math:: L = -\log \sigma(r_w) - \log \sigma(-r_l)
@@ -123,12 +123,12 @@ def bco_pair_unshifted(policy: Logps, ref: Logps, *, beta: float = 0.01) -> tupl
     return jax.nn.softplus(-reward[0]) + jax.nn.softplus(reward[1]), metrics
 
 
-def _distance(reward: Array, win: Array, beta: float) -> Array:
+def _distance(reward: Array, win: Array, beta: Scalar) -> Array:
     return jnp.sum(((reward - (win - 0.5)) / beta) ** 2)
 
 
 def sppo(
-    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 1e-3
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: Scalar = 1e-3
 ) -> tuple[Array, dict[str, Array]]:
     r"""SPPO: regress each response's log-ratio on how often it wins.
 
@@ -164,7 +164,7 @@ def sppo(
     return _distance(reward, probability[:2], beta), metrics
 
 
-def sppo_hard(policy: Logps, ref: Logps, *, beta: float = 1e-3) -> tuple[Array, dict[str, Array]]:
+def sppo_hard(policy: Logps, ref: Logps, *, beta: Scalar = 1e-3) -> tuple[Array, dict[str, Array]]:
     r"""SPPO with a sure win and a sure loss. TRL's `sppo_hard`.
 
     .. math:: L = \Big(\log \frac{P(y_w)}{P_{ref}(y_w)} - \frac{1}{2 \beta}\Big)^2
@@ -195,7 +195,7 @@ def sppo_hard(policy: Logps, ref: Logps, *, beta: float = 1e-3) -> tuple[Array, 
     return _distance(reward, jnp.array([1.0, 0.0]), beta), metrics
 
 
-def apo_zero(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def apo_zero(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""APO-zero: the chosen up, the rejected down, for a policy worse than the chosen. TRL's `apo_zero`.
 
     .. math:: L = 1 - \sigma(r_w) + \sigma(r_l)
@@ -228,7 +228,7 @@ def apo_zero(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, di
     return jax.nn.sigmoid(-reward[0]) + jax.nn.sigmoid(reward[1]), metrics
 
 
-def apo_down(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def apo_down(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""APO-down: both down, the rejected more, for a policy better than the chosen. TRL's `apo_down`.
 
     .. math:: L = \sigma(r_w) + 1 - \sigma(r_w - r_l)

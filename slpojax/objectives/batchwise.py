@@ -8,9 +8,9 @@ the reward :math:`\beta (\log P(y) - \log P_{ref}(y))`.
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Bool, Float, Int, Key, Logps
+from slpojax.base import Array, Bool, Float, Int, Key, Logps, Scalar
 from slpojax.objectives import require
-from slpojax.objectives.pairs import here, margin, rewards
+from slpojax.objectives.pairs import margin, present, rewards, smoothed
 from slpojax.sequence import first, total
 
 _SHARE = "a number from 0 to below 1"
@@ -23,14 +23,8 @@ def _ordered(x: Float[Array, ""], there: Bool[Array, ""]) -> tuple[Int[Array, ""
     return jnp.argsort(order)[jax.lax.axis_index("batch")], every[order]
 
 
-def _smoothed(z: Array, label_smoothing: float) -> Array:
-    """Return the loss of a margin whose label is wrong with this probability."""
-    require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, "a number from 0 to below 1/2")
-    return jax.nn.softplus(-z) + label_smoothing * z
-
-
 def aot(
-    policy: Logps, ref: Logps, *, beta: float = 0.01, label_smoothing: float = 0.0
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.01, label_smoothing: Scalar = 0.0
 ) -> tuple[Array, dict[str, Array]]:
     r"""AOT, paired: the policy's margins against the reference's, both sorted over the batch. TRL's `aot`.
 
@@ -66,15 +60,15 @@ def aot(
         arXiv:2406.05882.
     """
     _, metrics = rewards(beta, policy, ref)
-    there = jnp.all(here(policy))
-    own, reference = (jnp.where(there, x[0] - x[1], 0.0) for x in (total(first(policy, 2)), total(first(ref, 2))))
-    rank, _ = _ordered(own, there)
+    there = jnp.all(present(policy))
+    ours, reference = (jnp.where(there, x[0] - x[1], 0.0) for x in (total(first(policy, 2)), total(first(ref, 2))))
+    rank, _ = _ordered(ours, there)
     _, references = _ordered(reference, there)
-    return _smoothed(beta * (own - references[rank]), label_smoothing), metrics
+    return smoothed(beta * (ours - references[rank]), label_smoothing), metrics
 
 
 def aot_unpaired(
-    policy: Logps, ref: Logps, *, beta: float = 0.01, label_smoothing: float = 0.0
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.01, label_smoothing: Scalar = 0.0
 ) -> tuple[Array, dict[str, Array]]:
     r"""AOT, unpaired: the chosen's log-ratios against the rejected's, both sorted over the batch. TRL's `aot_unpaired`.
 
@@ -110,11 +104,11 @@ def aot_unpaired(
         arXiv:2406.05882.
     """
     reward, metrics = rewards(beta, policy, ref)
-    there = jnp.all(here(policy))
+    there = jnp.all(present(policy))
     chosen, rejected = jnp.where(there, reward, 0.0)
     rank, _ = _ordered(chosen, there)
     _, every = _ordered(rejected, there)
-    return _smoothed(chosen - every[rank], label_smoothing), metrics
+    return smoothed(chosen - every[rank], label_smoothing), metrics
 
 
 def beta_dpo(
@@ -123,10 +117,10 @@ def beta_dpo(
     key: Key,
     state: tuple = (0.0, 0.0),
     *,
-    beta: float = 0.1,
-    a: float = 0.6,
-    keep: float = 0.8,
-    decay: float = 0.9,
+    beta: Scalar = 0.1,
+    a: Scalar = 0.6,
+    keep: Scalar = 0.8,
+    decay: Scalar = 0.9,
 ) -> tuple[Array, dict[str, Array], tuple]:
     r"""beta-DPO: a beta for each batch by its mean margin, and part of the batch left out, outliers rather than others.
 
@@ -168,10 +162,10 @@ def beta_dpo(
         Direct Preference Optimization with Dynamic beta, 2024, arXiv:2407.08639.
     """
     require(a >= 0, "a", a, "a number from 0")
-    require(0 < keep <= 1, "keep", keep, "a number above 0, up to 1")
-    require(0 <= decay < 1, "decay", decay, _SHARE)
+    require((0 < keep) & (keep <= 1), "keep", keep, "a number above 0, up to 1")
+    require((0 <= decay) & (decay < 1), "decay", decay, _SHARE)
     z, metrics = margin(beta, policy, ref)
-    there = jnp.all(here(policy))
+    there = jnp.all(present(policy))
     h = jnp.where(there, z / beta, 0.0)
     held = jax.lax.stop_gradient(h)
 
@@ -191,7 +185,7 @@ def beta_dpo(
 
 
 def _draw(
-    h: Array, there: Array, key: Key, middle: Array, width: Array, *, keep: float, count: Array
+    h: Array, there: Array, key: Key, middle: Array, width: Array, *, keep: Scalar, count: Array
 ) -> Bool[Array, ""]:
     """Tell whether this example is among those drawn: those with the largest log-weight plus Gumbel noise."""
     rank, every = _ordered(h, there)
@@ -204,6 +198,6 @@ def _draw(
     return there & (before < _share_of(count, keep))
 
 
-def _share_of(count: Array, keep: float) -> Array:
+def _share_of(count: Array, keep: Scalar) -> Array:
     """Return how many of `count` are kept: rounded down, where 0.9 of 10 is 9 also in float32, but one at least."""
     return jnp.maximum(jnp.floor(keep * count + 1e-3), 1)

@@ -14,8 +14,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import ABSENT, Array, Float, Logps
-from slpojax.objectives import build, require
+from slpojax.base import ABSENT, Array, Float, Logps, Scalar
+from slpojax.numerics import saturating
+from slpojax.objectives import require
+from slpojax.objectives.pairs import built
 from slpojax.sequence import first, log_ratio, preference_metrics
 
 # The losses of a pair in which only the difference of two values counts.
@@ -32,26 +34,26 @@ _LOSSES = (
 
 
 def _loss(
-    loss: str, value: Float[Array, "2"], policy: Logps, ref: Logps, beta: float
+    loss: str, value: Float[Array, "2"], policy: Logps, ref: Logps, beta: Scalar
 ) -> tuple[Array, dict[str, Array]]:
     """Return the loss of a pair whose log-ratios are `value`, and the metrics of its true ones."""
     require(loss in _LOSSES, "loss", loss, f"one of {', '.join(_LOSSES)}")
     pair, token = first(policy, 2), value[:, None]
     of_one_token = Logps(token, jnp.full_like(token, ABSENT), pair.length)
-    objective = build(loss, beta=beta)
-    result, _ = objective.function(policy=of_one_token, ref=of_one_token._replace(token=jnp.zeros_like(token)))
+    at_zero = of_one_token._replace(token=jnp.zeros_like(token))
+    result, _ = built(loss).function(policy=of_one_token, ref=at_zero, beta=beta)
     return result, preference_metrics(pair, beta * log_ratio(pair, first(ref, 2)))
 
 
-def _power(policy: Logps, ref: Logps, alpha: float, max_exponent: float) -> Array:
+def _power(policy: Logps, ref: Logps, alpha: Scalar, max_exponent: Scalar) -> Array:
     """Return (1 - u^-alpha) / alpha of the two responses, log u at alpha = 0."""
-    require(0 < max_exponent < math.inf, "max_exponent", max_exponent, "a finite number above 0")
+    require((0 < max_exponent) & (max_exponent < math.inf), "max_exponent", max_exponent, "a finite number above 0")
     ratio = log_ratio(first(policy, 2), first(ref, 2))
-    return ratio if alpha == 0 else -jnp.expm1(jnp.minimum(-alpha * ratio, max_exponent)) / alpha
+    return saturating(ratio, alpha, max_exponent)
 
 
 def reverse_kl(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, loss: str = "dpo.sigmoid"
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, loss: str = "dpo.sigmoid"
 ) -> tuple[Array, dict[str, Array]]:
     r"""f-DPO with the reverse divergence: the plain loss.
 
@@ -83,7 +85,7 @@ def reverse_kl(
 
 
 def forward_kl(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, loss: str = "dpo.sigmoid", max_exponent: float = 40.0
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, loss: str = "dpo.sigmoid", max_exponent: Scalar = 40.0
 ) -> tuple[Array, dict[str, Array]]:
     r"""f-DPO with the forward divergence. TRL's `forward_kl`.
 
@@ -119,7 +121,7 @@ def forward_kl(
     return _loss(loss, _power(policy, ref, 1.0, max_exponent), policy, ref, beta)
 
 
-def js(policy: Logps, ref: Logps, *, beta: float = 0.1, loss: str = "dpo.sigmoid") -> tuple[Array, dict[str, Array]]:
+def js(policy: Logps, ref: Logps, *, beta: Scalar = 0.1, loss: str = "dpo.sigmoid") -> tuple[Array, dict[str, Array]]:
     r"""f-DPO with the Jensen-Shannon divergence. TRL's `js_divergence`.
 
     .. math:: f(u) = u \log u - (1 + u) \log \frac{1 + u}{2}, \quad v = \log \frac{2 u}{1 + u}
@@ -157,10 +159,10 @@ def alpha(
     policy: Logps,
     ref: Logps,
     *,
-    beta: float = 0.1,
-    alpha: float = 0.5,
+    beta: Scalar = 0.1,
+    alpha: Scalar = 0.5,
     loss: str = "dpo.sigmoid",
-    max_exponent: float = 40.0,
+    max_exponent: Scalar = 40.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""f-DPO with an alpha divergence: between the reverse one at 0 and the forward one at 1. TRL's `alpha_divergence`.
 
@@ -194,5 +196,5 @@ def alpha(
         Chaoqi Wang, Yibo Jiang, Chenghao Yang, Han Liu, Yuxin Chen, Beyond Reverse KL: Generalizing Direct Preference
         Optimization with Diverse Divergence Constraints, 2023, arXiv:2309.16240.
     """
-    require(math.isfinite(alpha), "alpha", alpha, "a finite number, the paper's between 0 and 1")
+    require(abs(alpha) < math.inf, "alpha", alpha, "a finite number, the paper's between 0 and 1")
     return _loss(loss, _power(policy, ref, alpha, max_exponent), policy, ref, beta)

@@ -8,7 +8,7 @@ With :math:`\rho(y) = \log P(y) - \log P_{ref}(y)`, summed over tokens, all but 
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Logps
+from slpojax.base import Array, Logps, Scalar
 from slpojax.objectives import pairs, require
 from slpojax.sequence import first, log_ratio, preference_metrics, size
 
@@ -16,7 +16,7 @@ _BETA = "a number above 0"
 _SMOOTHING = "a number from 0 to below 1/2"
 
 
-def sigmoid(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def sigmoid(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""DPO.
 
     .. math:: L = -\log \sigma(\beta h), \quad \partial L / \partial \log P(y_w) = -\beta \sigma(-\beta h)
@@ -48,7 +48,7 @@ def sigmoid(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dic
 
 
 def conservative(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, label_smoothing: float = 0.1
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, label_smoothing: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Conservative DPO: a label is wrong with probability epsilon, so the margin has a finite optimum.
 
@@ -78,13 +78,12 @@ def conservative(
         Eric Mitchell, A note on DPO with noisy preferences & relationship to IPO, 2023,
         https://ericmitchell.ai/cdpo.pdf.
     """
-    require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, _SMOOTHING)
     z, metrics = pairs.margin(beta, policy, ref)
-    return jax.nn.softplus(-z) + label_smoothing * z, metrics
+    return pairs.smoothed(z, label_smoothing), metrics
 
 
 def robust(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, label_smoothing: float = 0.1
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, label_smoothing: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Robust DPO: unbiased for DPO's loss where a known share epsilon of the labels is flipped.
 
@@ -114,13 +113,13 @@ def robust(
         Sayak Ray Chowdhury, Anush Kini, Nagarajan Natarajan, Provably Robust DPO: Aligning Language Models with Noisy
         Feedback, 2024, arXiv:2403.00409.
     """
-    require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, _SMOOTHING)
+    require((0 <= label_smoothing) & (label_smoothing < 0.5), "label_smoothing", label_smoothing, _SMOOTHING)
     z, metrics = pairs.margin(beta, policy, ref)
     return jax.nn.softplus(-z) - label_smoothing * z / (1 - 2 * label_smoothing), metrics
 
 
 def ipo(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, length_normalize: bool = True
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, length_normalize: bool = True
 ) -> tuple[Array, dict[str, Array]]:
     r"""IPO: regress the margin on a constant.
 
@@ -157,7 +156,7 @@ def ipo(
     return (scaled[0] - scaled[1] - 1 / (2 * beta)) ** 2, preference_metrics(policy, beta * ratio)
 
 
-def hinge(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def hinge(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""Hinge loss on the margin: beta is one over the margin asked for. TRL's `hinge`.
 
     .. math:: L = \max(0, 1 - \beta h)
@@ -189,14 +188,16 @@ def hinge(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[
     return jax.nn.relu(1 - z), metrics
 
 
-def _split_reward(policy: Logps, ref: Logps, beta: float, gamma: float) -> Array:
+def _split_reward(policy: Logps, ref: Logps, beta: Scalar, gamma: Scalar) -> Array:
     """Return beta * log P - gamma * log P_ref of candidates 0 and 1, token by token first."""
     require(beta > 0, "beta", beta, _BETA)
     require(gamma >= 0, "gamma", gamma, "a number from 0")
     return jnp.sum(beta * first(policy, 2).token - gamma * first(ref, 2).token, axis=-1)
 
 
-def beta_gamma(policy: Logps, ref: Logps, *, beta: float = 0.1, gamma: float = 0.05) -> tuple[Array, dict[str, Array]]:
+def beta_gamma(
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, gamma: Scalar = 0.05
+) -> tuple[Array, dict[str, Array]]:
     r"""DPO with a temperature of its own for the reference.
 
     .. math:: L = -\log \sigma\Big(\beta \log \frac{P(y_w)}{P(y_l)}
@@ -231,7 +232,7 @@ def beta_gamma(policy: Logps, ref: Logps, *, beta: float = 0.1, gamma: float = 0
 
 
 def beta_gamma_hinge(
-    policy: Logps, ref: Logps, *, beta: float = 0.1, gamma: float = 0.05, margin: float = 0.0
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, gamma: Scalar = 0.05, margin: Scalar = 0.0
 ) -> tuple[Array, dict[str, Array]]:
     r"""Hinge form of `beta_gamma`.
 

@@ -7,13 +7,13 @@ policy has just drawn; nothing here samples, and on other data their gradients a
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Float, Logps
+from slpojax.base import Array, Float, Logps, Scalar
 from slpojax.objectives import dpo, require
 from slpojax.sequence import first, log_ratio, preference_metrics, total
 
 
 def inpo(
-    policy: Logps, ref: Logps, previous: Logps, *, eta: float = 0.0075, tau: float = 0.0025
+    policy: Logps, ref: Logps, previous: Logps, *, eta: Scalar = 0.0075, tau: Scalar = 0.0025
 ) -> tuple[Array, dict[str, Array]]:
     r"""Iterative Nash policy optimisation: one step of online mirror descent, as a regression.
 
@@ -48,7 +48,7 @@ def inpo(
         Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning, 2024, arXiv:2407.00617.
     """
     require(eta > 0, "eta", eta, "a number above 0")
-    require(0 < tau <= eta, "tau", tau, f"a number from above 0 to eta = {eta}")
+    require((0 < tau) & (tau <= eta), "tau", tau, f"a number from above 0 to eta = {eta}")
     here, share = first(policy, 2), tau / eta
     ratio = share * log_ratio(here, first(ref, 2)) + (1 - share) * log_ratio(here, first(previous, 2))
     return (ratio[0] - ratio[1] - 1 / (2 * eta)) ** 2, preference_metrics(policy, eta * ratio)
@@ -60,14 +60,14 @@ def _winner_first(y: Logps, score: Float[Array, " K"]) -> Logps:
     return jax.tree.map(lambda x: jnp.where(swap, x[::-1], x), first(y, 2))
 
 
-def _add_optimism(pair: tuple[Array, dict[str, Array]], policy: Logps, alpha: float) -> tuple[Array, dict[str, Array]]:
+def _add_optimism(pair: tuple[Array, dict[str, Array]], policy: Logps, alpha: Scalar) -> tuple[Array, dict[str, Array]]:
     require(alpha >= 0, "alpha", alpha, "a number from 0")
     logp = total(policy)[1]
     return pair[0] + alpha * logp, pair[1] | {"logps/reference_sample": jax.lax.stop_gradient(logp)}
 
 
 def xpo(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1, alpha: float = 1e-5
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.1, alpha: Scalar = 1e-5
 ) -> tuple[Array, dict[str, Array]]:
     r"""Exploratory preference optimisation: DPO, and less probability for what the reference says.
 
@@ -106,7 +106,7 @@ def xpo(
 
 
 def xpo_ipo(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.1, alpha: float = 1e-5
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.1, alpha: Scalar = 1e-5
 ) -> tuple[Array, dict[str, Array]]:
     r"""XPO with IPO's square, in sums over tokens: TRL's XPOTrainer, `ipo`.
 
@@ -142,18 +142,18 @@ def xpo_ipo(
 
 
 def _policy_gradient(
-    policy: Logps, probability: Array, ratio: Float[Array, " T"], penalty: Float[Array, " T"], beta: float
+    policy: Logps, probability: Array, ratio: Float[Array, " T"], penalty: Float[Array, " T"], beta: Scalar
 ) -> tuple[Array, dict[str, Array]]:
     """Return the surrogate that weighs every token's log-prob by its penalty less the advantage."""
     require(beta >= 0, "beta", beta, "a number from 0")
     y, preference = first(policy, 1), probability[0]
     weight = jax.lax.stop_gradient(beta * penalty - (preference - 0.5))
-    told = {"preference": preference, "kl": jnp.sum(ratio), "logps/policy_sample": total(y)[0]}
-    return jnp.sum(weight * y.token[0]), jax.lax.stop_gradient(told)
+    metrics = {"preference": preference, "kl": jnp.sum(ratio), "logps/policy_sample": total(y)[0]}
+    return jnp.sum(weight * y.token[0]), jax.lax.stop_gradient(metrics)
 
 
 def nash_md(
-    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Nash-MD: policy gradient of the probability to beat the other player, regularised towards the reference.
 
@@ -194,7 +194,7 @@ def nash_md(
 
 
 def nash_md_per_token(
-    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, probability: Float[Array, " K"], *, beta: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""Nash-MD as TRL computes it: a token answers for its own log-ratio alone.
 

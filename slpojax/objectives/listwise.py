@@ -15,14 +15,14 @@ candidates/effective, how many of the others the softmax of their rewards is spr
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import ABSENT, Array, Bool, Float, Logps
+from slpojax.base import ABSENT, Array, Bool, Float, Logps, Scalar
 from slpojax.objectives import require
 from slpojax.sequence import first, log_ratio, total
 
 _POSITIVE = "a number above 0"
 
 
-def _rewards(policy: Logps, ref: Logps, beta: float) -> tuple[Float[Array, " K"], Bool[Array, " K"]]:
+def _rewards(policy: Logps, ref: Logps, beta: Scalar) -> tuple[Float[Array, " K"], Bool[Array, " K"]]:
     """Return the rewards, 0 where a candidate is absent, and which are there."""
     require(beta > 0, "beta", beta, _POSITIVE)
     first(policy, 2)  # refuses data of one candidate
@@ -30,7 +30,7 @@ def _rewards(policy: Logps, ref: Logps, beta: float) -> tuple[Float[Array, " K"]
     return jnp.where(here, beta * log_ratio(policy, ref), 0.0), here
 
 
-def _log_target(score: Float[Array, " K"], here: Bool[Array, " K"], name: str, temperature: float) -> Array:
+def _log_target(score: Float[Array, " K"], here: Bool[Array, " K"], name: str, temperature: Scalar) -> Array:
     """Return the log-softmax of score / temperature over the candidates that are there."""
     require(temperature > 0, name, temperature, _POSITIVE)
     return jax.nn.log_softmax(jnp.where(here, score / temperature, ABSENT))
@@ -66,7 +66,7 @@ def _metrics(policy: Logps, reward: Float[Array, " K"], here: Bool[Array, " K"])
     }
 
 
-def rnce(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def rnce(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""Ranking noise-contrastive estimation: candidate 0 against all others. Two candidates are DPO.
 
     .. math:: L = -\log \frac{e^{r_0}}{\sum_k e^{r_k}},
@@ -102,7 +102,7 @@ def rnce(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[s
 
 
 def infonca(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.01, alpha: float = 0.01
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.01, alpha: Scalar = 0.01
 ) -> tuple[Array, dict[str, Array]]:
     r"""InfoNCA: cross-entropy of the rewards' softmax to that of the scores.
 
@@ -141,7 +141,7 @@ def infonca(
 
 
 def nca(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.01, alpha: float = 0.01
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.01, alpha: Scalar = 0.01
 ) -> tuple[Array, dict[str, Array]]:
     r"""NCA: each candidate against noise of its own, so that the rewards have an absolute level.
 
@@ -181,7 +181,7 @@ def nca(
 
 
 def exo(
-    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: float = 0.5, beta_r: float = 0.5
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.5, beta_r: Scalar = 0.5
 ) -> tuple[Array, dict[str, Array]]:
     r"""EXO with a reward model: divergence of the rewards' softmax from that of the scores, seeking the mode.
 
@@ -222,7 +222,7 @@ def exo(
     return jnp.sum(jnp.where(here, terms, 0.0)), _metrics(policy, reward, here)
 
 
-def plackett_luce(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def plackett_luce(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""DPO for rankings: candidate 0 against all others, then candidate 1 against those behind it, and so on.
 
     .. math:: L = -\sum_{k < K - 1} \log \frac{e^{r_k}}{\sum_{j \ge k} e^{r_j}}
@@ -253,7 +253,7 @@ def plackett_luce(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Arra
     return jnp.sum(_against_the_rest(reward, here)), _metrics(policy, reward, here)
 
 
-def contrastive_divergence(policy: Logps, ref: Logps, *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def contrastive_divergence(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""Contrastive divergence: raise candidate 0, lower what the model itself draws.
 
     .. math:: L = -r_0 + \frac{1}{M} \sum_{m=1}^{M} r_m

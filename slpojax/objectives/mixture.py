@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -114,34 +114,47 @@ def owners(known: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
     return result
 
 
-def weighted_sum(weights: Mapping[str, float], terms: Mapping[str, Any]) -> Any:
+def of_term(term: str, owners: Mapping[str, tuple[str, str]], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters of a mixture that are a term's, under the term's own names."""
+    return {inner: values[key] for key, (owner, inner) in owners.items() if owner == term and key in values}
+
+
+def weighted_sum(
+    weights: Mapping[str, float], terms: Mapping[str, Any], owners: Mapping[str, tuple[str, str]]
+) -> Callable[..., tuple[Any, ...]]:
     """Return the function of one example that adds the terms up.
 
     Args:
         weights: term -> its weight.
         terms: term -> its `Objective`, in the order of their states.
+        owners: hyperparameter of the mixture -> its term, and its name there.
 
     Its metrics are `loss/<term>`, without the weight, and the terms' own; where two terms have a metric of the same
     name, the later term's is called `<term>/<name>`. Its state is the tuple of the terms' states, None for one that
-    keeps none. Terms that sample get a key each.
+    has none. Terms that sample get a key each. Hyperparameters in a call replace those that the terms were built with.
     """
-    return functools.partial(_sum, dict(weights), dict(terms))
+    return functools.partial(_sum, dict(weights), dict(terms), dict(owners))
 
 
-def _sum(weights: dict[str, float], terms: dict[str, Any], **given: Any) -> tuple[Any, ...]:
-    keys = _split(given.get("key"), [name for name, term in terms.items() if "key" in term.needs])
-    states = given.get("state") or (None,) * len(terms)
+def _sum(
+    weights: dict[str, float], terms: dict[str, Any], owners: dict[str, tuple[str, str]], /, **inputs: Any
+) -> tuple[Any, ...]:
+    asked = frozenset[str]().union(*(term.needs for term in terms.values()))
+    replaced = {key: value for key, value in inputs.items() if key not in asked}
+    keys = _split(inputs.get("key"), [name for name, term in terms.items() if "key" in term.needs])
+    states = inputs.get("state") or (None,) * len(terms)
     losses: dict[str, Array] = {}
     metrics: dict[str, Array] = {}
     after = []
     for (name, term), before in zip(terms.items(), states, strict=True):
-        arguments = given | {"key": keys.get(name), "state": before}
-        losses[name], own, *new = term.function(**{need: arguments[need] for need in term.needs})
-        metrics |= {f"{name}/{key}" if key in metrics else key: value for key, value in own.items()}
+        arguments = inputs | {"key": keys.get(name), "state": before}
+        of_example = {need: arguments[need] for need in term.needs}
+        losses[name], said, *new = term.function(**of_example, **of_term(name, owners, replaced))
+        metrics |= {f"{name}/{key}" if key in metrics else key: value for key, value in said.items()}
         after.append(new[0] if new else None)
     metrics |= {f"loss/{name}": jax.lax.stop_gradient(loss) for name, loss in losses.items()}
     total = sum(weights[name] * loss for name, loss in losses.items())
-    return (total, metrics, tuple(after)) if "state" in given else (total, metrics)
+    return (total, metrics, tuple(after)) if "state" in inputs else (total, metrics)
 
 
 def _split(key: Any, names: list[str]) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-r"""Objectives with a task that needs no label: to tell how much of a response's key content was taken away.
+r"""Objectives with a task that needs no label: to say how much of a response's key content was taken away.
 
 The data add copies of both responses of a pair (`config.data.degrade`). Candidates 0 and 1 are the chosen and the
 rejected response as they are, 2 and 3 their copies with the least removed, and so on: candidate k has the degree
-:math:`d_k = 0, 0, 1, 1, 2, 2, \dots`. A network beside the policy (`slpojax.readers.degrees`) puts out the logits z of the
-degrees, read off the state that predicts the last token, which has seen all that stands before it; the gradient reaches
-the policy, too. Absent candidates do not count, and where there are no others the task's loss is 0.
+:math:`d_k = 0, 0, 1, 1, 2, 2, \dots`. A network beside the policy (`slpojax.readers.degrees`) puts out the logits z of
+the degrees, read off the state that predicts the last token, which has seen all that stands before it; the gradient
+reaches the policy, too. Absent candidates do not count, and where there are no others the task's loss is 0.
 """
 
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Float, Logps
+from slpojax.base import Array, Float, Logps, Scalar
 from slpojax.objectives import pairs, require
+from slpojax.sequence import TooFewCandidates
 
 
 def removal(policy: Logps, degree: Float[Array, "K T C"]) -> tuple[Array, dict[str, Array]]:
@@ -48,10 +49,14 @@ def removal(policy: Logps, degree: Float[Array, "K T C"]) -> tuple[Array, dict[s
         arXiv:2409.17791.
     """
     candidates, _, classes = degree.shape
-    if not 3 <= candidates <= 2 * classes:
+    if candidates < 3:
+        raise TooFewCandidates(
+            3, candidates, "copies of a pair's responses (config.data.degrade), 3 candidates at least"
+        )
+    if candidates > 2 * classes:
         raise ValueError(
             f"the objective tells copies of a pair's responses apart, the example has {candidates} candidates and the "
-            f"network {classes} degrees; expected 2 candidates for each of at least 2 degrees, see config.data.degrade"
+            f"network {classes} degrees; expected 2 candidates for each degree, see config.data.degrade"
         )
     length = jnp.asarray(policy.length)
     there, last = length > 0, jnp.maximum(length - 1, 0)
@@ -68,7 +73,7 @@ def removal(policy: Logps, degree: Float[Array, "K T C"]) -> tuple[Array, dict[s
 
 
 def spo(
-    policy: Logps, ref: Logps, degree: Float[Array, "K T C"], *, beta: float = 0.1, gamma: float = 0.1
+    policy: Logps, ref: Logps, degree: Float[Array, "K T C"], *, beta: Scalar = 0.1, gamma: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""SPO, self-supervised preference optimisation: DPO, and to tell how much of a response was taken away.
 

@@ -9,8 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Logps
-from slpojax.numerics import log1mexp
+from slpojax.base import Array, Logps, Scalar
+from slpojax.numerics import log, log1mexp
 from slpojax.objectives import require
 from slpojax.sequence import first, mass_closed, mean, total
 
@@ -90,7 +90,7 @@ def sequence_sum(policy: Logps) -> tuple[Array, dict[str, Array]]:
     return -total(y)[0], _metrics(y)
 
 
-def dco(policy: Logps, *, samples: float = 16.0) -> tuple[Array, dict[str, Array]]:
+def dco(policy: Logps, *, samples: Scalar = 16.0) -> tuple[Array, dict[str, Array]]:
     r"""Direct coverage optimisation: the response should be among N samples, not be the likeliest.
 
     .. math:: L = -\log\big(1 - (1 - P(y))^N\big), \quad \frac{\partial L}{\partial \log P(y)} = -F,
@@ -121,15 +121,15 @@ def dco(policy: Logps, *, samples: float = 16.0) -> tuple[Array, dict[str, Array
         Feng Chen, Allan Raventos, Nan Cheng, Surya Ganguli, Shaul Druckmann, Rethinking Fine-Tuning when Scaling
         Test-Time Compute: Limiting Confidence Improves Mathematical Reasoning, 2025, arXiv:2502.07154.
     """
-    require(1 <= samples < float("inf"), "samples", samples, "a number from 1")
+    require((1 <= samples) & (samples < math.inf), "samples", samples, "a number from 1")
     y = first(policy, 1)
-    kept, left = (x[0] for x in mass_closed(y))
+    mass, rest = (x[0] for x in mass_closed(y))
     # Where N P(y) is below e^-16, 1 - P(y) may round to one: the series to second order is then exact to 1e-15.
-    rare = math.log(samples) + kept < -16
-    p = jnp.exp(jnp.where(rare, kept, -16.0 - math.log(samples)))
-    series = math.log(samples) + kept - (samples - 1) * p / 2
-    coverage = jnp.where(rare, series, log1mexp(jnp.where(rare, -1.0, samples * left)))
-    weight = jnp.exp(jax.lax.stop_gradient(math.log(samples) + (samples - 1) * left + kept - coverage))
+    rare = log(samples) + mass < -16
+    p = jnp.exp(jnp.where(rare, mass, -16.0 - log(samples)))
+    series = log(samples) + mass - (samples - 1) * p / 2
+    coverage = jnp.where(rare, series, log1mexp(jnp.where(rare, -1.0, samples * rest)))
+    weight = jnp.exp(jax.lax.stop_gradient(log(samples) + (samples - 1) * rest + mass - coverage))
     return -coverage, _metrics(y) | {"coverage/weight": weight}
 
 

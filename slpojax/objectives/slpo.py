@@ -4,7 +4,7 @@ The reference's masses P_ref(y_w), P_ref(y_l) fix target masses t_w, t_l, which 
 margin, and a minimum at a finite place. The complement needs no vocabulary: P(not y) = 1 - P(y), see `sequence.mass`.
 
 **The root.** A real response has P(y) = exp(-150) or less, where the plain loss has no gradient at all. So all forms
-work on the log-odds of a mass divided by a temperature N, the response's length unless told otherwise,
+work on the log-odds of a mass divided by a temperature N, the response's length unless set otherwise,
 
 .. math:: p = \sigma(z), \quad z = \frac{1}{N} \log \frac{P(y)}{1 - P(y)}, \qquad q = \sigma(z^*)
 
@@ -40,7 +40,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import ABSENT, Array, Logps
+from slpojax.base import ABSENT, Array, Logps, Scalar
 from slpojax.numerics import categorical_kl, log, log1mexp
 from slpojax.objectives import require
 from slpojax.sequence import first, log_ratio, mass_closed, preference_metrics, size
@@ -53,17 +53,17 @@ class _Pair(NamedTuple):
     """What all forms share, of the chosen [0] and the rejected [1]."""
 
     ratio: Array  # log P(y) - log P_ref(y)
-    kept: Array  # log P(y)
-    left: Array  # log P(not y)
-    ref_kept: Array  # log P_ref(y), `ABSENT` for an absent response: it has no mass to give
-    ref_left: Array  # log P_ref(not y)
+    mass: Array  # log P(y)
+    rest: Array  # log P(not y)
+    ref_mass: Array  # log P_ref(y), `ABSENT` for an absent response: it has no mass to give
+    ref_rest: Array  # log P_ref(not y)
     temperature: Array
     present: Array
     rejected_above: Array  # log P_ref(y_l) - log P_ref(y_w)
 
 
 def listing(
-    policy: Logps, ref: Logps, *, temperature: float | str = "length", scale: float | str = "temperature"
+    policy: Logps, ref: Logps, *, temperature: Scalar | str = "length", scale: Scalar | str = "temperature"
 ) -> tuple[Array, dict[str, Array]]:
     r"""The paper's listing: the chosen takes over the rejected's mass, the rejected keeps none.
 
@@ -104,9 +104,9 @@ def shift(
     policy: Logps,
     ref: Logps,
     *,
-    alpha: float = 0.9,
-    temperature: float | str = "length",
-    scale: float | str = "temperature",
+    alpha: Scalar = 0.9,
+    temperature: Scalar | str = "length",
+    scale: Scalar | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The author's later form: the share alpha of the rejected's mass shifts to the chosen.
 
@@ -151,9 +151,9 @@ def pooled(
     policy: Logps,
     ref: Logps,
     *,
-    alpha: float = 0.9,
-    temperature: float | str = "length",
-    scale: float | str = "temperature",
+    alpha: Scalar = 0.9,
+    temperature: Scalar | str = "length",
+    scale: Scalar | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The split loss of `shift` with the paper's soft targets: both masses are pooled and dealt out anew.
 
@@ -187,12 +187,12 @@ def pooled(
         Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, the targets of equation 7
         in the loss of equation 8, https://github.com/yaoshiang/slpo.
     """
-    require(0.5 < alpha <= 1, "alpha", alpha, "a number from above 1/2 to 1")
+    require((0.5 < alpha) & (alpha <= 1), "alpha", alpha, "a number from above 1/2 to 1")
     _warn_unrooted(temperature)
     pair = _pair(policy, ref, temperature)
     both, moved = jnp.all(pair.present), _pooled(pair, alpha)
-    left, clamped = _what_remains(pair.ref_kept + moved)  # log(1 - t)
-    gap = jnp.where(both, pair.ratio - moved - (pair.left - left), 0.0)
+    rest, clamped = _what_remains(pair.ref_mass + moved)  # log(1 - t)
+    gap = jnp.where(both, pair.ratio - moved - (pair.rest - rest), 0.0)
     terms, probabilities = _binary(pair, gap, scale)
     loss = jnp.where(both, jnp.sum(terms) / 4, 0.0)
     return loss, _metrics(policy, pair, probabilities, gap, moved[0], clamped[0], alpha)
@@ -202,9 +202,9 @@ def mse(
     policy: Logps,
     ref: Logps,
     *,
-    alpha: float = 0.9,
-    temperature: float | str = "length",
-    scale: float | str = "temperature",
+    alpha: Scalar = 0.9,
+    temperature: Scalar | str = "length",
+    scale: Scalar | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The author's proposal to regress: squared distances of the rooted log-probs in place of divergences.
 
@@ -244,11 +244,11 @@ def mse(
     pair = _pair(policy, ref, temperature)
     gap, up, clamped = _to_shifted(pair, alpha)
     # An absent response has no log-odds to square; a target of mass one has infinite ones.
-    logit, delta = (jnp.where(pair.present, x / pair.temperature, 0.0) for x in (pair.kept - pair.left, gap))
+    logit, delta = (jnp.where(pair.present, x / pair.temperature, 0.0) for x in (pair.mass - pair.rest, gap))
     delta = jnp.where(jnp.stack([clamped, jnp.zeros_like(clamped)]), ABSENT, delta)
-    kept = pair.present & jnp.array([True, alpha < 1])
-    left = pair.present & jnp.stack([~clamped, jnp.ones_like(clamped)])
-    terms = jnp.where(kept, _above(logit, delta), 0.0) ** 2 + jnp.where(left, _above(-logit, -delta), 0.0) ** 2
+    of_mass = pair.present & jnp.stack([True, alpha < 1])
+    of_rest = pair.present & jnp.stack([~clamped, jnp.ones_like(clamped)])
+    terms = jnp.where(of_mass, _above(logit, delta), 0.0) ** 2 + jnp.where(of_rest, _above(-logit, -delta), 0.0) ** 2
     loss = jnp.sum(_scale(scale, pair.temperature) * terms) / 4
     probabilities = {"model": jax.nn.sigmoid(logit), "target": jax.nn.sigmoid(logit - delta)}
     return loss, _metrics(policy, pair, probabilities, gap, up, clamped, alpha)
@@ -258,9 +258,9 @@ def joint(
     policy: Logps,
     ref: Logps,
     *,
-    alpha: float = 0.9,
-    temperature: float | str = "length",
-    scale: float | str = "temperature",
+    alpha: Scalar = 0.9,
+    temperature: Scalar | str = "length",
+    scale: Scalar | str = "temperature",
 ) -> tuple[Array, dict[str, Array]]:
     r"""The paper's equations: one three-way cross-entropy over the chosen, the rejected and everything else.
 
@@ -300,46 +300,47 @@ def joint(
         Yao-Shiang Ho, Supervised Learning Preference Optimization, 2025, TechRxiv preprint, equations 6 and 7,
         https://github.com/yaoshiang/slpo.
     """
-    require(0.5 < alpha <= 1, "alpha", alpha, "a number from above 1/2 to 1")
+    require((0.5 < alpha) & (alpha <= 1), "alpha", alpha, "a number from above 1/2 to 1")
     _warn_unrooted(temperature)
     pair = _pair(policy, ref, temperature)
-    rest = pair.left[0] + _what_remains(pair.kept[1] - pair.left[0])[0]
-    shrink, clamped = _what_remains(pair.ref_kept[1] - pair.ref_left[0])
+    others = pair.rest[0] + _what_remains(pair.mass[1] - pair.rest[0])[0]
+    shrink, clamped = _what_remains(pair.ref_mass[1] - pair.ref_rest[0])
     moved = _pooled(pair, alpha)
-    gap = pair.ratio - (rest - pair.ref_left[0] - shrink) - moved  # everything else keeps its mass
-    logit, delta = (pair.kept - rest) / pair.temperature, gap / pair.temperature
+    gap = pair.ratio - (others - pair.ref_rest[0] - shrink) - moved  # everything else keeps its mass
+    logit, delta = (pair.mass - others) / pair.temperature, gap / pair.temperature
     factor = jnp.sqrt(jnp.prod(_scale(scale, pair.temperature)))
     loss = jnp.where(jnp.all(pair.present), factor * categorical_kl(logit, delta), 0.0)
     probabilities = {"model": _shares(logit), "target": _shares(logit - delta)}
     return loss, _metrics(policy, pair, probabilities, gap, moved[0], clamped, alpha)
 
 
-def _pair(policy: Logps, ref: Logps, temperature: float | str) -> _Pair:
+def _pair(policy: Logps, ref: Logps, temperature: Scalar | str) -> _Pair:
     policy, ref = first(policy, 2), first(ref, 2)
     present = (jnp.asarray(policy.length) > 0) & (jnp.asarray(ref.length) > 0)
-    kept, left = mass_closed(policy)
-    ref_kept, ref_left = mass_closed(ref)
+    mass, rest = mass_closed(policy)
+    ref_mass, ref_rest = mass_closed(ref)
     above = jnp.sum(ref.token[1] - ref.token[0])  # token by token first, as log_ratio does
     return _Pair(
         ratio=log_ratio(policy, ref),
-        kept=kept,
-        left=left,
-        ref_kept=jnp.where(present, ref_kept, ABSENT),
-        ref_left=ref_left,
+        mass=mass,
+        rest=rest,
+        ref_mass=jnp.where(present, ref_mass, ABSENT),
+        ref_rest=ref_rest,
         temperature=_temperature(temperature, size(policy)),
         present=present,
         rejected_above=jnp.where(present[1], above, ABSENT),
     )
 
 
-def _temperature(temperature: float | str, length: Array) -> Array:
-    if temperature == "length":
+def _temperature(temperature: Scalar | str, length: Array) -> Array:
+    if isinstance(temperature, str) and temperature == "length":
         return length
     return jnp.full_like(length, _number("temperature", temperature, _TEMPERATURE))
 
 
-def _warn_unrooted(temperature: float | str) -> None:
-    if temperature != "length" and _number("temperature", temperature, _TEMPERATURE) == 1:
+def _warn_unrooted(temperature: Scalar | str) -> None:
+    fixed = isinstance(temperature, str | float | int) and temperature != "length"
+    if fixed and _number("temperature", temperature, _TEMPERATURE) == 1:
         warnings.warn(
             "objective.temperature = 1 is SLPO without a root: responses of more than a few tokens get no gradient; "
             'use "length"',
@@ -347,27 +348,27 @@ def _warn_unrooted(temperature: float | str) -> None:
         )
 
 
-def _to_shifted(pair: _Pair, alpha: float) -> tuple[Array, Array, Array]:
+def _to_shifted(pair: _Pair, alpha: Scalar) -> tuple[Array, Array, Array]:
     """Return how far the log-odds lie above those of the targets of `shift`, log(t_w / P_ref(y_w)), and t_w's hold."""
-    require(0 <= alpha <= 1, "alpha", alpha, "a number from 0 to 1")
-    moved = log(alpha) + pair.ref_kept[1]
+    require((0 <= alpha) & (alpha <= 1), "alpha", alpha, "a number from 0 to 1")
+    moved = log(alpha) + pair.ref_mass[1]
     up = jax.nn.softplus(log(alpha) + pair.rejected_above)
-    shrink, clamped = _what_remains(moved - pair.ref_left[0])  # log((1 - t_w) / (1 - P_ref(y_w)))
-    grow = jax.nn.softplus(moved - pair.ref_left[1])  # log((1 - t_l) / (1 - P_ref(y_l)))
+    shrink, clamped = _what_remains(moved - pair.ref_rest[0])  # log((1 - t_w) / (1 - P_ref(y_w)))
+    grow = jax.nn.softplus(moved - pair.ref_rest[1])  # log((1 - t_l) / (1 - P_ref(y_l)))
     # Policy minus reference, minus target minus reference: the large numbers never meet.
-    gap = pair.ratio - (pair.left - pair.ref_left) - jnp.stack([up - shrink, log(1 - alpha) - grow])
+    gap = pair.ratio - (pair.rest - pair.ref_rest) - jnp.stack([up - shrink, log(1 - alpha) - grow])
     return gap, up, clamped
 
 
-def _pooled(pair: _Pair, alpha: float) -> Array:
+def _pooled(pair: _Pair, alpha: Scalar) -> Array:
     """Return log(t_w / P_ref(y_w)) and log(t_l / P_ref(y_l)) of targets that share out the pool of both masses."""
     above = pair.rejected_above
     return jnp.stack([log(alpha) + jax.nn.softplus(above), log(1 - alpha) + jax.nn.softplus(-above)])
 
 
-def _binary(pair: _Pair, gap: Array, scale: float | str) -> tuple[Array, dict[str, Array]]:
+def _binary(pair: _Pair, gap: Array, scale: Scalar | str) -> tuple[Array, dict[str, Array]]:
     """Return the scaled divergences of both responses from targets that lie `gap` below, and the probabilities."""
-    logit, delta = (pair.kept - pair.left) / pair.temperature, gap / pair.temperature
+    logit, delta = (pair.mass - pair.rest) / pair.temperature, gap / pair.temperature
     terms = _scale(scale, pair.temperature) * jax.vmap(categorical_kl)(logit[:, None], delta[:, None])
     return terms, {"model": jax.nn.sigmoid(logit), "target": jax.nn.sigmoid(logit - delta)}
 
@@ -382,18 +383,18 @@ def _above(logit: Array, delta: Array) -> Array:
     return jax.lax.stop_gradient(value) + (log_p - jax.lax.stop_gradient(log_p))
 
 
-def _scale(scale: float | str, temperature: Array) -> Array:
-    if scale in _SCALES:
-        return temperature ** _SCALES[str(scale)]
+def _scale(scale: Scalar | str, temperature: Array) -> Array:
+    if isinstance(scale, str) and scale in _SCALES:
+        return temperature ** _SCALES[scale]
     return jnp.full_like(temperature, _number("scale", scale, f"{', '.join(_SCALES)} or a number above 0"))
 
 
-def _number(key: str, value: float | str, expected: str) -> float:
+def _number(key: str, value: Scalar | str, expected: str) -> Scalar:
     try:
-        number = float(value)
+        number = float(value) if isinstance(value, str) else value
     except ValueError:
         number = math.nan
-    require(0 < number < math.inf, key, value, expected)
+    require((0 < number) & (number < math.inf), key, value, expected)
     return number
 
 
@@ -409,15 +410,16 @@ def _shares(logit: Array) -> Array:
 
 
 def _metrics(
-    policy: Logps, pair: _Pair, probabilities: Mapping[str, Array], gap: Array, up: Array, clamped: Array, alpha: float
+    policy: Logps, pair: _Pair, probabilities: Mapping[str, Array], gap: Array, up: Array, clamped: Array, alpha: Scalar
 ) -> dict[str, Array]:
     metrics = preference_metrics(policy, pair.ratio) | {
         "mass/shift_chosen": up,
         "mass/shift_negligible": jnp.where(up < 1e-3, 1.0, 0.0),
         "mass/clamped": jnp.where(clamped, 1.0, 0.0),
     }
+    nothing = isinstance(alpha, float) and alpha == 1  # is what the rejected is to have, which has no log-odds
     for k, name in enumerate(("chosen", "rejected")):
-        if name == "chosen" or alpha < 1:
+        if name == "chosen" or not nothing:
             metrics[f"mass/gap_{name}"] = jnp.where(pair.present[k], gap[k], 0.0)
         for what, p in probabilities.items():
             metrics[f"mass/{what}_{name}"] = p[k]

@@ -5,19 +5,17 @@ With :math:`\rho(y)` the summed log-ratio as in `dpo`, :math:`D(y) = \sum_t KL(\
 and the weight 1. With a mask m from 0 on every token, :math:`v(y) = \sum_t m_t (\rho_t + KL_t)`.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Float, Logps
+from slpojax.base import Array, Float, Logps, Scalar
 from slpojax.numerics import log
 from slpojax.objectives import require
 from slpojax.objectives.pairs import inner
 from slpojax.sequence import first, log_ratio, preference_metrics, size
 
 
-def _divergences(policy: Logps, ref: Logps, kl: Array, beta: float) -> tuple[Array, Array, dict[str, Array]]:
+def _divergences(policy: Logps, ref: Logps, kl: Array, beta: Scalar) -> tuple[Array, Array, dict[str, Array]]:
     """Return rho and D of candidates 0 and 1, and TDPO's metrics."""
     require(beta > 0, "beta", beta, "a number above 0")
     ratio, divergence = log_ratio(first(policy, 2), first(ref, 2)), jnp.sum(kl[:2], axis=-1)
@@ -26,7 +24,7 @@ def _divergences(policy: Logps, ref: Logps, kl: Array, beta: float) -> tuple[Arr
     return ratio, divergence, metrics | {"kl/chosen": chosen, "kl/rejected": rejected}
 
 
-def tdpo1(policy: Logps, ref: Logps, kl: Float[Array, "K T"], *, beta: float = 0.1) -> tuple[Array, dict[str, Array]]:
+def tdpo1(policy: Logps, ref: Logps, kl: Float[Array, "K T"], *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
     r"""TDPO1: DPO with the divergence of every position of the response in the margin.
 
     .. math:: L = -\log \sigma\big(\beta (h - (D(y_l) - D(y_w)))\big)
@@ -62,7 +60,7 @@ def tdpo1(policy: Logps, ref: Logps, kl: Float[Array, "K T"], *, beta: float = 0
 
 
 def tdpo2(
-    policy: Logps, ref: Logps, kl: Float[Array, "K T"], *, beta: float = 0.1, alpha: float = 0.5
+    policy: Logps, ref: Logps, kl: Float[Array, "K T"], *, beta: Scalar = 0.1, alpha: Scalar = 0.5
 ) -> tuple[Array, dict[str, Array]]:
     r"""TDPO2: TDPO1 with a weight on the divergences, the chosen's without gradient.
 
@@ -99,7 +97,7 @@ def tdpo2(
 
 
 def mapo(
-    policy: Logps, ref: Logps, kl: Float[Array, "K T"], layer_activity: Float[Array, "K T N"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, kl: Float[Array, "K T"], layer_activity: Float[Array, "K T N"], *, beta: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""MaPO, SparsePO without parameters: TDPO1 with a mask on the tokens, from how active the reference's layers are.
 
@@ -145,7 +143,7 @@ def mapo(
 
 
 def mapo_logits(
-    policy: Logps, ref: Logps, kl: Float[Array, "K T"], activity: Float[Array, "K T"], *, beta: float = 0.1
+    policy: Logps, ref: Logps, kl: Float[Array, "K T"], activity: Float[Array, "K T"], *, beta: Scalar = 0.1
 ) -> tuple[Array, dict[str, Array]]:
     r"""MaPO with the mask from the reference's logits, which takes no look at its layers.
 
@@ -189,16 +187,16 @@ def sparsepo(
     kl: Float[Array, "K T"],
     reward_mask: Float[Array, "K T"],
     *,
-    beta: float = 0.1,
-    l1: float = 0.0,
+    beta: Scalar = 0.1,
+    l1: Scalar = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""SparsePO: TDPO1 with a mask on the tokens that is learned beside the policy.
 
     .. math:: L = -\log \sigma(\beta (v(y_w) - v(y_l))) + \lambda \sum_t (m_t(y_w) + m_t(y_l)), \quad
         v(y) = \sum_t m_t \Big(\log \frac{p(y_t)}{p_{ref}(y_t)} + KL_t\Big)
 
-    The mask, from 0 on, is a rectified linear map of what the reference's layers put out, `slpojax.readers.masks`; its weights
-    start at random and are trained with the policy's, by the same optimiser.
+    The mask, from 0 on, is a rectified linear map of what the reference's layers put out (`slpojax.readers.masks`); its
+    weights start at random and are trained with the policy's, by the same optimiser.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
@@ -239,9 +237,9 @@ def sparsepo_independent(
     reward_mask: Float[Array, "K T"],
     kl_mask: Float[Array, "K T"],
     *,
-    beta: float = 0.1,
-    l1_reward: float = 0.0,
-    l1_kl: float = 0.0,
+    beta: Scalar = 0.1,
+    l1_reward: Scalar = 0.0,
+    l1_kl: Scalar = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""SparsePO with two learned masks: one on the log-ratios, one on the divergences.
 
@@ -283,7 +281,7 @@ def sparsepo_independent(
 
 
 def _masked(
-    policy: Logps, ref: Logps, kl: Array, on_ratio: Float[Array, "C T"], on_kl: Float[Array, "C T"], beta: float
+    policy: Logps, ref: Logps, kl: Array, on_ratio: Float[Array, "C T"], on_kl: Float[Array, "C T"], beta: Scalar
 ) -> tuple[Array, dict[str, Array]]:
     """Return TDPO1's loss with masks on the log-ratios and the divergences, and the metrics."""
     pair, base = first(policy, 2), first(ref, 2)
@@ -312,9 +310,9 @@ def wpo(
     ref: Logps,
     collision: Float[Array, "K T"],
     *,
-    beta: float = 0.1,
+    beta: Scalar = 0.1,
     loss: str = "dpo.sigmoid",
-    max_weight: float = 1.0,
+    max_weight: Scalar = 1.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""WPO: the loss of a pair times how likely the policy itself would write it.
 
@@ -353,9 +351,11 @@ def wpo(
     require(max_weight >= 0, "max_weight", max_weight, "a number above 0, or 0 for no bound")
     expected = "an objective that reads the log-probs of one pair alone and has a beta"
     require(not loss.startswith(("batchwise.", "listwise.")), "loss", loss, expected)
-    weighted = inner(loss, beta, expected)
-    value, metrics = weighted.function(**{name: {"policy": policy, "ref": ref}[name] for name in weighted.needs})
+    weighted = inner(loss, expected)
+    inputs = {name: {"policy": policy, "ref": ref}[name] for name in weighted.needs}
+    value, metrics = weighted.function(**inputs, beta=beta)
     pair = first(policy, 2)
     per_response = jnp.sum(pair.token - collision[:2], axis=-1) / size(pair)
-    weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(jnp.sum(per_response), log(max_weight or math.inf))))
+    most = jnp.where(max_weight > 0, log(max_weight), jnp.inf)
+    weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(jnp.sum(per_response), most)))
     return weight * value, metrics | {"weight": weight}

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Bool, Float, Logps
+from slpojax.base import Array, Bool, Float, Logps, Scalar
 from slpojax.objectives import require
 from slpojax.sequence import first, log_ratio, total
 
@@ -23,7 +23,7 @@ _Running: TypeAlias = tuple[Any, Any]  # a mean, and how many values it is of
 _NOTHING = (0.0, 0.0)
 
 
-def _reward(policy: Logps, ref: Logps, beta: float) -> tuple[Array, Bool[Array, ""]]:
+def _reward(policy: Logps, ref: Logps, beta: Scalar) -> tuple[Array, Bool[Array, ""]]:
     """Return the reward of candidate 0, and whether it is there."""
     require(beta > 0, "beta", beta, "a number above 0")
     return beta * log_ratio(first(policy, 1), first(ref, 1))[0], jnp.asarray(policy.length[0]) > 0
@@ -41,7 +41,7 @@ def _metrics(policy: Logps, reward: Array, label: Array, here: Bool[Array, ""]) 
     return jax.lax.stop_gradient(metrics)
 
 
-def _utility(gain: Array, label: Array, desirable_weight: float, undesirable_weight: float) -> Array:
+def _utility(gain: Array, label: Array, desirable_weight: Scalar, undesirable_weight: Scalar) -> Array:
     """Return weight * (1 - sigmoid(gain)), of -gain for what is not desirable."""
     require(desirable_weight >= 0, "desirable_weight", desirable_weight, "a number from 0")
     require(undesirable_weight >= 0, "undesirable_weight", undesirable_weight, "a number from 0")
@@ -55,9 +55,9 @@ def kto(
     ref: Logps,
     label: Float[Array, ""],
     *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Scalar = 0.1,
+    desirable_weight: Scalar = 1.0,
+    undesirable_weight: Scalar = 1.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""KTO: a response is worth what its log-ratio is above, or below, that of responses in general.
 
@@ -107,9 +107,9 @@ def apo_zero_unpaired(
     ref: Logps,
     label: Float[Array, ""],
     *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Scalar = 0.1,
+    desirable_weight: Scalar = 1.0,
+    undesirable_weight: Scalar = 1.0,
 ) -> tuple[Array, dict[str, Array]]:
     r"""APO-zero for single responses: KTO with z = 0, so up with the desirable, down with the undesirable.
 
@@ -165,7 +165,7 @@ def bco_unpaired(
     weight: Float[Array, ""],
     state: tuple[_Running, _Running] = (_NOTHING, _NOTHING),
     *,
-    beta: float = 0.01,
+    beta: Scalar = 0.01,
 ) -> tuple[Array, dict[str, Array], tuple[_Running, _Running]]:
     r"""BCO: a classifier of desirable and undesirable responses whose logit is the reward, less a shift.
 
@@ -219,7 +219,7 @@ def bco_unpaired_pooled(
     weight: Float[Array, ""],
     state: _Running = _NOTHING,
     *,
-    beta: float = 0.01,
+    beta: Scalar = 0.01,
 ) -> tuple[Array, dict[str, Array], _Running]:
     r"""BCO with TRL's shift: the running mean of all rewards, whatever their class.
 

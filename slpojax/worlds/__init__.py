@@ -1,30 +1,78 @@
 """Worlds: places where the right answer is known, so that a run can be judged without a human.
 
-A world is a module of this package with three functions:
-
-    prepare(config, run) -> config   make a reference model and pairs under <output>/reference, and fill in their paths;
-                                     run(config) trains and exports what a configuration says
-    scorer(config) -> score          score(params, step) -> {name: number}: what the policy is truly worth
-    report(config)                   print what training did, from <output>/metrics.jsonl
-
-Knows how to find a world by name; knows nothing about any of them.
+A world is data and pure functions: no training, no device. It is an importable module that holds `WORLD`, a `World`;
+`slpojax.simulate` makes a reference model and pairs out of one and judges policies by its reward. Knows how to find a
+world by name; knows nothing about any of them.
 """
 
-import difflib
 import importlib
 import pkgutil
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slpojax import named
 
 
-def build(name: str) -> ModuleType:
-    """Return the world called `name`, a module of this package.
+class World(NamedTuple):
+    """All that a world knows. Random numbers come in as an argument, so that equal seeds give equal worlds.
+
+    Attributes:
+        model: config.json of its models; the size of the vocabulary and the special tokens come from the tokenizer.
+        tokenizer: () -> a transformers tokenizer with an EOS; `tokenizer(prompt)` is what a model is prompted with.
+        texts: (count, random numbers) -> (prompt, response) pairs of the language that the reference learns. A response
+            begins with what parts it from its prompt, most often a space.
+        prompts: count -> as many prompts, which the reference and the policies answer.
+        reward: (prompt, answer) -> the gold reward, for any answer; its unit is the nat of preference: of two answers a
+            is preferred with probability sigmoid(reward(a) - reward(b)).
+        longest: tokens of an answer, EOS included, before it is cut.
+        settings: dotted keys of the configuration (slpojax/defaults.py) with which the reference learns the texts.
+        text_count: texts that the reference learns; as many as `held_out` more are held out.
+        pair_count: pairs of the reference's answers to train on.
+        held_out: pairs besides, to evaluate on.
+        judged: answers that an evaluation samples; best a multiple of the different prompts.
+    """
+
+    model: Mapping[str, Any]
+    tokenizer: Callable[[], Any]
+    texts: Callable[[int, np.random.Generator], Sequence[tuple[str, str]]]
+    prompts: Callable[[int], Sequence[str]]
+    reward: Callable[[str, str], float]
+    longest: int
+    settings: Mapping[str, Any]
+    text_count: int = 6000
+    pair_count: int = 12288
+    held_out: int = 512
+    judged: int = 1020
+
+
+def find(name: str) -> tuple[str, World]:
+    """Return the full name of a world's module, and the world.
+
+    Args:
+        name: a module of this package, or any importable one.
 
     Raises:
-        ValueError: there is no such world; the message lists those there are.
+        ValueError: there is no such module, or it holds no `WORLD`; the message lists those there are.
     """
+    candidates = (f"{__name__}.{name}", name) if all(map(str.isidentifier, name.split("."))) else ()
+    for candidate in candidates:
+        try:
+            module = importlib.import_module(candidate)
+        except ModuleNotFoundError as error:
+            # Only that this very module is missing means "look elsewhere"; what it misses itself is the user's news.
+            if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
+                raise
+        else:
+            world = getattr(module, "WORLD", None)
+            if isinstance(world, World):
+                return candidate, world
+            raise ValueError(
+                f"config.world={name!r}: the module {candidate} holds no WORLD = slpojax.worlds.World(...)"
+            )
     worlds = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in worlds:
-        near = difflib.get_close_matches(name, worlds, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"config.world: got {name!r}, expected a module of slpojax.worlds: {hint}there are {worlds}")
-    return importlib.import_module(f"{__name__}.{name}")
+    raise ValueError(
+        f"config.world={name!r}: no such module{named.near(name, worlds)}; there are {', '.join(worlds)}, or any "
+        "importable module that holds a WORLD"
+    )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slpojax import objectives
+from slpojax import needs, objectives
 from slpojax.base import ABSENT, Logps, Shapes
+from slpojax.sequence import TooFewCandidates
 from slpojax.step import couples_examples, on_examples
 
 NAMES = objectives.names()
@@ -55,23 +56,30 @@ def prompts(index) -> Logps:
     return jax.tree.map(lambda x: x[index % EXAMPLES, 0], logps(jnp.asarray(odds), lengths))
 
 
-def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None):
-    """(losses [B], metrics [B] each) as the step computes them; `index` [B] decides the labels."""
+def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None, **hyperparameters):
+    """(losses [B], metrics [B] each) as the step computes them; `index` [B] decides the labels.
+
+    `hyperparameters` are those of the call, in place of those that the objective was built with.
+    """
     count, candidates = policy.token.shape[:2]
     index = jnp.arange(count) if index is None else index
-    odds = ref.token - ref.other + 0.5  # a third model, absent where they are
-    given = {
+    objective = objective._replace(function=functools.partial(objective.function, **hyperparameters))
+    inputs = {
         "policy": policy,
         "ref": ref,
-        "previous": Logps(-jax.nn.softplus(-odds), -jax.nn.softplus(odds), ref.length),
-        **distribution(policy, ref),
-        "prompt": prompts(index),
         "score": jnp.broadcast_to(3.0 - jnp.arange(candidates)[None], (count, candidates)),
         "label": index % 2.0,
         "weight": 1.0 + index % 3,
         "state": objective.state,
     }
-    return on_examples(objective, given, jax.random.key(0))[:2]
+    if "previous" in objective.needs:
+        odds = ref.token - ref.other + 0.5  # a third model, absent where they are
+        inputs["previous"] = Logps(-jax.nn.softplus(-odds), -jax.nn.softplus(odds), ref.length)
+    if "prompt" in objective.needs:
+        inputs["prompt"] = prompts(index)
+    if objective.needs & set(needs.of_source("head", "reader")):
+        inputs |= distribution(policy, ref)
+    return on_examples(objective, inputs, jax.random.key(0))[:2]
 
 
 def same(a, b, rtol=2e-5):
@@ -80,35 +88,57 @@ def same(a, b, rtol=2e-5):
 
 @pytest.fixture(params=NAMES, scope="module")
 def objective(request):
-    return objectives.build(request.param)
+    return built(request.param)
+
+
+@functools.cache
+def built(name: str) -> objectives.Objective:
+    return objectives.build(name)
 
 
 # Most of what the laws take is compilation, so they share two programs an objective: one of short responses, and one of
-# long ones with its gradient, into which everything else is put with what is absent around it.
+# long ones with its gradient, into which everything else is put with what is absent around it. The numbers of the first
+# are Python's, those of the second arrays. XLA need not make them fast.
+JIT = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def moved(name: str) -> dict[str, float]:
+    """Hyperparameters of an objective that differ from its defaults, all that are floats."""
+    floats = {key: value for key, value in objectives.defaults(name).items() if type(value) is float}
+    return {key: 0.9 * value or 0.05 for key, value in floats.items()}
+
+
+def arrays(values: dict[str, float]) -> dict[str, jax.Array]:
+    return {key: jnp.float32(value) for key, value in values.items()}
 
 
 @functools.lru_cache(maxsize=2)
 def short(name: str):
-    """(policy, ref, index) -> (losses, metrics), jitted; of the batch of `draw`."""
-    objective = objectives.build(name)
-    return jax.jit(lambda *sides: run(objective, *sides))
+    """(policy, ref, index) -> (losses, metrics), jitted; of the batch of `draw`, with the numbers of `moved`."""
+    objective = objectives.build(name, **moved(name))
+    program = JIT(lambda *sides: run(objective, *sides))
+    return lambda *sides: jax.device_get(program(*sides))
 
 
 @functools.lru_cache(maxsize=2)
 def long(name: str):
-    """(odds [B, 4, 64], lengths, ref, index) -> (losses, metrics, their sum's gradient by the odds), jitted."""
-    objective = objectives.build(name)
+    """(odds [B, 4, 64], lengths, ref, index, hyperparameters) -> (losses, metrics, their sum's gradient by the odds).
 
-    @jax.jit
-    def program(odds, lengths, ref, index):
+    Jitted; the hyperparameters are the objective's defaults where there are none.
+    """
+    objective = built(name)
+    defaults = arrays({key: objective.hyperparameters[key] for key in moved(name)})
+
+    @JIT
+    def program(odds, lengths, ref, index, values):
         def total(odds):
-            losses, metrics = run(objective, logps(odds, lengths), ref, index)
+            losses, metrics = run(objective, logps(odds, lengths), ref, index, **values)
             return losses.sum(), (losses, metrics)
 
-        (_, found), gradient = jax.value_and_grad(total, has_aux=True)(odds)
-        return *found, gradient
+        (_, (losses, metrics)), gradient = jax.value_and_grad(total, has_aux=True)(odds)
+        return losses, metrics, gradient
 
-    return program
+    return lambda *inputs, **values: jax.device_get(program(*inputs, defaults | arrays(values)))
 
 
 def widened(policy, ref, lengths, ref_lengths=None, *, fourth: int = 0):
@@ -121,16 +151,17 @@ def widened(policy, ref, lengths, ref_lengths=None, *, fourth: int = 0):
         return np.pad(lengths, ((0, 0), (0, 1)), constant_values=fourth)
 
     ref_lengths = lengths if ref_lengths is None else ref_lengths
-    return jnp.float32(wide(policy)), jnp.asarray(more(lengths)), logps(jnp.float32(wide(ref)), more(ref_lengths))
+    return np.float32(wide(policy)), more(lengths), jax.device_get(logps(jnp.float32(wide(ref)), more(ref_lengths)))
 
 
 def take(x, order):
     return jax.tree.map(lambda a: a[order], x)
 
 
-def test_order_padding_and_further_candidates_change_nothing(objective):
+def test_order_padding_further_candidates_and_numbers_as_arrays_change_nothing(objective):
     policy, ref, lengths = draw()
-    sides, index = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)), jnp.arange(EXAMPLES)
+    sides = jax.device_get((logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)))
+    index = np.arange(EXAMPLES)
     losses, metrics = short(objective.name)(*sides, index)
     assert losses.shape == (EXAMPLES,) and all(m.shape == (EXAMPLES,) for m in metrics.values())
     assert set(metrics) == set(objective.metrics)
@@ -140,17 +171,20 @@ def test_order_padding_and_further_candidates_change_nothing(objective):
 
     # An objective over all candidates reads a further one, unless it is absent.
     fourth = 0 if objective.name.startswith("listwise.") or "degree" in objective.needs else 3
-    same((losses, metrics), long(objective.name)(*widened(policy, ref, lengths, fourth=fourth), index)[:2])
+    wide = widened(policy, ref, lengths, fourth=fourth)
+    same((losses, metrics), long(objective.name)(*wide, index, **moved(objective.name))[:2])
 
 
 def test_the_other_examples_change_nothing(objective):
     if couples_examples(objective, Shapes(EXAMPLES, 3, LENGTH, 1, 1, 1)):
         pytest.skip("couples its examples")
     policy, ref, lengths = draw()
-    every = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths), jnp.arange(EXAMPLES))
+    every = jax.device_get(
+        (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths), jnp.arange(EXAMPLES))
+    )
     program = short(objective.name)
     alone = [take(program(*take(every, np.full(EXAMPLES, i))), 0) for i in range(EXAMPLES)]
-    same(program(*every), jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    same(program(*every), jax.tree.map(lambda *x: np.stack(x), *alone))
 
 
 @pytest.mark.check
@@ -159,6 +193,7 @@ def test_jit_equals_eager_and_vmap_a_loop(objective):
     policy, ref, lengths = draw()
     sides, index = (logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)), jnp.arange(EXAMPLES)
     whole = short(objective.name)(*sides, index)
+    objective = objectives.build(objective.name, **moved(objective.name))
     same(whole, run(objective, *sides))
     if not couples_examples(objective, Shapes(EXAMPLES, 3, LENGTH, 1, 1, 1)):
         alone = [run(objective, *take((*sides, index), slice(i, i + 1))) for i in range(2)]
@@ -186,19 +221,41 @@ def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective):
 
 
 @pytest.mark.check
-def test_the_gradient_is_that_of_the_loss(objective, monkeypatch):
-    # With what an objective holds still let go: differences of the loss would see it move.
-    monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: x)
-    rng, step = np.random.default_rng(7), 1e-5
+def test_the_gradient_is_that_of_the_loss_and_the_same_with_numbers_as_arrays(objective, monkeypatch):
+    rng, step, values = np.random.default_rng(7), 1e-5, moved(objective.name)
     with jax.enable_x64(True):
         policy, ref, lengths = (jnp.asarray(x[:2]) for x in draw(length=4))
         reference = logps(ref, lengths)
-        program = jax.jit(jax.value_and_grad(lambda odds: run(objective, logps(odds, lengths), reference)[0].mean()))
+
+        def mean(odds, values, objective):
+            return run(objective, logps(odds, lengths), reference, **values)[0].mean()
+
+        static = functools.partial(mean, values={}, objective=objectives.build(objective.name, **values))
+        traced = functools.partial(mean, objective=objective)
+        values = jax.tree.map(jnp.float64, values)
+        same(JIT(jax.value_and_grad(static))(policy), JIT(jax.value_and_grad(traced))(policy, values), rtol=1e-9)
+
+        # With what an objective holds still let go: differences of the loss would see it move.
+        monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: x)
+        program = JIT(jax.value_and_grad(lambda odds: traced(odds, values)))
         gradient = program(policy)[1]
         for _ in range(3):
             way = rng.standard_normal(policy.shape)
             slope = (program(policy + step * way)[0] - program(policy - step * way)[0]) / (2 * step)
             np.testing.assert_allclose(np.vdot(gradient, way), slope, rtol=1e-5, atol=1e-7)
+
+
+def test_every_float_may_be_an_array(objective):
+    assert set(objectives.numeric(objective)) == moved(objective.name).keys()
+
+
+def test_one_candidate_fewer_than_it_reads_is_refused(objective):
+    """By `first`, so that whoever calls the function is told, and not only by what `build` finds in its program."""
+    if objective.fewest > 1:
+        with pytest.raises(TooFewCandidates) as refused:
+            objectives._trace(objective, objective.fewest - 1)
+        assert refused.value.needed == objective.fewest and "candidates" in str(refused.value)
+    assert objectives._trace(objective, objective.fewest + 1) == objective.metrics
 
 
 def degenerate() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -239,8 +296,8 @@ def test_degenerate_examples_are_finite(objective):
         arguments = widened(*(x[batch] for x in (policy, ref, lengths, ref_lengths)))
         losses, metrics, grad = long(objective.name)(*arguments, jnp.asarray(index[batch]))
         for i, name in enumerate(names[n] for n in batch):
-            where = f"{name}: loss {losses[i]}, gradient {grad[i]}"
-            assert np.isfinite(losses[i]) and np.all(np.isfinite(grad[i])), where
+            finite = np.isfinite(losses[i]) and np.all(np.isfinite(grad[i]))
+            assert finite, f"{name}: loss {losses[i]}, gradient {grad[i]}"
             wrong = {key: float(value[i]) for key, value in metrics.items() if not np.isfinite(value[i])}
             assert not wrong, f"{name}: {wrong}"
             absent = np.arange(LONG)[None, :] >= np.asarray(arguments[1])[i][:, None]
@@ -249,7 +306,7 @@ def test_degenerate_examples_are_finite(objective):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_documented(name):
-    function = objectives._find(name)
+    function = objectives.find(name)
     text = inspect.getdoc(function)
     for part in (".. math::", "Args:", "Returns:", "Example:", ">>>", "Verified:"):
         assert part in text, f"{name} has no {part}"

@@ -1,0 +1,103 @@
+"""Which candidates of a record stand beside its best one: by rank and text, later by their token ids.
+
+Knows ranks, scores and whether two responses are the same; knows no tokenizer and no pair.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from slpojax import named
+from slpojax.data.chain import Group, Text, Transform, each
+from slpojax.data.formats import Messages, Unusable
+from slpojax.data.options import Setup
+from slpojax.data.report import Tally
+
+TIES = ("drop", "keep")
+FEWER = "fewer responses than data.candidates"
+EQUAL = "all candidates ranked equal"
+
+_EMPTY = "empty response"
+_IDENTICAL = "identical responses"
+_EMPTY_LEFT_OUT = "empty response left out"
+_TIE_LEFT_OUT = "candidate ranked equal to the best left out"
+_IDENTICAL_LEFT_OUT = "response identical to the best left out"
+_UNSCORED = "without scores, which count as 0 beside records that have some"
+
+
+def keep(setup: Setup) -> Transform:
+    """Keep the best response and the next ones that can stand beside it; note those that are passed over.
+
+    Raises:
+        ValueError: `data.ties` is unknown, or `data.candidates` below 1.
+    """
+    most, ties = setup.candidates.candidates, setup.candidates.ties
+    if most < 1:
+        raise ValueError(f"data.candidates={most}: expected 1 (single responses) or more")
+    if ties not in TIES:
+        raise ValueError(f"data.ties={ties!r} is unknown{named.near(ties, TIES)}; expected {' | '.join(TIES)}")
+    least, drop_ties = min(2, most), ties == "drop" and not setup.candidates.pairs
+
+    def one(text: Text) -> Text:
+        parsed = text.parsed
+        if len(parsed.responses) < least:
+            raise Unusable(FEWER)
+        if _blank(parsed.responses[0]):
+            raise Unusable(_EMPTY)
+        # Scores rank the candidates unless the record itself states their order.
+        ranked = parsed.scores if not parsed.stated else None
+        places, notes = [0], []
+        for k, response in enumerate(parsed.responses[1:], 1):
+            if len(places) == most:
+                break
+            if _blank(response):
+                notes.append(_EMPTY_LEFT_OUT)
+            elif drop_ties and ranked and ranked[k] == ranked[0]:
+                notes.append(_TIE_LEFT_OUT)
+            else:
+                places.append(k)
+        if len(places) < least:
+            raise Unusable(EQUAL if _TIE_LEFT_OUT in notes else _EMPTY)
+        if ranked and len(places) > 1 and len({ranked[k] for k in places}) == 1:
+            raise Unusable(EQUAL)
+        scores = parsed.scores and tuple(parsed.scores[k] for k in places)
+        parsed = parsed._replace(responses=tuple(parsed.responses[k] for k in places), scores=scores)
+        return text._replace(parsed=parsed, notes=(*text.notes, *notes))
+
+    return each(one)
+
+
+def distinct(setup: Setup) -> Transform:
+    """Leave out candidates with the token ids of the best, and fill up with absent ones to the number asked for."""
+    most = setup.candidates.candidates
+
+    def one(group: Group) -> Group:
+        [example] = group.examples
+        best, *others = zip(example.responses, example.score, strict=True)
+        left = [best, *(other for other in others if not np.array_equal(other[0], best[0]))]
+        if len(left) < min(2, most):
+            raise Unusable(_IDENTICAL)
+        absent = most - len(left)
+        notes = (_IDENTICAL_LEFT_OUT,) * (1 + len(others) - len(left)) + (FEWER,) * (absent > 0)
+        responses, score = zip(*left, *[(np.zeros(0, np.int32), 0.0)] * absent, strict=True)
+        return group._replace(
+            examples=(example._replace(responses=responses, score=score),), notes=(*group.notes, *notes)
+        )
+
+    return each(one)
+
+
+def compare_scores(_: Setup) -> Transform:
+    """Note the records without scores in a data set where some have them: 0 takes the place of theirs."""
+
+    def transform(items: Iterable[Group], tally: Tally) -> Iterator[Group]:
+        groups = list(items)
+        some = any(group.scored for group in groups)
+        for group in groups:
+            yield group._replace(notes=(*group.notes, _UNSCORED)) if some and not group.scored else group
+
+    return transform
+
+
+def _blank(response: str | Messages) -> bool:
+    return not (response if isinstance(response, str) else "".join(turn["content"] for turn in response)).strip()

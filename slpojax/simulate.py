@@ -1,0 +1,366 @@
+"""A world made into a run: a reference that learns its texts, pairs that its reward labels, and a judge of policies.
+
+The reference learns from random weights; two of its answers to a prompt make a pair, labelled by the gold reward
+(Bradley-Terry); a policy that trained on the pairs is judged by the gold reward that it gains and the KL that it pays.
+
+Reference and pairs lie beside the outputs of the runs, in `<world>-<digest>`, named by all that they depend on: the
+world, the seed and what they are made with, but no other key of the run. So all runs whose world is the same share
+them, and may move with them. Knows worlds, models, sampling, and a function that trains; knows no objective.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from slpojax import cached, checkpoint, defaults, grid, hf, log, metrics, models, plots, sampling, settings, worlds
+from slpojax.base import Key, Model, Params, named_key, stream_number
+from slpojax.grid import Grid
+from slpojax.settings import Config
+from slpojax.worlds import World
+
+BATCH = 512  # answers sampled at once
+METRICS = ("world/gold_reward", "world/gold_lift", "world/kl", "world/spread", "world/finished")  # of `judge`
+SHOWN = {  # the head of the final table
+    "world/gold_reward": "gold reward",
+    "world/gold_lift": "gained, in standard deviations of the reference",
+    "world/kl": "KL to the reference, nats per answer",
+    "rewards/accuracies": "preference accuracy",
+    "rewards/margins": "implicit reward margin",
+    "logps/chosen": "log-prob of chosen",
+    "logps/rejected": "log-prob of rejected",
+}
+
+_VERSION = 1  # of how this module makes reference and pairs; another number makes them anew
+_SHARED = ("seed", "compiled", "log_every", "mesh.data", "mesh.fsdp", "mesh.tensor")  # keys of a run that reach its SFT
+_MADE = "made.json"  # says what a folder was made from and what it holds; written last
+_FILES = {"model.path": "hf", "data.path": "pairs.train.jsonl", "data.eval_path": "pairs.eval.jsonl"}
+
+Run = Callable[[Config], Any]  # trains what a configuration says and exports it to <output>/hf
+
+
+def prepare(config: Config, run: Run) -> Config:
+    """Make a world's reference and pairs, or find them; return the configuration that trains on them.
+
+    Args:
+        config: a resolved configuration with a world; its seed draws texts, weights, answers and labels.
+        run: see `Run`.
+
+    Raises:
+        ValueError: the output holds a run with another configuration, or one that began from a reference that was
+            different although it was made from the same.
+    """
+    module, world = worlds.find(config.world)
+    output, folder = pathlib.Path(config.output), world_folder(config, module, world)
+    made = settings.replace(config, {name: str(folder / file) for name, file in _FILES.items()})
+    if (output / "checkpoints").is_dir():  # before minutes go into a reference for a run that is refused
+        checkpoints = checkpoint.open_folder(output / "checkpoints")
+        checkpoint.require_same(checkpoints, made.to_dict())
+        checkpoint.close(checkpoints)
+    with _alone(folder):
+        if _agreed((folder / _MADE).exists()):
+            log.say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")
+        else:
+            _make(world, reference_config(config, world, folder), folder, _key(config, module, world), run)
+    _require_same_contents(output, folder)
+    return made
+
+
+def world_folder(config: Config, module: str, world: World) -> pathlib.Path:
+    """Return where a world's reference and pairs lie: beside the outputs of the runs, named by what they depend on.
+
+    Args:
+        config: of a run.
+        module: the full name of the world's.
+        world: in it.
+    """
+    digest = cached.digest(_key(config, module, world))
+    return pathlib.Path(config.output).parent / f"{module.rpartition('.')[2]}-{digest}"
+
+
+def reference_config(config: Config, world: World, folder: pathlib.Path) -> Config:
+    """Return the configuration that trains a world's reference: defaults, the world's settings, and shared keys.
+
+    Args:
+        config: of the run that asks for it, of which only the keys that it shares are read.
+        world: whose texts it learns.
+        folder: where it lies.
+    """
+    run = settings.flat(config.to_dict())
+    changes = {
+        "objective.name": "sft.token_mean",
+        "reference.mode": "none",
+        "data.format": "prompt_response",
+        "data.candidates": 1,
+        **world.settings,
+        **{key: run[key] for key in _SHARED},
+        "output": str(folder),
+        "model.path": str(folder / "start"),
+        "model.weights": "random",
+        "data.path": str(folder / "texts.train.jsonl"),
+        "data.eval_path": str(folder / "texts.eval.jsonl"),
+    }
+    return settings.replace(defaults.get_config(), changes)
+
+
+def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
+    """Return (params, step) -> the policy's gold reward and its KL to the reference, by the names in `METRICS`.
+
+    Every call answers the same prompts with the same keys, so that what differs is the policy. `world/kl` is the mean
+    over the policy's answers y of log P(y) - log P_ref(y), in nats per answer; `world/gold_lift` is the gold reward
+    gained over the reference's answers, in standard deviations of their reward.
+
+    Args:
+        config: what `prepare` returned.
+    """
+    _, world = worlds.find(config.world)
+    devices = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    model = models.build(
+        hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices, family=config.model.family
+    )
+    ref = hf.load(config.model.path, model, devices)
+    tokenizer = world.tokenizer()
+    prompts = list(world.prompts(world.judged))
+    ids = _prompt_ids(tokenizer, prompts)
+    key = named_key(jax.random.key(config.seed), "judge")
+
+    def answer(params: Params) -> tuple[list[sampling.Response], np.ndarray]:
+        responses = _sample(model, params, world, tokenizer, ids, key, devices)
+        texts = _texts(tokenizer, ids, responses)
+        return responses, np.array([world.reward(*pair) for pair in zip(prompts, texts, strict=True)], np.float64)
+
+    _, base = answer(ref)
+
+    def score(params: Params, step: int) -> dict[str, float]:
+        del step  # a policy is worth the same at every step
+        responses, gold = answer(params)
+        tokens = [response.token for response in responses]
+        batch = min(BATCH, len(ids))
+        under_ref = sampling.score(model, ref, ids, tokens, max_new_tokens=world.longest, batch=batch, grid=devices)
+        log_ratio = [np.sum(y.logp - logp, dtype=np.float64) for y, logp in zip(responses, under_ref, strict=True)]
+        return {
+            "world/gold_reward": float(gold.mean()),
+            "world/gold_lift": float((gold.mean() - base.mean()) / (base.std() or math.nan)),
+            "world/kl": float(np.mean(log_ratio)),
+            "world/spread": float(gold.std()),
+            "world/finished": float(np.mean([response.finished for response in responses])),
+        }
+
+    return score
+
+
+def report(config: Config) -> None:
+    """Show what training did: the first and the last evaluation as a table, and the curves as a picture."""
+    output = pathlib.Path(config.output)
+    rows = metrics.read_jsonl(output / "metrics.jsonl", "eval")
+    log.say(table(config.objective.name, rows[0], rows[-1]))
+    if jax.process_index() != 0:
+        return
+    try:
+        title = f"{config.objective.name} in the world {config.world}"
+        plots.curves(output / "metrics.jsonl", output / "curves.png", title=title)
+        log.say(f"curves: {output / 'curves.png'}")
+    except ImportError as error:
+        log.say(f"no picture of the curves: {error}")
+
+
+def table(title: str, before: metrics.Row, after: metrics.Row) -> Table:
+    """Return two evaluations side by side: the world's metrics first, then every other one."""
+    labels = {name: label for name, label in SHOWN.items() if name in before or name in after}
+    labels |= {name: name for name in after if name not in (*labels, "step", "split")}
+    made = Table("", title=f"{title}, held-out pairs and fresh samples")
+    for row in (before, after):
+        made.add_column(f"step {row['step']}", justify="right")
+    for name, label in labels.items():
+        made.add_row(label, *(f"{row[name]:.4g}" if name in row else "" for row in (before, after)))
+    return made
+
+
+def _key(config: Config, module: str, world: World) -> dict[str, str]:
+    """Return all that a world's reference and pairs depend on; where they lie is no part of it."""
+    sft = settings.flat(reference_config(config, world, pathlib.Path()).to_dict())
+    free = (*defaults.CHANGE_NO_NUMBER, "model.path", "data.path", "data.eval_path")
+    return {
+        "module": module,
+        "code": cached.code_digest(module),
+        "model": json.dumps(dict(world.model), sort_keys=True),
+        "counts": str([world.text_count, world.pair_count, world.held_out, world.longest]),
+        "version": str(_VERSION),
+        **{key: str(value) for key, value in sft.items() if not any(f"{key}.".startswith(f"{f}.") for f in free)},
+    }
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Hold a folder's lock on the first host: a run that finds another one making the same world waits for it."""
+    if jax.process_index() != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.say(f"world: another run makes {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            log.say(f"world: {folder} cannot be locked ({error}); do not start two runs of one world at once")
+        yield
+
+
+def _make(world: World, sft: Config, folder: pathlib.Path, key: dict[str, str], run: Run) -> None:
+    """Write a world's texts, train its reference on them, and label pairs of its answers."""
+    writes = jax.process_index() == 0
+    if writes:
+        _write_start(world, folder, sft.seed)
+    _agreed(True)  # the other hosts read what the first one has written
+    log.say(f"world: a tiny model learns {world.text_count} texts in {sft.steps} steps; it is the reference")
+    run(sft)
+    count = world.pair_count + world.held_out
+    log.say(f"world: the reference writes {count} pairs of answers; the gold reward labels them")
+    pairs = _pairs(world, sft, count)
+    if writes:
+        train, held_out = (folder / _FILES[name] for name in ("data.path", "data.eval_path"))
+        _write_jsonl(train, pairs[: world.pair_count])
+        _write_jsonl(held_out, pairs[world.pair_count :])
+        (folder / f"{_MADE}.part").write_text(json.dumps({"from": key, "holds": _contents(folder)}, indent=1))
+        (folder / f"{_MADE}.part").replace(folder / _MADE)
+    _agreed(True)
+
+
+def _write_start(world: World, folder: pathlib.Path, seed: int) -> None:
+    """Write what the reference starts from: its shape, its tokenizer and the texts."""
+    tokenizer = world.tokenizer()
+    tokenizer.save_pretrained(folder / "start")
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")}
+    hf_config = {**world.model, "vocab_size": len(tokenizer), **special}
+    (folder / "start" / "config.json").write_text(json.dumps(hf_config, indent=1))
+    drawn = world.texts(world.text_count + world.held_out, np.random.default_rng([seed, stream_number("texts")]))
+    texts = [{"prompt": prompt, "response": response} for prompt, response in drawn]
+    _write_jsonl(folder / "texts.train.jsonl", texts[: world.text_count])
+    _write_jsonl(folder / "texts.eval.jsonl", texts[world.text_count :])
+
+
+def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]]:
+    """Return pairs of the reference's answers, one preferred with the Bradley-Terry probability of the gold reward.
+
+    Two equal answers are no pair, and an empty one is in none; more prompts are answered instead. The gold rewards go
+    along as scores, for objectives that read them; that of the preferred answer may be the lower one.
+    """
+    path, seed = pathlib.Path(sft.output) / "hf", sft.seed
+    model = models.build(hf.read_config(path), family=sft.model.family)
+    params, tokenizer = jax.device_put(hf.load(path, model)), world.tokenizer()
+    key, rng = named_key(jax.random.key(seed), "pairs"), np.random.default_rng([seed, stream_number("labels")])
+    prompts = list(world.prompts(2 * count))
+    ids = _prompt_ids(tokenizer, prompts)
+    pairs: list[dict[str, str | float]] = []
+    for start in log.track(range(0, 2 * count, BATCH), 1 + -(-count // BATCH), "pairs, in batches"):
+        twice = [own for own in ids[start : start + BATCH] for _ in range(2)]
+        answers = _texts(tokenizer, twice, _sample(model, params, world, tokenizer, twice, key, first=2 * start))
+        for prompt, a, b in zip(prompts[start : start + BATCH], answers[::2], answers[1::2], strict=True):
+            gold_a, gold_b = world.reward(prompt, a), world.reward(prompt, b)
+            a_wins = rng.random() < 0.5 * (1 + math.tanh((gold_a - gold_b) / 2))
+            chosen, rejected = (a, b) if a_wins else (b, a)
+            if a != b and a.strip() and b.strip():
+                scores = (gold_a, gold_b) if a_wins else (gold_b, gold_a)
+                texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                pairs.append({**texts, "score_chosen": scores[0], "score_rejected": scores[1]})
+        if len(pairs) >= count:
+            return pairs[:count]
+    raise ValueError(
+        f"the reference's two answers to a prompt differ, and neither is empty, for only {len(pairs)} of {2 * count} "
+        f"prompts, which makes no {count} pairs; give the world longer answers or more prompts, or lower its pair_count"
+    )
+
+
+def _prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[np.ndarray]:
+    known = {prompt: np.array(tokenizer(prompt)["input_ids"], np.int32) for prompt in dict.fromkeys(prompts)}
+    return [known[prompt] for prompt in prompts]
+
+
+def _sample(
+    model: Model,
+    params: Params,
+    world: World,
+    tokenizer: Any,
+    prompts: Sequence[np.ndarray],
+    key: Key,
+    devices: Grid | None = None,
+    *,
+    first: int = 0,
+) -> list[sampling.Response]:
+    """Answer prompts, given as ids."""
+    eos, batch = (tokenizer.eos_token_id,), min(BATCH, len(prompts))
+    return sampling.generate(
+        model,
+        params,
+        prompts,
+        key=key,
+        max_new_tokens=world.longest,
+        eos=eos,
+        batch=batch,
+        first=first,
+        grid=devices,
+    )
+
+
+def _texts(tokenizer: Any, prompts: Sequence[np.ndarray], answers: Sequence[sampling.Response]) -> list[str]:
+    """Return answers as the texts that follow their prompts, without special tokens."""
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    begins = functools.cache(lambda ids: len(decode(list(ids))))
+    return [
+        decode(np.concatenate([prompt, answer.token]))[begins(tuple(prompt.tolist())) :]
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _require_same_contents(output: pathlib.Path, folder: pathlib.Path) -> None:
+    """Refuse to go on with a policy that began from another reference, or other pairs, than lie in `folder` now.
+
+    Another machine, or another version of jax, makes other numbers of the same seed.
+    """
+    note, refused = output / "world.json", False
+    if jax.process_index() == 0:
+        holds = json.loads((folder / _MADE).read_text())["holds"]
+        began = any(path.name.isdigit() for path in (output / "checkpoints").glob("*"))
+        refused = began and note.exists() and json.loads(note.read_text()) != holds
+        if not refused:
+            output.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(holds, indent=1))
+    if _agreed(refused):
+        raise ValueError(
+            f"{folder} was made anew and holds another reference, or other pairs, than the run in {output} began with; "
+            "bring the former folder back, or start a new run in its own folder: --config.output=..."
+        )
+
+
+def _contents(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that a run reads."""
+    places = [folder / name for name in _FILES.values()]
+    digests = {}
+    for path in sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file()):
+        with open(path, "rb") as f:
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(f, "sha256").hexdigest()
+    return digests
+
+
+def _agreed(value: bool) -> bool:
+    """Return on every host what the first one says, once it has come here."""
+    answer = cached.from_first_host([np.array([value], np.int32)])
+    return bool(answer is not None and answer[0][0])
+
+
+def _write_jsonl(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file that is there only once it is whole."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(record) + "\n" for record in records))
+    part.replace(path)

@@ -1,0 +1,38 @@
+"""What a program says: once for all hosts, and how far it is."""
+
+import io
+
+import pytest
+import rich
+from rich.console import Console
+
+from slpojax import log
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_track_shows_how_far_it_is(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    assert list(log.track(iter("abc"), 3, "reference", console=console)) == ["a", "b", "c"]
+    text = console.file.getvalue()
+    assert "reference" in text and "3/3" in text
+    assert terminal or text == "reference 3/3  in 0:00\n"
+
+
+def test_a_line_is_printed_as_it_is(capsys):
+    log.say("[red] 1/2 " + "w" * 300)
+    assert capsys.readouterr().out == "[red] 1/2 " + "w" * 300 + "\n"
+
+
+def test_the_first_host_alone_speaks(monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    log.say("a line")
+    assert list(log.track("ab", 2, "letters")) == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_line_does_not_tear_a_progress_bar(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=60)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+    for letter in log.track("ab", 2, "letters"):
+        log.say(f"a whole line of {letter}")
+    assert "a whole line of b\n" in console.file.getvalue()

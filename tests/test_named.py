@@ -1,0 +1,112 @@
+"""Names of a configuration: found in the package or anywhere, bound, or refused with what was probably meant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slpojax import named
+
+OUTSIDE = '''
+def mine(policy, *, beta=0.1, loss="x"):
+    """An idea."""
+
+def helper(x):
+    """None of its kind."""
+
+def prepare(config):
+    """Of a world."""
+'''
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    (tmp_path / "named_ideas.py").write_text(OUTSIDE)
+    (tmp_path / "named_broken.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_functions_of_a_package_and_of_a_module(outside):
+    found = named.functions("slpojax.objectives")
+    assert found["dpo.sigmoid"].__name__ == "sigmoid" and "margin.rpo_squared" in found
+    assert not [name for name in found if "._" in name or name.startswith("pairs.")]
+    assert list(named.functions("named_ideas")) == ["mine"]
+    assert list(named.functions("named_ideas", first="config")) == ["prepare"]
+
+
+def test_the_package_comes_first_then_any_module(outside):
+    def known(policy):
+        pass
+
+    assert named.find("objective", "named_ideas.mine", {"named_ideas.mine": known}) is known
+    assert named.find("objective", "named_ideas.mine", {}).__name__ == "mine"
+    for name in ("named_ideas.helper", "named_ideas.absent", "absent.mine", "mine", ".mine", ""):
+        with pytest.raises(ValueError, match=f"unknown objective {name!r}.* whose first parameter is `policy`"):
+            named.find("objective", name, {})
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        named.find("objective", "named_broken.mine", {})
+
+
+def test_modules_are_found_likewise(outside):
+    package = "slpojax.objectives"
+    assert named.find_module("world", "dpo", package).__name__ == "slpojax.objectives.dpo"
+    assert named.find_module("world", "named_ideas", package, having=["prepare"]).__name__ == "named_ideas"
+    with pytest.raises(ValueError, match="world 'named_ideas' lacks report; it needs the functions prepare, report"):
+        named.find_module("world", "named_ideas", package, having=["prepare", "report"])
+    with pytest.raises(
+        ValueError, match="unknown world 'dpoo' .near: dpo.; there are .* importable module with report"
+    ):
+        named.find_module("world", "dpoo", package, having=["report"])
+
+
+def test_an_unknown_name_says_what_is_near_and_what_there_is():
+    few, many = ["rmsprop", "adamw"], [f"group{i}.key" for i in range(99)] + ["seed"]
+    assert str(named.unknown("optimizer", "adam", few)) == (
+        "unknown optimizer 'adam' (near: adamw); there are rmsprop, adamw"
+    )
+    assert str(named.unknown("key", "sed", many, listed="configs/base.py")) == (
+        "unknown key 'sed' (near: seed); there are 100 (configs/base.py)"
+    )
+    assert str(named.unknown("key", "x", few, also="any other")) == (
+        "unknown key 'x'; there are rmsprop, adamw, or any other"
+    )
+
+
+def test_near_words():
+    keys = ["objective.beta", "selector.beta", "batch_size", "mesh.data"]
+    assert named.near("beta", keys) == " (near: objective.beta, selector.beta)"
+    assert named.near("optimizer.beta", keys) == " (near: objective.beta, selector.beta)"
+    assert named.near("Batchsize", keys) == " (near: batch_size)"
+    assert named.near("", keys) == named.near("zzz", keys) == ""
+
+
+def test_a_requirement_of_a_traced_number_waits_for_a_python_one():
+    @jax.jit
+    def program(beta):
+        named.require(beta > 0, "beta", beta, "a number above 0")
+        named.require((0 < beta) & (beta < 1), "beta", beta, "a share")
+        return beta
+
+    assert program(-1.0) == -1.0
+    for beta in (-1.0, np.float32(-1.0), jnp.float32([1.0, -1.0])):
+        with pytest.raises(ValueError, match="beta = .*: expected a number above 0"):
+            named.require(beta > 0, "beta", beta, "a number above 0")
+
+
+def test_which_numbers_may_be_traced():
+    def function(x, *, beta=0.1, root=0.5, kind="a", count=2, flag=True, weight=1.0):
+        extra = {} if weight == 0 else {"weight": weight}
+        return {"loss": beta * x / (root if root > 1 else 1.0), **extra}
+
+    def same(values, arrays):
+        return jax.eval_shape(lambda arrays: function(1.0, **(values | arrays)), arrays).keys() == {"loss", "weight"}
+
+    values = {"beta": 0.1, "root": 0.5, "kind": "a", "count": 2, "flag": True}
+    assert named.numeric(values, lambda arrays: same(values, arrays)) == ("beta",)
+
+
+def test_trees_are_flattened_in_their_order():
+    tree = {"b": {"y": 1, "x": {}, "z": (1, 2)}, "a": None}
+    assert list(named.flatten(tree, ".").items()) == [("b.y", 1), ("b.z", (1, 2)), ("a", None)]
+    paths = [named.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"a": [0, {"b": 1}]})]
+    assert paths == ["a/0", "a/1/b"]

@@ -1,0 +1,339 @@
+"""A world made into a run: what its reference and pairs depend on, where they lie, and how policies are judged."""
+
+import json
+import math
+import os
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from slpojax import checkpoint, hf, metrics, models, settings, simulate, train, worlds
+from slpojax.worlds import reviews
+from slpojax.worlds.reviews import language
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def quickstart(output, **changes):
+    config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
+    return settings.resolve(config, {"output": str(output), **changes}, choices=train.CHOICES)
+
+
+SMALL = {"text_count": 40, "pair_count": 600, "held_out": 24, "judged": 120}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A world made small, whose reference was never trained: (output, configurations run, what prepare returned)."""
+    calls = []
+
+    def untrained(config):
+        calls.append(config)
+        hf_config = hf.read_config(config.model.path) | {"initializer_range": 0.2}
+        model = models.build(hf_config)
+        params = jax.jit(model.init)(jax.random.key(config.seed))
+        hf.save(pathlib.Path(config.output) / "hf", params, model, hf_config, tokenizer_from=config.model.path)
+
+    output = tmp_path_factory.mktemp("world") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reviews, "WORLD", reviews.WORLD._replace(**SMALL))
+        patch.setattr(simulate, "BATCH", 128)
+        yield output, calls, simulate.prepare(quickstart(output), untrained)
+
+
+def stop(config):
+    raise InterruptedError
+
+
+def read(path):
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def test_prepare_writes_texts_tokenizer_and_config(prepared):
+    from transformers import AutoTokenizer
+
+    output, (sft,), config = prepared
+    assert (sft.objective.name, sft.reference.mode, sft.world) == ("sft.token_mean", "none", "")
+    assert len(read(sft.data.path)) == 40 and len(read(sft.data.eval_path)) == 24
+    assert config.world == "reviews" and config.data.format == "pairs"
+    folder = pathlib.Path(config.model.path).parent
+    assert folder.parent == output.parent and folder.name.startswith("reviews-"), "beside the outputs"
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    for _, prompt in language.prompts(12):
+        assert tokenizer(prompt)["input_ids"] == [language.words().index(word) for word in prompt.split()]
+        assert tokenizer(prompt)["input_ids"] == language.encode(prompt).tolist()
+    assert tokenizer.eos_token_id == language.words().index(language.EOS)
+    assert tokenizer.decode(tokenizer(" i liked it .")["input_ids"]) == "i liked it ."
+
+
+def test_pairs_are_labelled_by_bradley_and_terry(prepared):
+    _, _, config = prepared
+    pairs = read(config.data.path)
+    assert len(pairs) == 600 and len(read(config.data.eval_path)) == 24
+    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
+    gold = np.array([[language.reward(pair[name].split()) for name in ("chosen", "rejected")] for pair in pairs])
+    assert gold.tolist() == [[pair["score_chosen"], pair["score_rejected"]] for pair in pairs]
+    gap = gold[:, 0] - gold[:, 1]
+    gap = gap[gap != 0]
+    better = 1 / (1 + np.exp(-np.abs(gap)))  # the chance that the better one was chosen
+    assert abs((gap > 0).sum() - better.sum()) < 4 * math.sqrt((better * (1 - better)).sum())
+    assert 0.55 < (gap > 0).mean() < 0.98
+
+
+def folder_of(config):
+    """Where the world of a configuration lies, or would lie."""
+    module, world = worlds.find(config.world)
+    return simulate.world_folder(config, module, world)
+
+
+def different(key):
+    """Another value of a key of the base configuration."""
+    value = settings.flat(base.get_config().to_dict()).get(key)
+    named = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
+    named |= {"selector.name": "max", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
+    if key in named:
+        return named[key]
+    if isinstance(value, bool):
+        return not value
+    return f"{value}x" if isinstance(value, str) else value + 1
+
+
+KEYS = sorted(settings.flat(base.get_config().to_dict()).keys() - {"world", "output"})
+
+
+def test_the_reference_depends_on_the_seed_and_on_no_other_key_of_a_run(prepared):
+    """And so do the pairs: runs with another objective, other rows, another mesh, ... share them."""
+    output, _, _ = prepared
+    before = folder_of(quickstart(output))
+    assert [key for key in KEYS if folder_of(quickstart(output, **{key: different(key)})) != before] == ["seed"]
+
+
+def test_what_a_run_sets_does_not_reach_the_reference(prepared):
+    output, (sft,), _ = prepared
+    changes = {"data.rows": "0:10", "moments": "bfloat16", "clip_norm": 0.1, "data.ties": "keep", "epochs": 9.0}
+    world = worlds.find("reviews")[1]
+    config = quickstart(output, **changes, **{"log_every": 7, "mesh.fsdp": 2})
+    made = simulate.reference_config(config, world, pathlib.Path(sft.output))
+    assert checkpoint.differences(sft.to_dict(), made.to_dict()) == {}
+    assert made.data.rows == "" and (made.log_every, made.mesh.fsdp) == (7, 2)
+
+
+def test_runs_share_what_is_there_and_other_settings_lie_beside_it(prepared, capsys):
+    output, _, config = prepared
+    other = {"objective.name": "unpaired.kto", "data.unpair": True, "data.mismatched": True, "steps": 3}
+    again = simulate.prepare(quickstart(output.with_name("other"), **other), stop)
+    assert again.model.path == config.model.path and again.data.path == config.data.path
+    assert "found in" in capsys.readouterr().out
+    with pytest.raises(InterruptedError):
+        simulate.prepare(quickstart(output, seed=1), stop)
+    folders = {path.name.split("-")[0] for path in output.parent.iterdir()}
+    assert folders == {"run", "other", "reviews"} and len([*output.parent.glob("reviews-*")]) == 2
+    assert simulate.prepare(quickstart(output), stop) == config
+
+
+def test_a_run_may_move_with_its_world(prepared, tmp_path):
+    output, _, config = prepared
+    moved = shutil.copytree(output.parent, tmp_path / "elsewhere") / "run"
+    there = simulate.prepare(quickstart(moved), stop)
+    assert there.data.path == str(moved.parent / pathlib.Path(config.data.path).relative_to(output.parent))
+    assert checkpoint.differences(config.to_dict(), there.to_dict()) == {}
+    other = simulate.prepare(quickstart(moved), stop).to_dict()
+    assert checkpoint.differences(config.to_dict(), other | {"seed": 1}) == {"seed": (0, 1)}
+
+
+def test_a_policy_does_not_go_on_from_a_reference_that_came_out_different(prepared, tmp_path):
+    output, _, _ = prepared
+    moved = shutil.copytree(output.parent, tmp_path / "elsewhere") / "run"
+    (moved / "checkpoints" / "3").mkdir(parents=True)
+    (moved / "checkpoints" / "3").rename(moved / "checkpoints" / "4")
+    (folder,) = (path.parent for path in moved.parent.glob("reviews-*/made.json"))
+    made = json.loads((folder / "made.json").read_text())
+    made["holds"]["pairs.train.jsonl"] = "another"
+    (folder / "made.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="was made anew and holds another reference, or other pairs"):
+        simulate._require_same_contents(moved, folder)
+    shutil.rmtree(moved / "checkpoints")
+    simulate._require_same_contents(moved, folder)  # nothing began yet
+
+
+def test_another_run_in_the_output_is_refused_before_its_reference_is_made(prepared, monkeypatch):
+    output, _, _ = prepared
+    (output / "checkpoints").mkdir()
+    monkeypatch.setattr(checkpoint, "require_same", lambda *_: (_ for _ in ()).throw(ValueError("another run")))
+    with pytest.raises(ValueError, match="another run"):
+        simulate.prepare(quickstart(output, seed=2), stop)
+    (output / "checkpoints").rmdir()
+
+
+def test_a_second_run_waits_until_the_first_has_made_the_world(tmp_path, capsys):
+    inside, order = threading.Event(), []
+
+    def second():
+        inside.wait(60)
+        with simulate._alone(tmp_path / "world"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with simulate._alone(tmp_path / "world"):
+        inside.set()
+        thread.join(0.5)
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "second"] and "waiting for it" in capsys.readouterr().out
+
+
+OTHERS = {  # another objective -> what more its error asks for
+    "margin.odpo": "",
+    "anchored.sppo": "--config.data.format=bradley_terry",
+    "unpaired.kto": "--config.data.unpair=True --config.data.mismatched=True",
+    "token_level.tdpo1": "--config.reference.mode=online",
+}
+
+
+def other_objective(config, output, name, more=""):
+    """The quickstart on the pairs that were prepared, with another objective and the keys that its error named."""
+    changes = {"model.path": config.model.path, "data.path": config.data.path, "data.eval_path": "", "world": ""}
+    keys = dict(word.removeprefix("--config.").split("=") for word in more.split())
+    return quickstart(output, **changes, **keys, **{"objective.name": name, "steps": 2, "export": False})
+
+
+@pytest.mark.parametrize("name", [name for name, more in OTHERS.items() if more])
+def test_another_objective_s_error_says_which_keys_it_takes(prepared, tmp_path, name):
+    with pytest.raises(ValueError, match=f"objective {name} .*{OTHERS[name]}"):
+        train.train(other_objective(prepared[2], tmp_path, name))
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_objective_trains_with_the_keys_that_its_error_names(prepared, tmp_path, name):
+    train.train(other_objective(prepared[2], tmp_path, name, OTHERS[name]))
+    rows = metrics.read_jsonl(tmp_path / "metrics.jsonl", "train")
+    assert all(np.isfinite(row["loss"]) for row in rows) and rows[0]["loss"] > 0
+
+
+def test_the_reference_judged_by_itself_has_no_lift_and_no_kl(prepared):
+    _, _, config = prepared
+    model = models.build(hf.read_config(config.model.path))
+    score, params = simulate.judge(config), hf.load(config.model.path, model)
+    same = score(params, 0)
+    assert tuple(same) == simulate.METRICS
+    assert same["world/gold_lift"] == 0.0 and same["world/kl"] == pytest.approx(0.0, abs=1e-5)
+    other = params | {"head": {"weight": 1.3 * params["head"]["weight"]}}
+    sharper = score(other, 1)
+    assert sharper["world/kl"] > 0.1
+    assert score(other, 2) == sharper
+
+
+OUTSIDE = '''
+"""A world of one prompt, in which more of "up" is better."""
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from slpojax.worlds import World
+
+WORDS = {word: i for i, word in enumerate(["<eos>", "go", "up", "down"])}
+
+
+def tokenizer():
+    words = Tokenizer(WordLevel(WORDS, unk_token="<eos>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+
+
+def texts(count, rng):
+    return [("go", "".join(rng.choice([" up", " down"], size=rng.integers(1, 4)))) for _ in range(count)]
+
+
+WORLD = World(
+    model={"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    | {"num_attention_heads": 2, "initializer_range": 0.2},
+    tokenizer=tokenizer,
+    texts=texts,
+    prompts=lambda count: ["go"] * count,
+    reward=lambda prompt, answer: float(answer.split().count("up")),
+    longest=4,
+    settings={"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 0, "data.row_length": 32}
+    | {"data.max_length": 16, "data.max_prompt_length": 4},
+    text_count=32, pair_count=40, held_out=8, judged=16,
+)
+'''
+
+
+@pytest.mark.check
+def test_a_world_outside_of_the_package_trains_and_judges(tmp_path):
+    """As a user would: a module on the path, its name on the command line."""
+    (tmp_path / "world_of_a_test.py").write_text(OUTSIDE)
+    keys = {"world": "world_of_a_test", "output": tmp_path / "run", "data.format": "pairs", "steps": 2}
+    keys |= {"batch_size": 8, "data.row_length": 32, "data.max_length": 16, "data.max_prompt_length": 4}
+    keys |= {"learning_rate": 1e-2, "warmup_steps": 0, "best_metric": "-eval/world/gold_reward"}
+    command = [sys.executable, "-m", "slpojax.train", "--config=configs/base.py"]
+    command += [f"--config.{key}={value}" for key, value in keys.items()]
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl", "eval")
+    assert [row["step"] for row in rows] == [0, 2] and {"loss", *simulate.METRICS} <= rows[0].keys()
+    assert abs(rows[0]["world/kl"]) < 1e-5 < abs(rows[1]["world/kl"]) and rows[0]["world/gold_lift"] == 0
+    (folder,) = tmp_path.glob("world_of_a_test-*")
+    assert (folder / "hf").is_dir() and (tmp_path / "run" / "hf").is_dir()
+    assert "gained, in standard deviations" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"best_metric": "eval/world/gold_rewrd"},
+            r"best_metric='eval/world/gold_rewrd'.*near: eval/world/gold_reward",
+        ),
+        ({"best_metric": "-eval/rewards/acuracies"}, r"near: eval/rewards/accuracies"),
+        ({"profile": "10-12"}, "config.profile='10-12': expected first:last"),
+        ({"reference.mode": "cashed"}, "config.reference.mode='cashed'.*: expected one of"),
+        ({"wandb": "project"}, r"--config.wandb needs wandb: `pip install 'slpojax\[logging\]'`"),
+    ],
+)
+def test_what_the_configuration_shows_to_be_wrong_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, changes, says
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.chdir(ROOT)
+    keys = {"output": tmp_path / "run"} | changes
+    command = ["train", "--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in keys.items())]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=says):
+        train.main()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_shows_both_ends_of_the_run(tmp_path, capsys):
+    config = quickstart(tmp_path)
+    rows = [{"step": n, "split": "eval", "world/kl": n / 400, "mass/gap_chosen": 0.5} for n in (0, 100, 200)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    simulate.report(config)
+    shown = capsys.readouterr().out
+    assert "slpo.shift" in shown and "0.5" in shown and "0.25" not in shown and "mass/gap_chosen" in shown
+
+
+@pytest.mark.check
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_slpo_lifts_the_gold_reward_at_little_kl_and_holds_it(tmp_path, seed):
+    command = [sys.executable, "-m", "slpojax.train", "--config=configs/quickstart.py"]
+    subprocess.run([*command, f"--config.output={tmp_path}", f"--config.seed={seed}"], cwd=ROOT, check=True)
+    rows = metrics.read_jsonl(tmp_path / "metrics.jsonl", "eval")
+    settled = rows[-1]["step"] * 2 / 3
+    for row in rows:
+        assert row["world/kl"] <= 0.6, row
+        assert row["step"] < settled or row["world/gold_lift"] >= 0.5, row
