@@ -17,7 +17,6 @@ import programs
 from configs import base
 from slpojax import grid, hf, models, sampling, settings, simulate, train
 from slpojax.worlds import reviews
-from slpojax.worlds.reviews import language
 
 MESH = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}
 PROMPTS = [[3, 4, 5], [7], [2, 9, 11, 6, 8, 3], [12, 12], [5, 2, 10, 4]]
@@ -59,22 +58,22 @@ def _counted(name: str):
 
 
 def judge(folder: pathlib.Path, mesh: dict) -> dict:
-    """Judge a model of the world's vocabulary by the world's own scorer."""
+    """Judge a model of a world's shape by the world, which asks for few answers."""
     path = folder / "world"
-    changes = mesh | {"model.path": str(path), "output": str(folder / "judged"), "world": "reviews"}
+    changes = mesh | {"world": "reviews", "model.path": str(path), "output": str(folder / "judged")}
     config = settings.resolve(base.get_config(), changes, choices=train.CHOICES)
     devices = grid.make(*(config.mesh[axis] for axis in grid.AXES))
     model = models.build(hf.read_config(path), grid=devices)
     params = hf.load(path, model, devices)
     params = params | {"head": {"weight": 1.3 * params["head"]["weight"]}}
-    few = reviews.WORLD._replace(judged=24)
-    with mock.patch.object(reviews, "WORLD", few), mock.patch.object(simulate, "BATCH", 16):
+    world = reviews.WORLD._replace(judged=24)
+    with mock.patch.object(reviews, "WORLD", world), mock.patch.object(simulate, "BATCH", 16):
         return dict(simulate.judge(config)(params, 0))
 
 
 def write_world(folder: pathlib.Path) -> None:
     """Write a model of the world's shape with weights from NumPy."""
-    config = dict(reviews.WORLD.model) | {"vocab_size": len(language.words()), "num_hidden_layers": 1}
+    config = reviews.LLAMA | {"vocab_size": len(reviews.WORLD.tokenizer()), "num_hidden_layers": 1}
     model, rng = models.build(config), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: rng.normal(0.0, 0.2, x.shape).astype(np.float32), shapes)
