@@ -183,6 +183,16 @@ NEEDS: dict[str, Need] = {
 }
 
 
+def add(name: str, need: Need) -> None:
+    """Add a need to the table: what a reader outside the package gives.
+
+    Raises:
+        ValueError: there is another one of this name.
+    """
+    if NEEDS.setdefault(name, need) != need:
+        raise ValueError(f"there is a need {name!r} already: {describe(name)} Give the reader's score another name")
+
+
 def where(**fields: Any) -> tuple[str, ...]:
     """Return the names of the needs that have these values in `Need`.
 

@@ -18,7 +18,6 @@ from slpojax import head, needs, readers
 from slpojax.base import ABSENT, Array, Batch, Logps, Model, Params, Rows, Scored, Shapes
 from slpojax.grid import Grid
 from slpojax.head import TokenScores
-from slpojax.readers import Reader
 
 # (params, rows, scored, ref_params) -> [G, S] scores; `params` hold those of readers, too. `ref_params` is None where
 # nothing that is requested takes the reference's weights.
@@ -27,9 +26,7 @@ TokenScorer = Callable[..., TokenScores]
 Scorer = Callable[..., tuple[Logps, dict[str, Any]]]
 
 
-def token_scorer(
-    model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = (), more: Collection[Reader] = ()
-) -> TokenScorer:
+def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = ()) -> TokenScorer:
     """Return (params, rows, scored, ref_params) -> scores of the scored tokens, [G, S] and for readers [G, S, ...].
 
     Args:
@@ -37,12 +34,11 @@ def token_scorer(
         shapes: sizes of the batch.
         grid: the devices; how many logits exist at once depends on their kind.
         requested: what is asked for beside the log-odds: of the head's distribution, or what a reader gives.
-        more: readers beside the bundled ones.
     """
     of_head = sorted(set(requested) & set(needs.of_source("head")))
-    used = readers.needed(requested, more)
+    used = readers.needed(requested)
     of_layers = any(reader.layers for reader in used)
-    takes_reference = takes_weights(requested, more)
+    takes_reference = takes_weights(requested)
     platform = grid.mesh.devices.flat[0].platform
 
     def states_of(params: Params, rows: Rows, scored: Scored) -> tuple[Array, Array | None]:
@@ -71,9 +67,7 @@ def token_scorer(
     return score
 
 
-def scorer(
-    model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = (), more: Collection[Reader] = ()
-) -> Scorer:
+def scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = ()) -> Scorer:
     """Return the jitted (params, batch, ref_params) -> scores of a whole batch, without gradient, on every device.
 
     One compiled program serves every batch of these sizes, whether it carries the log-probs of frozen models (an
@@ -84,12 +78,11 @@ def scorer(
         shapes: sizes of the batch.
         grid: the devices.
         requested: what is asked for beside the log-probs, as `token_scorer` takes it.
-        more: readers beside the bundled ones.
 
     Returns:
         ([B, K, T] `Logps` of the responses, what else was requested by name), as `place` returns them.
     """
-    compiled = _scorer(model, shapes, grid, frozenset(requested), tuple(more))
+    compiled = _scorer(model, shapes, grid, frozenset(requested))
 
     def score(params: Params, batch: Batch, ref_params: Params | None = None) -> tuple[Logps, dict[str, Any]]:
         return compiled(params, batch._replace(ref=None, previous=None), ref_params)
@@ -99,9 +92,9 @@ def scorer(
 
 @functools.lru_cache(maxsize=8)
 def _scorer(
-    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str], more: tuple[Reader, ...]
+    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str]
 ) -> Callable[..., tuple[Logps, dict[str, Any]]]:
-    score = token_scorer(model, shapes, grid, requested, more)
+    score = token_scorer(model, shapes, grid, requested)
 
     def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Any]]:
         out = score(params, batch.rows, batch.scored, ref_params)
@@ -147,14 +140,12 @@ def place(tokens: TokenScores, scored: Scored, length: Array, shapes: Shapes) ->
     return logps, others
 
 
-def takes_weights(needs: Collection[str], more: Collection[Reader] = ()) -> bool:
-    """Tell whether any of the needs takes the reference's weights beside the policy's."""
-    return bool(head.OF_REFERENCE & set(needs)) or any(r.of == "reference" for r in readers.needed(needs, more))
+def takes_weights(names: Collection[str]) -> bool:
+    """Tell whether any of these needs takes the reference's weights beside the policy's."""
+    return bool(needs.takes_reference_weights(names))
 
 
-def learned(
-    model: Model, params: Params, requested: Collection[str], candidates: int, more: Collection[Reader] = ()
-) -> dict[str, Any]:
+def learned(model: Model, params: Params, requested: Collection[str], candidates: int) -> dict[str, Any]:
     """Return the sizes of the parameters that the requested readers learn, as `readers.draw` takes them.
 
     Args:
@@ -162,9 +153,8 @@ def learned(
         params: like its parameters; shapes do.
         requested: what an objective asks for.
         candidates: K of the data.
-        more: readers beside the bundled ones.
     """
-    used = readers.needed(requested, more)
+    used = readers.needed(requested)
     if not used:
         return {}
     one = np.ones((1, 1), np.int32)

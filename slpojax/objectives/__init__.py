@@ -69,12 +69,13 @@ Objectives add up by name, `dpo.sigmoid + 0.005 * sft.sequence_sum`; see `slpoja
 """
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from slpojax import named, needs
+from slpojax import named, needs, readers
 from slpojax.bounds import reads_beyond
 from slpojax.objectives import mixture
 from slpojax.sequence import TooFewCandidates
@@ -133,7 +134,9 @@ def find(name: str) -> Callable[..., Any]:
     Raises:
         ValueError: there is no such objective.
     """
-    return named.find("objective", name, _known(), listed="python -m slpojax.objectives")
+    function = named.find("objective", name, _known(), listed="python -m slpojax.objectives")
+    readers.adopt(sys.modules[function.__module__])
+    return function
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Readers: scores of tokens that are read off a model's hidden states; the contract, and which reader gives what.
 
 Knows names, sizes and arrays; knows no model family, no vocabulary and no objective. A reader is a module of this
-package with a `READER`, or a `Reader` that the module of an objective lists in its `READERS`. What an objective asks
-for by one of the names that a reader `gives` is read where a scored token is predicted, [K, T] or with further axes
-behind these, 0 where there is no token; the gradient flows to the reader's parameters and, of the policy's states, to
-the policy.
+package with a `READER`, or a `Reader` that an objective's own module lists in its `READERS`, with its `needs`. What an
+objective asks for by one of the names that a reader `gives` is read where a scored token is predicted, [K, T] or with
+further axes behind these, 0 where there is no token; the gradient flows to the reader's parameters and, of the policy's
+states, to the policy.
 
 A reader may have parameters of its own. They stand beside the policy's under `KEY`, are trained, saved and resumed with
 them, and are part of neither the exported model nor a reference.
@@ -14,11 +14,14 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 
+from slpojax import needs
 from slpojax.base import Array, Key, Params
+from slpojax.needs import Need
 
 # Where a policy's parameters hold those of readers, by name: no model has a module of this name.
 KEY = "readers"
@@ -41,6 +44,7 @@ class Reader(NamedTuple):
         layers: True for the outputs of all layers, [N, G, S, D]; False for the final hidden states, [G, S, D].
         learned: (sizes, name of a score) -> the linear maps that it learns for that score, for `linear`; () for none.
         read: (its parameters by name of the score, states, requested names) -> {name: [G, S, ...]}.
+        needs: the entries of `slpojax.needs` of a reader outside this package, by the names of its scores.
     """
 
     gives: tuple[str, ...]
@@ -48,6 +52,10 @@ class Reader(NamedTuple):
     layers: bool
     learned: Callable[[Sizes, str], Any]
     read: Callable[[Params, Array, Collection[str]], dict[str, Array]]
+    needs: Mapping[str, Need] = {}
+
+
+_ADOPTED: list[Reader] = []  # of modules outside this package
 
 
 @functools.cache
@@ -57,22 +65,32 @@ def bundled() -> tuple[Reader, ...]:
     return tuple(importlib.import_module(f"{__name__}.{name}").READER for name in modules)
 
 
-def needed(requested: Collection[str], more: Iterable[Reader] = ()) -> tuple[Reader, ...]:
-    """Return the readers that give one of the requested names.
+def adopt(module: ModuleType) -> None:
+    """Let objectives ask for what the readers of a module give.
 
     Args:
-        requested: names of what is asked for; those that no reader gives are nobody's.
-        more: readers beside those of this package.
+        module: where an objective stands; its `READERS`, if it has some.
 
     Raises:
-        ValueError: two readers give the same name.
+        ValueError: a reader gives what another one gives, or lacks the need of a score.
     """
-    used = tuple(reader for reader in (*bundled(), *more) if set(reader.gives) & set(requested))
-    names = [name for reader in used for name in reader.gives if name in requested]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two readers give {', '.join(twice)}; rename one of them in its `gives`")
-    return used
+    for reader in getattr(module, "READERS", ()):
+        if reader in _ADOPTED:
+            continue
+        for name in reader.gives:
+            if name not in reader.needs:
+                raise ValueError(
+                    f"{module.__name__}: a reader gives {name!r}, but has no needs[{name!r}] that says what"
+                )
+            if reader.needs[name].weights_of_reference != (reader.of == "reference"):
+                raise ValueError(f"{module.__name__}: {name!r} is of the {reader.of}; its need says another thing")
+            needs.add(name, reader.needs[name])
+        _ADOPTED.append(reader)
+
+
+def needed(requested: Collection[str]) -> tuple[Reader, ...]:
+    """Return the readers that give one of the requested names; those that no reader gives are nobody's."""
+    return tuple(reader for reader in (*bundled(), *_ADOPTED) if set(reader.gives) & set(requested))
 
 
 def learned(used: Iterable[Reader], sizes: Sizes, requested: Collection[str]) -> dict[str, Any]:

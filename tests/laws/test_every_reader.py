@@ -1,11 +1,16 @@
 """Laws that every reader inherits: what it gives, of what shape, and where its gradient goes."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import step_tools
 
-from slpojax import needs, readers
+from slpojax import data, models, needs, objectives, readers, scores
+from slpojax.base import Frozen
 
 SIZES = readers.Sizes(layers=2, width=8, candidates=4)
 GROUPS, SCORED = 2, 3
@@ -63,7 +68,55 @@ def test_objectives_may_ask_for_what_it_gives(reader):
     assert set(reader.gives) <= set(needs.NEEDS)
 
 
+# ---- a reader of one's own -------------------------------------------------------------------------------------------
+
+SURPRISE = readers.Reader(
+    gives=("sureness",),
+    of="policy",
+    layers=False,
+    learned=lambda sizes, name: (1, sizes.width),
+    read=lambda params, states, requested: {
+        "sureness": jax.nn.sigmoid(states.astype(jnp.float32) @ params["sureness"]["weight"][0])
+    },
+    needs={"sureness": needs.Need("sureness", "K T", "reader", "how sure a probe is of a token", gradient=True)},
+)
+READERS = (SURPRISE,)
+
+
+def probed(policy, sureness, *, weight: float = 0.5):
+    """An objective that asks for what it gives."""
+    token = policy.token[0]
+    return -jnp.sum(token * (1 + weight * sureness[0])), {"sureness": jnp.mean(sureness[0])}
+
+
+def test_an_objective_brings_a_reader_of_its_own():
+    objective = objectives.build(f"{__name__}.probed")
+    assert objective.needs == {"policy", "sureness"} and readers.needed(objective.needs) == (SURPRISE,)
+    config = {"model_type": "llama", "vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 2}
+    model = models.build(config | {"num_attention_heads": 2, "intermediate_size": 12})
+    pairs = data.build([data.Example(np.int32([1, 2]), (np.int32([3, 4]),), (1.0,), i) for i in range(4)], candidates=1)
+    shapes = data.plan(pairs, [np.arange(4)], row_length=16)
+    batch, params = data.pack([pairs[i] for i in range(4)], shapes), model.init(jax.random.key(0))
+    learned = scores.learned(model, params, objective.needs, candidates=1)
+    assert learned == {"sureness": (1, 8)}
+    params = jax.tree.map(np.asarray, params | readers.draw(jax.random.key(1), learned))
+    ready = step_tools.prepare(model, objective, optax.sgd(0.1), shapes, params, step_tools.grid_of(1, 1, 1))
+    state, metrics = ready.train_step(ready.state, Frozen(), batch)
+    assert 0 < float(metrics["sureness"]) < 1
+    moved = state.params[readers.KEY]["sureness"]["weight"] - params[readers.KEY]["sureness"]["weight"]
+    assert np.any(moved), "the probe is trained with the policy"
+
+
+def module(name, *listed):
+    made = types.ModuleType(name)
+    made.READERS = listed
+    return made
+
+
 def test_two_readers_of_one_name_are_refused():
-    one = readers.bundled()[0]
-    with pytest.raises(ValueError, match="two readers give"):
-        readers.needed(one.gives, [one])
+    other = SURPRISE._replace(needs={"sureness": needs.NEEDS["entropy"]})
+    readers.adopt(module("mine", *READERS))
+    with pytest.raises(ValueError, match="there is a need 'sureness' already"):
+        readers.adopt(module("another", other))
+    with pytest.raises(ValueError, match="without needs"):
+        readers.adopt(module("mine", SURPRISE._replace(gives=("depth",))))
