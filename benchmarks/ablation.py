@@ -14,20 +14,19 @@ parameters.
 
 "Counted" is the ratio of floating-point operations as `slpojax.flops` counts them (6 a weight and cell, 2 for the
 reference), of all cells that are computed, padding too, plus attention at the pairs of cells that see each other; it
-knows nothing of the optimiser, of norms, or of the head's second look at the vocabulary. Every round takes one step of
-each, in turn; the ratios are to the full step of the same round, medians with the smallest and the largest.
+knows nothing of the optimiser, of norms, or of the head's second pass over the vocabulary. Every round takes one step
+of each, in turn; the ratios are to the full step of the same round, medians with the smallest and the largest.
 """
 
 import argparse
 
 import jax
 import numpy as np
-import optax
 import parts
 from common import MODELS, header, in_turn, over, spread
 
-from slpojax import data, flops, grid, models
-from slpojax.base import Batch, Scored, Shapes
+from slpojax import bench, data, flops, grid
+from slpojax.base import Batch, Frozen, Scored, Shapes
 from slpojax.data.pipeline import make_batch
 from slpojax.models.attention import Cells, sees
 
@@ -49,13 +48,13 @@ def main() -> None:
     tokenizer = data.load_tokenizer(args.tokenizer)
     examples, _ = data.load(data.Source(args.pairs, rows=args.rows), tokenizer=tokenizer)
     order = data.order(examples.lengths, args.batch, seed=0, steps=args.batches)
-    mesh, model, optimizer = parts.one_device(), models.build(MODELS[args.model]), optax.adamw(0.0)
-    held, ref_params = [parts.first_state(mesh, model, optimizer)], jax.jit(model.init)(jax.random.key(1))
-    body, head = flops.weights(held[0].params, jax.eval_shape(model.unembed, held[0].params))
-
+    config = parts.configure({"learning_rate": 0.0, "warmup_steps": 0})
     shapes, batches = layout(examples, order, frozenset())
-    score = parts.scorer(mesh, model, shapes)
-    refs = [grid.gather(score(ref_params, grid.put_batch(mesh, batch))) for batch in batches]
+    at, full = parts.setup(config, MODELS[args.model], shapes)
+    ref_params, held = parts.other_params(at), [full.first(bench.draw_params(at), None)]
+    body, head = flops.weights(held[0].params, jax.eval_shape(at.model.unembed, held[0].params))
+    score = parts.scorer(at, shapes)
+    refs = [grid.gather(score(ref_params, grid.put_batch(at.grid, batch))) for batch in batches]
     variants = {"nothing": frozenset(), **{name: frozenset({name}) for name in FEATURES}, "all": frozenset(FEATURES)}
     runs, losses, lines, operations = {}, {}, {}, {}
     for name, off in variants.items():
@@ -63,9 +62,9 @@ def main() -> None:
         online, cells = "cached reference" in off, shapes.rows * shapes.length
         if not online:
             batches = [batch._replace(ref=ref) for batch, ref in zip(batches, refs, strict=True)]
-        one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0])
-        placed = [grid.put_batch(mesh, batch) for batch in batches]
-        runs[name] = run = parts.repeated(one, held, placed, ref_params if online else None)
+        _, steps = parts.setup(config, MODELS[args.model], shapes)
+        placed = [grid.put_batch(at.grid, batch) for batch in batches]
+        runs[name] = run = parts.repeated(steps, held, placed, Frozen(reference=ref_params if online else None))
         losses[name] = np.array([float(run()["loss"]) for _ in placed])
         pairs = np.mean([seen(batch) for batch in batches])
         attention = (12 + 4 * online) * MODELS[args.model]["hidden_size"] * MODELS[args.model]["num_hidden_layers"]

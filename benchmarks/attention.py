@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import parts
 from common import Times, header, in_turn, spread
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import grid, models
+from slpojax.grid import Grid
 from slpojax.models.attention import Cells, dense
 
 # rows, length, query heads, key heads, head_dim
@@ -69,19 +70,19 @@ def causal(query: jax.Array, key: jax.Array, value: jax.Array, reader: Cells, re
     )
 
 
-def program(name: str, shape: tuple[int, ...], dtype: str, mesh: Mesh | None) -> Any:
+def program(name: str, shape: tuple[int, ...], dtype: str, devices: Grid | None) -> Any:
     """Compile (query, key, value, example, branch) -> value and gradients."""
     rows, length, heads, groups, dim = shape
     attend = {**models.ATTENTIONS, "causal": causal}[name]
-    if name == "splash" and mesh:
-        attend = partial(attend, grid=grid.of_mesh(mesh))
+    if name == "splash" and devices:
+        attend = partial(attend, grid=devices)
 
     def value(query: jax.Array, key: jax.Array, val: jax.Array, example: jax.Array, branch: jax.Array) -> jax.Array:
         cells = Cells(jnp.arange(length)[None], example, branch)
         return jnp.sum(jnp.sin(attend(query, key, val, cells, cells)).astype(jnp.float32))
 
     def split(*axes: Any) -> NamedSharding | None:
-        return NamedSharding(mesh, PartitionSpec(*axes)) if mesh else None
+        return NamedSharding(devices.mesh, PartitionSpec(*axes)) if devices else None
 
     arrays = [
         jax.ShapeDtypeStruct((rows, length, h, dim), dtype, sharding=split(("data", "fsdp"), None, "tensor"))
@@ -102,8 +103,8 @@ def main() -> None:
     names = args.names or ["dense", *last]
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
     compilers = parts.compile_for(args.topology)
-    mesh = parts.topology(args.topology, data=-1, fsdp=1, tensor=2) if args.topology else None
-    split = f"{args.topology}, data x tensor = {mesh.shape['data']} x 2" if mesh else jax.devices()[0].device_kind
+    devices = grid.of_mesh(parts.topology(args.topology, data=-1, fsdp=1, tensor=2)) if args.topology else None
+    split = f"{args.topology}, data x tensor = {devices.devices} x 2" if devices else jax.devices()[0].device_kind
     print(header(args, *compilers, device=f"{split}, {dtype}"), flush=True)
     print("| rows, length, heads, key heads, head_dim | name | compile s | temporary MB | ms | cpu ms |")
     print("|---|---|---|---|---|---|")
@@ -111,9 +112,9 @@ def main() -> None:
         compiled, seconds = {}, {}
         for name in names:
             start = time.perf_counter()
-            compiled[name] = program(name, shape, dtype, mesh)
+            compiled[name] = program(name, shape, dtype, devices)
             seconds[name] = time.perf_counter() - start
-        times = {} if mesh else measure(compiled, shape, dtype, args.rounds)
+        times = {} if devices else measure(compiled, shape, dtype, args.rounds)
         for name in names:
             memory = compiled[name].memory_analysis().temp_size_in_bytes / 1e6
             wall, cpu = (spread((1e3 * x for x in taken), 0) for taken in times.get(name, ((), ())))

@@ -2,15 +2,15 @@
 
     python benchmarks/gpu.py [--model pythia-2.8b] [--lengths 1024 2048] [--tokens 16384] [--rounds 5] [--out FOLDER]
 
-Needs jax, flax, optax and numpy alone: no tokenizer, no data set, no checkpoint. Full fine-tuning from random weights:
-float32 master weights, computation in bfloat16, the optimiser of `configs/dpo_hh.py`, packed rows of dialogues of HH's
-lengths, the reference's log-probs cached. It prints
+Needs no tokenizer, no data set and no checkpoint. Full fine-tuning from random weights as in `configs/dpo_hh.py`:
+float32 master weights, computation in bfloat16, its optimiser, packed rows of dialogues of HH's lengths, the
+reference's log-probs cached. It prints
     the rate of a large bfloat16 matrix product and of the model's own largest one, which bound everything after;
     how far bfloat16 log-probs lie from float32 ones, and losses on the GPU from those on the processor, on a small
     model: before any speed, the numbers;
     for every row length tokens/s (computed ones, padding left out), MFU by `slpojax.flops` (recomputation not counted)
     of the data sheet's peak and of the product's rate, the latter also with the recomputed layers and the head's second
-    look at the vocabulary counted, which is what the kernels reach; the time of a forward pass alone; peak memory.
+    pass over the vocabulary counted, which is what the kernels reach; the time of a forward pass alone; peak memory.
 and writes a trace of one step for XProf to the folder. The bar is an MFU of 60% of the product's rate.
 """
 
@@ -23,12 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import parts
 from common import MODELS, ROOT, header, in_turn, spread, verdict
 
-from slpojax import flops, grid, models, optim
-from slpojax.base import Batch, Shapes
+from slpojax import bench, flops, grid, models
+from slpojax.base import Batch, Frozen, Shapes, State
 
 BAR = 0.6
 
@@ -52,7 +51,7 @@ def main() -> None:
     print(header(args, device=jax.devices()[0].device_kind), flush=True)
     rate = products(args)
     numbers(args)
-    steps(args, rate)
+    measure(args, rate)
 
 
 def products(args: argparse.Namespace) -> float:
@@ -75,21 +74,22 @@ def products(args: argparse.Namespace) -> float:
 
 def numbers(args: argparse.Namespace) -> None:
     """Compare log-probs of both dtypes, and losses of the device with the processor's."""
-    vocabulary = MODELS[args.check]["vocab_size"]
-    shapes, batch = parts.full_rows(2, 1024, vocabulary)
-    optimizer = optax.adamw(1e-4)
+    hf_config = MODELS[args.check]
+    shapes, batch = parts.full_rows(2, 1024, hf_config["vocab_size"])
+    adamw = {"optimizer.name": "adamw", "learning_rate": 1e-4, "warmup_steps": 0}
+    at, _ = parts.setup(parts.configure(adamw), hf_config, shapes)
+    first, reference = grid.gather((bench.draw_params(at), parts.other_params(at)))
 
     def score(dtype: str, attention: str) -> np.ndarray:
-        mesh, model = parts.one_device(), models.build(MODELS[args.check], dtype=dtype, attention=attention)
-        params = jax.jit(model.init)(jax.random.key(0))
-        return np.asarray(parts.scorer(mesh, model, shapes)(params, grid.put_batch(mesh, batch)).token)
+        config = parts.configure({"model.dtype": dtype, "model.attention": attention})
+        at = bench.of_model(config, hf_config, grid.one_device())
+        params = jax.device_put(first, at.grid.everywhere)
+        return np.asarray(parts.scorer(at, shapes)(params, grid.put_batch(at.grid, batch)).token)
 
     def losses(device: jax.Device) -> np.ndarray:
-        mesh, model = parts.one_device(device), models.build(MODELS[args.check])
-        held = [parts.first_state(mesh, model, optimizer)]
-        one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0])
-        ref_params = jax.device_put(jax.jit(model.init)(jax.random.key(1)), grid.replicated(mesh))
-        run = parts.repeated(one, held, [grid.put_batch(mesh, batch)], ref_params)
+        at, steps = parts.setup(parts.configure(adamw), hf_config, shapes, grid.one_device(device))
+        params, frozen = jax.device_put((first, Frozen(reference=reference)), at.grid.everywhere)
+        run = parts.repeated(steps, [steps.first(params, None)], [grid.put_batch(at.grid, batch)], frozen)
         return np.array([float(run()["loss"]) for _ in range(3)])
 
     with jax.default_matmul_precision("float32"):
@@ -105,26 +105,25 @@ def numbers(args: argparse.Namespace) -> None:
     print(f"losses here {device} and on the processor {processor}: {apart:.1e} apart (relative)", flush=True)
 
 
-def steps(args: argparse.Namespace, rate: float) -> None:
+def measure(args: argparse.Namespace, rate: float) -> None:
     """Time a step for every row length and print the table."""
     device = jax.local_devices()[0]
-    mesh, config = parts.one_device(), MODELS[args.model]
-    model = models.build(config, dtype=args.dtype, remat=args.remat, attention=args.attention)
-    settings = {"learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 150, "clip_norm": 10.0}
-    optimizer = optim.build(args.optimizer, total_steps=1000, **settings)
-    held = [parts.first_state(mesh, model, optimizer)]
-    body, head = flops.weights(held[0].params, jax.eval_shape(model.unembed, held[0].params))
+    hf_config, computed = MODELS[args.model], {name: getattr(args, name) for name in ("dtype", "remat", "attention")}
+    changes = {f"model.{name}": value for name, value in computed.items()} | {"optimizer.name": args.optimizer}
+    config, held = parts.configure(changes, of="dpo_hh"), list[State]()
     peak = flops.peak(device.device_kind, 1)
     print("\n| rows | filled | s a step | tokens/s | pairs/s | MFU of the peak | of the product | with recomputation |")
     print("|---|---|---|---|---|---|---|---|")
     for length in args.lengths:
-        shapes, batch = parts.full_rows(args.tokens // length, length, config["vocab_size"], args.accumulate)
-        placed = grid.put_batch(mesh, batch)
-        forward = parts.scorer(mesh, model, shapes)
+        shapes, batch = parts.full_rows(args.tokens // length, length, hf_config["vocab_size"], args.accumulate)
+        at, steps = parts.setup(config, hf_config, shapes)
+        if not held:
+            held.append(steps.first(bench.draw_params(at), None))
+        weights = flops.weights(held[0].params, jax.eval_shape(at.model.unembed, held[0].params))
+        forward, placed = parts.scorer(at, shapes), grid.put_batch(at.grid, batch)
         placed = placed._replace(ref=forward(held[0].params, placed))
-        one = parts.train_step(mesh, model, "dpo.sigmoid", optimizer, shapes, held[0], accumulate=args.accumulate)
         begun = time.perf_counter()
-        run = parts.repeated(one, held, [placed])
+        run = parts.repeated(steps, held, [placed], Frozen())
         run()
         compiling = time.perf_counter() - begun
         times = in_turn({"step": run}, args.rounds)["step"].wall
@@ -134,7 +133,7 @@ def steps(args: argparse.Namespace, rate: float) -> None:
             jax.block_until_ready(forward(held[0].params, placed))
 
         alone = in_turn({"forward": ahead}, args.rounds)["forward"].wall
-        print(row(args, shapes, batch, times, (body, head), peak, rate))
+        print(row(args, shapes, batch, times, weights, peak, rate))
         print(
             f"<!-- {length}: {compiling:.0f} s to compile, forward alone {spread(alone, 3)} s, peak "
             f"memory {memory / 2**30:.1f} GiB -->",

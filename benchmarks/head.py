@@ -7,7 +7,7 @@
 The value is a weighted sum of the tokens' log-probs, the gradient that by the hidden states and by the unembedding. The
 hidden states have --dtype and so have the operands of the products, which accumulate in float32. The paths: all logits
 at once, with log_softmax (naive) and with optax's cross-entropy; the logits of chunks of 256 positions under
-`jax.checkpoint`, which is slower with fewer; and `slpojax.logps.head`. The memory is what the compiler reports, so
+`jax.checkpoint`, which is slower with fewer; and `slpojax.head`. The memory is what the compiler reports, so
 it is exact and independent of the machine's load; what needs more than --limit is not run. In every round every path
 runs once, in turn, after a round that is not timed; the ratios are to the naive path of the same round, medians with
 the smallest and the largest, of the clock and of the processor time of all threads. The bars: at 8,192 tokens at most
@@ -27,7 +27,7 @@ import parts
 from common import header, in_turn, over, spread, verdict
 
 from slpojax.base import ABSENT, Scored
-from slpojax.logps import POSITIONS_AT_ONCE, head
+from slpojax.head import positions_at_once, token_log_odds
 
 ROWS = 4
 CHECKPOINTED = 256  # positions
@@ -35,7 +35,8 @@ Path = Callable[[jax.Array, jax.Array, Scored], jax.Array]
 
 
 def ours(hidden: jax.Array, unembed: jax.Array, scored: Scored) -> jax.Array:
-    return -jax.nn.softplus(-head(hidden, unembed, scored, chunk=POSITIONS_AT_ONCE // ROWS)["log_odds"])
+    at_once = positions_at_once(jax.devices()[0].platform, unembed.shape[1])
+    return -jax.nn.softplus(-token_log_odds(hidden, unembed, scored, chunk=at_once // ROWS))
 
 
 def checkpoint(hidden: jax.Array, unembed: jax.Array, scored: Scored) -> jax.Array:
@@ -43,8 +44,8 @@ def checkpoint(hidden: jax.Array, unembed: jax.Array, scored: Scored) -> jax.Arr
     def one(states: jax.Array, target: jax.Array) -> jax.Array:
         logits = every_logit(states, unembed)
         here = target[..., None] == jnp.arange(logits.shape[-1])[None, None]
-        own = jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
-        return own - jax.nn.logsumexp(jnp.where(here, ABSENT, logits), axis=-1)
+        of_token = jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
+        return of_token - jax.nn.logsumexp(jnp.where(here, ABSENT, logits), axis=-1)
 
     def split(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(ROWS, -1, CHECKPOINTED // ROWS, *x.shape[2:]), 1, 0)

@@ -17,17 +17,17 @@ import argparse
 import re
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import parts
 from common import MODELS, header, in_turn, over, spread, verdict
 
-from slpojax import beside, data, grid, models, needs, objectives, step
-from slpojax.base import Batch, Model, Params, Shapes, State
-from slpojax.run import learned_beside
+from slpojax import bench, data, grid, objectives, scores
+from slpojax.base import Batch, Frozen, Params, Shapes, State
+from slpojax.settings import Config
 
 BASE, AGAIN, BAR = "dpo.sigmoid", "dpo.sigmoid again", 1.02
 
@@ -41,27 +41,27 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(MODELS), default="small")
     args = parser.parse_args()
     print(header(args, device=jax.devices()[0].device_kind), flush=True)
-    mesh, model, optimizer = parts.one_device(), models.build(MODELS[args.model]), optax.adamw(0.0)
-    held, ref_params = [parts.first_state(mesh, model, optimizer)], jax.jit(model.init)(jax.random.key(1))
-    pool = parts.examples(*parts.lengths(args.batch), MODELS[args.model]["vocab_size"])
+    hf_config = MODELS[args.model]
+    pool = parts.examples(*parts.lengths(args.batch), hf_config["vocab_size"])
     shapes, with_prompts = (
         data.plan(pool, [np.arange(args.batch)], row_length=0, prompts=scored) for scored in (False, True)
     )
+    at, of_base = parts.setup(configure(BASE), hf_config, shapes)
+    reference, held = parts.other_params(at), [of_base.first(bench.draw_params(at), None)]
     batch = parts.batch_of(pool, shapes)
-    placed = grid.put_batch(mesh, batch)
-    ref = parts.scorer(mesh, model, shapes)(ref_params, placed)
+    placed = grid.put_batch(at.grid, batch)
+    ref = parts.scorer(at, shapes)(reference, placed)
     label = jnp.arange(args.batch) % 2  # as many desirable as undesirable
     placed = placed._replace(ref=ref, previous=ref, label=label.astype(jnp.float32))
-    longer = grid.put_batch(mesh, parts.batch_of(pool, with_prompts))
+    longer = grid.put_batch(at.grid, parts.batch_of(pool, with_prompts))
     longer = longer._replace(ref=placed.ref, previous=placed.previous, label=placed.label)
     batches = {False: (shapes, placed), True: (with_prompts, longer)}
-    setting = (mesh, model, optimizer, batches, held, ref_params)
 
     names = [BASE, *(name for name in objectives.names() if name != BASE and re.search(args.only, name))]
     runs, refused = {}, []
     for name in names:
         try:
-            runs[name] = stepper(name, *setting)
+            runs[name] = stepper(name, hf_config, batches, held, reference)
         except ValueError as error:  # of the objective itself: two candidates are too few for it
             refused.append(f"{name}: {error}")
     times = in_turn({**runs, AGAIN: runs[BASE]}, args.rounds)
@@ -80,39 +80,39 @@ def main() -> None:
         print(f"{name}: {got:.3f}x, at most {BAR}x: {verdict(got <= BAR)} (DPO against itself: {noise:.3f}x)")
 
 
+def configure(name: str) -> Config:
+    """Return the configuration of a step that moves nothing."""
+    return parts.configure({"objective.name": name, "learning_rate": 0.0, "warmup_steps": 0})
+
+
 def stepper(
     name: str,
-    mesh: jax.sharding.Mesh,
-    model: Model,
-    optimizer: optax.GradientTransformation,
+    hf_config: dict[str, Any],
     batches: dict[bool, tuple[Shapes, Batch]],
     held: list[State],
-    ref_params: Params,
-) -> Callable[[], None]:
-    """Return what takes one step of an objective; all take theirs on one state, but for what is an objective's own.
+    reference: Params,
+) -> Callable[[], Any]:
+    """Return what takes one step of an objective; all step from one state, but for what an objective adds to it.
 
-    `batches` holds the batch without and with the prompts' tokens scored.
+    Args:
+        name: of the objective.
+        hf_config: the content of the model's config.json.
+        batches: without and with the prompts' tokens scored: sizes, and the batch on the device.
+        held: the one state, without an objective's statistics.
+        reference: its weights, for objectives that ask for more than its log-probs.
     """
-    objective = objectives.build(name)
-    shapes, batch = batches["prompt" in objective.needs]
-    step.couples_examples(objective, shapes)  # traces it
-    state = held[0]._replace(objective=jax.tree.map(jnp.float32, objective.state))
-    learned = learned_beside(model, state.params, objective.needs, shapes.candidates)
-    if learned:
-        params = state.params | beside.draw(jax.random.key(2), learned)
-        state = state._replace(params=params, optimizer=optimizer.init(params))
-    # Placed as the step gives it back, or the second step would compile once more.
-    state = jax.tree.map(jax.device_put, state, parts.where(mesh, model, state))
-    own = [state.objective]
-    one = parts.train_step(mesh, model, name, optimizer, shapes, state)
-    reference = ref_params if needs.takes_reference_weights(objective.needs) else None
-    if learned:
-        state = jax.tree.map(jnp.copy, state)  # what is held stays whole when this one is donated
-        return parts.repeated(one, [state], [batch], reference)
+    needs = objectives.build(name).needs
+    shapes, batch = batches["prompt" in needs]
+    at, steps = parts.setup(configure(name), hf_config, shapes)
+    frozen = Frozen(reference=reference if scores.takes_weights(needs) else None)
+    if steps.like.params.keys() != held[0].params.keys():  # readers are trained, too: the optimiser's state has theirs
+        return parts.repeated(steps, [steps.first(bench.draw_params(at), None)], [batch], frozen)
+    # On its device as the step returns it, or the second step would compile once more.
+    statistics = [jax.device_put(jax.tree.map(np.float32, steps.method.objective.state), at.grid.everywhere)]
 
     def run() -> None:
-        state, metrics = one(held[0]._replace(objective=own[0]), reference, batch)
-        held[0], own[0] = state._replace(objective=None), state.objective
+        state, metrics = steps.step(held[0]._replace(objective=statistics[0]), frozen, batch)
+        held[0], statistics[0] = state._replace(objective=None), state.objective
         jax.block_until_ready(metrics)
 
     return run

@@ -44,7 +44,7 @@ def main() -> None:
     print(header(args), flush=True)
     chosen = data.settings({name: getattr(args, name) for name in ("format", "candidates", "chat_template")})
     source = data.Source(args.pairs, rows=args.rows)
-    examples, told = data.load(source, chosen, tokenizer=data.load_tokenizer(args.tokenizer))
+    examples, report = data.load(source, chosen, tokenizer=data.load_tokenizer(args.tokenizer))
     if args.count:
         examples = drawn(examples, args.count)
     print(f"{len(examples):,} examples of {examples.lengths.prompt.mean():.0f} + ", end="")
@@ -54,13 +54,13 @@ def main() -> None:
     for batch_size in map(int, args.batch.split(",")):
         for groups in map(int, args.groups.split(",")):
             for name, kind, *how in TRIED:
-                line = row(examples, told, batch_size, groups, kind, *how, lay_out=not args.count)
+                line = row(examples, report, batch_size, groups, kind, *how, lay_out=not args.count)
                 print(f"| {batch_size} | {groups} | {name} | {line} |")
 
 
 def row(
     examples: data.Examples,
-    told: data.Report,
+    report: data.Report,
     batch_size: int,
     groups: int,
     kind: str,
@@ -74,7 +74,7 @@ def row(
     order = data.order(examples.lengths, batch_size, seed=0, steps=len(examples) // batch_size, kind=kind)
     shapes = data.plan(examples, order, row_length=row_length, pack=pack, multiple_of=groups)
     planned = time.perf_counter() - begin
-    packing = data.with_packing(told, examples, order, shapes).packing
+    packing = data.with_packing(report, examples, order, shapes).packing
     lengths = ", ".join(map(str, packing.lengths))
     line = f"{shapes.rows} x {lengths} | {1 - packing.padding:.1%} | {shapes.scored} | {1 - packing.unscored:.1%}"
     if not lay_out:

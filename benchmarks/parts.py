@@ -1,37 +1,29 @@
-"""What the benchmarks of whole steps share: dialogues of HH's lengths, a mesh, a state, and the step itself.
+"""What the benchmarks of whole steps share: dialogues of HH's lengths, the step of a configuration, and what runs it.
 
-Needs jax, flax, optax and numpy alone, so that it runs on a machine that was lent with little on it.
+Reads no data set, no tokenizer and no checkpoint, so that it runs on a machine that was lent with little on it.
 """
 
-import importlib.util
+import itertools
 import os
-import pathlib
-import sys
-import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import common  # noqa: F401  puts the checkout on the path
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from common import ROOT
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-if importlib.util.find_spec("jaxtyping") is None:  # annotations alone
-    _nothing = types.new_class("Nothing", exec_body=lambda body: body.update(__class_getitem__=lambda *_: Any))
-    sys.modules["jaxtyping"] = types.SimpleNamespace(Bool=_nothing, Float=_nothing, Int=_nothing)  # type: ignore
-if importlib.util.find_spec("grain") is None:  # slpojax.data as a bare folder: the layout of rows needs NumPy alone
-    _folder = types.ModuleType("slpojax.data")
-    _folder.__path__ = [str(pathlib.Path(common.ROOT, "slpojax", "data"))]
-    sys.modules["slpojax.data"] = _folder
+from slpojax import bench, columns, data, grid, scores, settings, training
+from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
+from slpojax.bench import Bench
+from slpojax.columns import Part
+from slpojax.data import Example, Examples
+from slpojax.grid import Grid
+from slpojax.settings import Config
+from slpojax.training import Layout, Training
 
-from slpojax import grid, logps, objectives, step
-from slpojax.base import Batch, Logps, Model, Params, Shapes, State
-from slpojax.data.examples import Example, Examples, build
-from slpojax.data.planning import plan
-from slpojax.data.rows import pack
+# ---- dialogues -------------------------------------------------------------------------------------------------------
 
 
 def lengths(count: int, candidates: int = 2, seed: int = 0, longest: int = 512) -> tuple[np.ndarray, np.ndarray]:
@@ -55,12 +47,12 @@ def examples(prompt: Iterable[int], response: Iterable[Iterable[int]], vocabular
         Example(text(size), tuple(text(n) for n in sizes), tuple(float(-k) for k in range(len(sizes))), i)
         for i, (size, sizes) in enumerate(zip(prompt, np.asarray(response).tolist()))
     ]
-    return build(made, candidates=len(made[0].responses))
+    return data.build(made, candidates=len(made[0].responses))
 
 
 def batch_of(pool: Examples, shapes: Shapes) -> Batch:
     """Lay all examples out in rows."""
-    return pack([pool[i] for i in range(len(pool))], shapes)
+    return data.pack([pool[i] for i in range(len(pool))], shapes)
 
 
 def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple[Shapes, Batch]:
@@ -69,15 +61,13 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
     count = int(np.searchsorted(np.cumsum(prompt + response.sum(axis=1)), rows * length))
     while True:
         pool = examples(prompt[:count], response[:count], vocabulary)
-        shapes = plan(pool, [np.arange(count)], row_length=length, multiple_of=groups)
+        shapes = data.plan(pool, [np.arange(count)], row_length=length, multiple_of=groups)
         if shapes.rows <= rows:
             return shapes, batch_of(pool, shapes)
         count -= 1
 
 
-def one_device(device: jax.Device | None = None) -> Mesh:
-    return grid.make_mesh(1, 1, 1, devices=[device or jax.devices()[0]])
-
+# ---- devices that are not there --------------------------------------------------------------------------------------
 
 # What XLA asks of a GPU that is not there (a text of its GpuTargetConfigProto); sizes are those of the data sheets.
 HOPPER = """
@@ -134,62 +124,59 @@ def topology(name: str, **axes: int) -> Mesh:
     return grid.make_mesh(**axes, devices=list(found.devices))
 
 
-def first_state(mesh: Mesh, model: Model, optimizer: optax.GradientTransformation) -> State:
-    """Return a state on its devices, of parameters drawn at random."""
-    params = jax.jit(model.init)(jax.random.key(0))
-    state = State(jnp.int32(0), params, jax.jit(optimizer.init)(params), None, jax.random.key(0))
-    return jax.tree.map(jax.device_put, state, where(mesh, model, state))
+def shapes_on(tree: Any, where: Any) -> Any:
+    """Return the shapes of arrays, split as a tree of shardings says: enough to compile for absent devices."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
 
 
-def where(mesh: Mesh, model: Model, tree: Any) -> Any:
-    """Return the sharding of every leaf of a state, of parameters, or of their shapes."""
-    return grid.tree(mesh, model.sharding, tree)[0]
+# ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-def train_step(
-    mesh: Mesh,
-    model: Model,
-    objective: str | Mapping[str, Any],
-    optimizer: optax.GradientTransformation,
-    shapes: Shapes,
-    state: State,
-    **options: Any,
-) -> Callable[[State, Params | None, Batch], tuple[State, dict]]:
-    """Return the program's own step.
+def configure(changes: Mapping[str, Any], of: str = "base") -> Config:
+    """Return a shipped configuration, that of all defaults if none is named, with some (dotted) keys changed."""
+    return settings.replace(settings.load_file(str(ROOT / "configs" / f"{of}.py")), changes)
+
+
+def setup(
+    config: Config, hf_config: dict[str, Any], shapes: Shapes, devices: Grid | None = None
+) -> tuple[Bench, Training]:
+    """Return the bench of a configuration, and its step on batches of given sizes.
 
     Args:
-        mesh: of the state and the batch.
-        model: the policy's.
-        objective: its name, or its name with hyperparameters as in a config.
-        optimizer: the state's.
-        shapes: of the batch.
-        state: or its shapes.
-        **options: further ones of `slpojax.step.make_train_step`.
+        config: of the objective, the optimiser and how the model is computed.
+        hf_config: the content of the model's config.json.
+        shapes: of the batches; the groups of rows are a device's micro-batches.
+        devices: the first there is where None.
     """
-    return step.make_train_step(
-        model,
-        objectives.build(**({"name": objective} if isinstance(objective, str) else objective)),
-        optimizer,
-        shapes,
-        **{"accumulate": 1, **options},
-        batch_devices=grid.batch_devices(mesh),
-        everywhere=grid.replicated(mesh),
-        state_sharding=where(mesh, model, state),
-    )
+    at = bench.of_model(config, hf_config, devices or grid.one_device())
+    layout = Layout(steps=1000, unused=0, order=[], train=shapes, scan=shapes, picked=None)
+    return at, training.make(config, at, training.method(config), layout)
 
 
-def scorer(mesh: Mesh, model: Model, shapes: Shapes) -> Callable[[Params, Batch], Logps]:
+def other_params(at: Bench) -> Params:
+    """Return the parameters of another random model than `bench.draw_params`: a reference that differs."""
+    return bench.draw_params(at._replace(keys=bench.keys(1)))
+
+
+def scorer(at: Bench, shapes: Shapes) -> Callable[[Params, Batch], Logps]:
     """Return (params, batch) -> log-probs without gradient, as the reference's cache is made."""
-    rows = shapes.rows // grid.batch_devices(mesh)
-    return logps.logps_function(model, shapes, rows_per_device=rows, everywhere=grid.replicated(mesh))
+    score = scores.scorer(at.model, shapes, at.grid)
+    return lambda params, batch: score(params, batch)[0]
 
 
-def repeated(one: Callable, held: list[State], batches: list[Batch], ref_params: Params | None = None) -> Callable:
-    """Return what takes one step, on the next of the batches, and waits for it; `held[0]` is the state."""
-    count = iter(range(1 << 30))
+def with_reference(at: Bench, scan: Shapes, examples: Examples, params: Params) -> Part:
+    """Return examples with the log-probs of frozen parameters, as a run has them cached."""
+    part, score = Part("train", examples, None), scorer(at, scan)
+    pieces = columns.compute(lambda batch: score(params, batch), columns.batches(at.grid, part, scan))
+    return part._replace(ref=columns.join(list(pieces), examples.lengths.response))
+
+
+def repeated(steps: Training, held: list[State], batches: Sequence[Batch], frozen: Frozen) -> Callable[[], dict]:
+    """Return what takes a step on the next of the batches, in a circle, and waits for it; `held[0]` is the state."""
+    turn = itertools.cycle(batches)
 
     def run() -> dict:
-        held[0], metrics = one(held[0], ref_params, batches[next(count) % len(batches)])
+        held[0], metrics = steps.step(held[0], frozen, next(turn))
         return jax.block_until_ready(metrics)
 
     return run

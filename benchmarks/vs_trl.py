@@ -90,7 +90,7 @@ def main() -> None:
     prepared = child("prepare", args, overrides, args.out / "prepare")
     if prepared is None:
         sys.exit(f"no pairs: see {args.out / 'prepare' / 'log'}")
-    print(prepared["told"], flush=True)
+    print(prepared["summary"], flush=True)
     sides = args.sides.split(",")
     runs: dict[str, list[dict]] = {side: [] for side in sides}
     for n, side in itertools.product(range(args.rounds), sides):
@@ -148,16 +148,16 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
     chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
     examples, _ = data.load(data.Source(str(args.pairs)), chosen, tokenizer=data.load_tokenizer(str(folder)))
     records = sources.read(str(args.pairs)).records
-    kept = []
+    fits = []
     for i, row in enumerate(examples.row.tolist()):
         parsed = formats.hh(records[row])
         if all(text.strip() for text in parsed.responses):
-            kept.append((i, dict(zip(("prompt", "chosen", "rejected"), (parsed.prompt, *parsed.responses)))))
+            fits.append((i, dict(zip(("prompt", "chosen", "rejected"), (parsed.prompt, *parsed.responses)))))
     count = args.steps * args.batch
-    if len(kept) < count:
-        sys.exit(f"{args.pairs} has {len(kept)} pairs that fit into {LENGTH} tokens; {count} were asked for")
-    kept = kept[:count]
-    examples = examples.take([i for i, _ in kept])
+    if len(fits) < count:
+        sys.exit(f"{args.pairs} has {len(fits)} pairs that fit into {LENGTH} tokens; {count} were asked for")
+    fits = fits[:count]
+    examples = examples.take([i for i, _ in fits])
 
     def batches(kind: str) -> np.ndarray:
         return np.stack(data.order(examples.lengths, args.batch, seed=0, steps=args.steps, kind=kind))
@@ -173,13 +173,13 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
     orders["grouped by length"] = grouped.reshape(args.steps, args.batch)
     shapes = data.plan(examples, taken, row_length=0)
     size = examples.lengths.prompt.sum() + examples.lengths.response.sum()
-    (args.out / "pairs.jsonl").write_text("".join(json.dumps(kept[i][1]) + "\n" for i in taken.reshape(-1).tolist()))
-    told = (
+    (args.out / "pairs.jsonl").write_text("".join(json.dumps(fits[i][1]) + "\n" for i in taken.reshape(-1).tolist()))
+    summary = (
         f"{count} pairs, {size / count:.0f} tokens each with the prompt once; {args.order} batches fill "
         f"{size / (args.steps * shapes.rows * shapes.length):.1%} of slpojax's {shapes.rows} x {shapes.length} cells; "
         f"of TRL's: {', '.join(f'{filled(order)} {kind}' for kind, order in orders.items())}"
     )
-    (args.folder / "result.json").write_text(json.dumps({"told": told}))
+    (args.folder / "result.json").write_text(json.dumps({"summary": summary}))
 
 
 def slpojax(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -40,8 +40,8 @@ import numpy as np
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
 
-from slpojax import data, explore, hf, models, objectives, optim, sampling, grid, step
-from slpojax.base import Rows, State
+from slpojax import data, explore, grid, hf, models, objectives, optim, sampling, step
+from slpojax.base import Frozen, Rows, State
 
 GRID = {"alpha": 0.25}
 
@@ -57,26 +57,20 @@ here = pathlib.Path.cwd()
 roots = [os.environ.get("SLPOJAX_SHARED", ""), *(folder / "shared" / "data" for folder in (here, *here.parents))]
 places = [pathlib.Path(root) / "llama-stories260k" for root in roots if root]
 folder = next((path for path in places if path.is_dir()), None)
-mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-everywhere = grid.replicated(mesh)
 
 
 def make_step(name, shapes, params, learning_rate, steps, **hyperparameters):
-    """The state and the train step of an objective; the schedule is constant."""
+    """The first state and the train step of an objective; the rate is constant."""
     objective = objectives.build(name, **hyperparameters)
     optimizer = optim.build("adamw", learning_rate=learning_rate, schedule="constant", warmup_steps=0, total_steps=steps, clip_norm=1.0)
-    start = State(jnp.int32(0), jax.tree.map(jnp.copy, params), optimizer.init(params), objective.state, jax.random.key(1))
-    placed, _ = grid.tree(mesh, model.sharding, start)
-    train = step.make_train_step(
-        model, objective, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed
-    )
-    return start, train
+    start = State(jnp.int32(0), params, optimizer.init(params), objective.state, jax.random.key(1))
+    return start, jax.jit(step.update(model, step.WHOLE, step.Method(objective), optimizer, shapes, grid.one_device()))
 
 
 PAIRS, LONGEST = 12, 32
 if folder:
     model = models.build(hf.read_config(folder))
-    params, tokenizer = hf.load(folder, model), data.load_tokenizer(str(folder))
+    params, tokenizer = jax.device_put(hf.load(folder, model)), data.load_tokenizer(str(folder))
     names, friends = ("Lily", "Tim", "Sue", "Ben"), ("dog", "cat", "friend")
     openings = [f"Once upon a time, {name} and a little {friend}" for name in names for friend in friends]
     prompts = [np.array(tokenizer.encode(text), np.int32) for text in openings]
@@ -95,7 +89,7 @@ else:
     shapes = data.plan(texts, order, row_length=128)
     state, train = make_step("sft.token_mean", shapes, model.init(jax.random.key(0)), 5e-3, len(order))
     for index in order:
-        state, metrics = train(state, None, grid.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
+        state, metrics = train(state, Frozen(), data.pack([texts[i] for i in index], shapes))
     params, decode = state.params, lambda ids: " ".join(language.decode(ids))
     prompts = [language.encode(prompt) for _, prompt in language.prompts(PAIRS)]
     print(f"NO stories260K here, a toy instead; loss {metrics['loss']:.3f} nats per token")
@@ -182,11 +176,11 @@ DESK = {
     "SLPO listing": ("slpo.listing", {}),
     "SLPO shift": ("slpo.shift", {}),
 }
-built = {name: objectives.build(function, **given) for name, (function, given) in DESK.items()}
+built = {name: objectives.build(function, **hyperparameters) for name, (function, hyperparameters) in DESK.items()}
 
 
 @jax.jit
-def look(policy_params, ref_params, pairs):
+def of_pairs(policy_params, ref_params, pairs):
     """The gradients of every pair, each by itself, and what a step of every objective does to it."""
 
     def one(pair):
@@ -198,10 +192,10 @@ def look(policy_params, ref_params, pairs):
     return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(pairs))
 
 
-found = {kind: look(params, params, pairs) for kind, pairs in alone.items()}
+entangled = {kind: of_pairs(params, params, pairs) for kind, pairs in alone.items()}
 
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-for i, (kind, e) in enumerate(found.items()):
+for i, (kind, e) in enumerate(entangled.items()):
     axes[0].hist(e.cosine, bins=np.linspace(-0.2, 1, 37), color=f"C{i}", alpha=0.7, label=kind)
     larger, smaller = np.maximum(e.chosen, e.rejected), np.minimum(e.chosen, e.rejected)
     axes[1].plot(smaller / larger, e.cosine, f"C{i}o", ms=4, label=kind)
@@ -214,8 +208,8 @@ for ax in axes:
 axes[0].set_ylim(0, 5.6)
 axes[0].legend(fontsize=8)
 plt.show()
-print("norms of the gradients, nats per unit of the parameters' norm: " + ", ".join(f"{kind} {float(e.chosen.mean()):.0f}" for kind, e in found.items()))
-print("pairs above the diagonal: " + ", ".join(f"{kind} {float((e.inner > np.minimum(e.chosen, e.rejected) ** 2).mean()):.0%}" for kind, e in found.items()))
+print("norms of the gradients, nats per unit of the parameters' norm: " + ", ".join(f"{kind} {float(e.chosen.mean()):.0f}" for kind, e in entangled.items()))
+print("pairs above the diagonal: " + ", ".join(f"{kind} {float((e.inner > np.minimum(e.chosen, e.rejected) ** 2).mean()):.0%}" for kind, e in entangled.items()))
 
 # %% [markdown]
 # ## 3. Who drives both down?
@@ -233,7 +227,7 @@ print("pairs above the diagonal: " + ", ".join(f"{kind} {float((e.inner > np.min
 
 # %%
 fig, axes = plt.subplots(len(KINDS), len(DESK), figsize=(12.5, 6.6), sharex=True, sharey=True, layout="constrained")
-for row, (kind, e) in zip(axes, found.items()):
+for row, (kind, e) in zip(axes, entangled.items()):
     for j, (ax, name) in enumerate(zip(row, DESK)):
         change = np.array(e.change[:, j])
         change = change / np.abs(change).max(axis=-1, keepdims=True)
@@ -265,13 +259,12 @@ ref = {kind: score(params, batch) for kind, batch in batches.items()}
 trained = {}
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), sharex=True, layout="constrained")
 for i, name in enumerate(TRAINED):
-    function, given = DESK[name]
-    start, train = make_step(function, shapes, params, 2e-4, STEPS, **given)
+    function, hyperparameters = DESK[name]
+    start, train = make_step(function, shapes, params, 2e-4, STEPS, **hyperparameters)
     for ax, (kind, batch) in zip(axes, batches.items()):
-        state, path = jax.tree.map(jnp.copy, start), []
-        batch = grid.put_batch(mesh, batch._replace(ref=ref[kind]))
+        state, path = start, []
         for _ in range(STEPS):
-            state, metrics = train(state, None, batch)
+            state, metrics = train(state, Frozen(), batch._replace(ref=ref[kind]))
             path.append((metrics["logps/chosen"], metrics["logps/rejected"]))
         trained[name, kind], path = state.params, np.array(jax.device_get(path))
         for side, style in zip((0, 1), ("-", "--")):
@@ -294,7 +287,7 @@ plt.show()
 print(f"{'DPO':24}{'|g_w|':>10}{'|g_l|':>10}{'cosine':>10}{'both fall':>12}{'both rise':>12}")
 for kind in KINDS:
     for when, at in (("start", params), (f"after {STEPS} steps", trained["DPO", kind])):
-        e = look(at, params, alone[kind])
+        e = of_pairs(at, params, alone[kind])
         change = np.array(e.change[:, 0])
         shares = [f"{x.all(-1).mean():12.0%}" for x in (change < 0, change > 0)]
         print(f"{kind if when == 'start' else '   ' + when:24}" + "".join(f"{float(x.mean()):10.2f}" for x in (e.chosen, e.rejected, e.cosine)) + "".join(shares))
@@ -319,10 +312,10 @@ def along(name):
     """(batch, ref) -> distances along the step, losses there, the softmax's radius and the margins of the pairs."""
     objective = built[name]
 
-    def look(batch, ref):
+    def line(batch, ref):
         def evaluate(params):
-            given = {"policy": explore.scorer(model, shapes, batch)(params)[0], "ref": ref, "score": batch.score}
-            losses, metrics, _ = step.on_examples(objective, given, jax.random.key(0))
+            inputs = {"policy": explore.scorer(model, shapes, batch)(params)[0], "ref": ref, "score": batch.score}
+            losses, metrics, _ = step.on_examples(objective, inputs, jax.random.key(0))
             return losses.mean(), metrics["rewards/margins"]
 
         grads = jax.grad(evaluate, has_aux=True)(params)[0]
@@ -333,7 +326,7 @@ def along(name):
         losses, margins = jax.lax.map(lambda t: evaluate(jax.tree.map(lambda p, d: p + t * d, params, direction)), at)
         return at, losses, margins, radius
 
-    return jax.jit(look)
+    return jax.jit(line)
 
 
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")

@@ -37,8 +37,8 @@ import numpy as np
 
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that is not drawn here
 
-from slpojax import data, explore, models, objectives, optim, sampling, selectors, grid, step
-from slpojax.base import State
+from slpojax import data, explore, grid, models, objectives, optim, sampling, selectors, step
+from slpojax.base import Frozen, State
 from slpojax.worlds.reviews import language
 
 GRID = {"alpha": 0.25}
@@ -63,19 +63,14 @@ model = models.build(
 )
 EOS = language.words().index(language.EOS)
 rng = np.random.default_rng(0)
-mesh = grid.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-everywhere = grid.replicated(mesh)
 
 
 def make_step(objective, shapes, params, learning_rate, steps, selector=None):
-    """The state and the train step; the rate falls linearly."""
+    """The first state and the train step; the rate falls linearly."""
     optimizer = optim.build("adamw", learning_rate=learning_rate, schedule="linear", warmup_steps=0, total_steps=steps, clip_norm=1.0)
     start = State(jnp.int32(0), params, optimizer.init(params), objective.state, jax.random.key(1))
-    placed, _ = grid.tree(mesh, model.sharding, start)
-    train = step.make_train_step(
-        model, objective, optimizer, shapes, accumulate=1, batch_devices=1, everywhere=everywhere, state_sharding=placed, selector=selector
-    )
-    return start, train
+    method = step.Method(objective, selector)
+    return start, jax.jit(step.update(model, step.WHOLE, method, optimizer, shapes, grid.one_device()))
 
 
 def ids(words):
@@ -94,7 +89,7 @@ order = [rng.permutation(len(texts))[:SIZE] for _ in range(STEPS)]
 shapes = data.plan(texts, order, row_length=128)
 state, train = make_step(objectives.build("sft.token_mean"), shapes, model.init(jax.random.key(0)), 6e-3, STEPS)
 for index in order:
-    state, metrics = train(state, None, grid.put_batch(mesh, data.pack([texts[i] for i in index], shapes)))
+    state, metrics = train(state, Frozen(), data.pack([texts[i] for i in index], shapes))
 reference = state.params
 print(f"loss {metrics['loss']:.3f} nats per token (the grammar's own entropy: 1.127)")
 
@@ -153,7 +148,7 @@ for name, examples in pools.items():
     batches[name] = []
     for index in order:
         batch = data.pack([examples[i] for i in index], shapes)
-        batches[name].append(grid.put_batch(mesh, batch._replace(ref=score_all(reference, batch))))
+        batches[name].append(batch._replace(ref=score_all(reference, batch)))
     probes[name] = data.pack([examples[i] for i in probe_index], probe_shapes)
     probe_refs[name] = score_probe(reference, probes[name])
 
@@ -169,12 +164,12 @@ steps_of = {name: make_step(rnce, shapes, reference, 1e-3, STEPS, selector) for 
 
 def run(selector, pool):
     """The trained parameters, and log P / P_ref of the probe's candidates every tenth step [times, prompts, K]."""
-    state, train = jax.tree.map(jnp.copy, steps_of[selector][0]), steps_of[selector][1]
+    state, train = steps_of[selector]
     seen = []
     for n, batch in enumerate(batches[pool]):
         if n % 10 == 0:
             seen.append(score_probe(state.params, probes[pool]).token - probe_refs[pool].token)
-        state, _ = train(state, None, batch)
+        state, _ = train(state, Frozen(), batch)
     seen.append(score_probe(state.params, probes[pool]).token - probe_refs[pool].token)
     return state.params, np.array(jnp.stack(seen)).sum(-1)
 
