@@ -4,17 +4,16 @@ Reads no data set, no tokenizer and no checkpoint, so that it runs on a machine 
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from common import ROOT
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from slpojax import bench, columns, data, grid, scores, settings, training
+from slpojax import topology as absent
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -69,59 +68,17 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
 
 # ---- devices that are not there --------------------------------------------------------------------------------------
 
-# What XLA asks of a GPU that is not there (a text of its GpuTargetConfigProto); sizes are those of the data sheets.
-HOPPER = """
-    platform_name: "CUDA" device_description_str: "NVIDIA {name}"
-    dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 13 }}
-    gpu_device_info {{
-        cuda_compute_capability {{ major: 9 }} device_memory_size: {memory} memory_bandwidth: {bandwidth}
-        core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
-        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-        shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-        registers_per_block_limit: 65536 registers_per_core_limit: 65536
-        block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-    }}
-"""
-GPUS = {  # bytes, and bytes a second
-    "h100": {"name": "H100 80GB HBM3", "memory": 80 * 2**30, "bandwidth": 3_352_000_000_000},
-    "h200": {"name": "H200", "memory": 141 * 10**9, "bandwidth": 4_800_000_000_000},
-}
-
-
-def compile_for(topology: str) -> tuple[str, ...]:
-    """Keep JAX off the devices of this machine, if there is a topology; call it before anything is computed.
-
-    Args:
-        topology: TPUs as "v5e:2x4", which needs libtpu (`pip install "jax[tpu]"`); or the GPUs of one host as "h200:8",
-            which needs the CUDA plugin and cuDNN (`pip install "jax[cuda13]"`); "" for this machine.
-
-    Returns:
-        The packages that compile for it, beside JAX's own.
-    """
-    if not topology:
-        return ()
-    jax.config.update("jax_platforms", "cpu")
-    if kernel(topology) == "splash":
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to share
-        return ("libtpu",)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"  # nothing to try it on
-    return "jax-cuda13-plugin", "nvidia-cudnn-cu13"
+compile_for = absent.prepare
 
 
 def kernel(topology: str) -> str:
     """Return the implementation of attention that is made for a topology; "" is this machine's processor."""
-    return ("cudnn" if topology.partition(":")[0] in GPUS else "splash") if topology else "tiles"
+    return {"tpu": "splash", "gpu": "cudnn", "cpu": "tiles"}[absent.platform(topology)]
 
 
 def topology(name: str, **axes: int) -> Mesh:
     """Return the mesh of devices that are not there, after `compile_for`."""
-    kind, _, number = name.partition(":")
-    if kind in GPUS:
-        size, config = f"1x1x{number or 1}", HOPPER.format_map(GPUS[kind])
-        found = topologies.get_topology_desc(size, platform="cuda", topology=size, target_config=config)
-    else:
-        found = topologies.get_topology_desc(name, platform="tpu")
-    return grid.make_mesh(**axes, devices=list(found.devices))
+    return absent.make(name, **axes).mesh
 
 
 def shapes_on(tree: Any, where: Any) -> Any:

@@ -1,0 +1,139 @@
+"""Devices that are not there: how the text of a compiled program is read, and what the step sends between TPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from slpojax import grid, models, objectives, step, topology
+from slpojax.base import Batch, Frozen, Logps, Rows, Scored, Shapes, State
+from slpojax.topology import Collective, collectives
+
+HEADER = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
+
+# A loop of five rounds, an operator of a reduction, which is no computation that runs, and all ways to write a group.
+LOOP = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%condition (state: (s32[], f32[8,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(5)
+  %state = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %number = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %less = pred[]{:T(512)} compare(%number, %bound), direction=LT
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %state = (s32[]{:T(128)}, f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0:T(8,128)S(1)} get-tuple-element(%state), index=1
+  %all-reduce.1 = f32[8,4]{1,0:T(8,128)S(1)} all-reduce(%x), channel_id=1, replica_groups=REPLICAS, to_apply=%add
+  ROOT %next = (s32[]{:T(128)}, f32[8,4]{1,0}) tuple(%number, %all-reduce.1)
+}
+
+ENTRY %main (x: f32[8,4]) -> (s32[], f32[8,4]) {
+  %x = f32[8,4]{1,0} parameter(0)
+  %kernel = f32[8,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"notes":"of several lines"
+}}, metadata={op_name="kernel"}
+  %first = (s32[]{:T(128)}, f32[8,4]{1,0}) tuple(%zero, %x)
+  ROOT %while = (s32[]{:T(128)}, f32[8,4]{1,0}) while(%first), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 2),
+        ("mesh['data'=2,'fsdp'=2,'tensor'=2], device_ids=(0,4,1,5,2,6,3,7) {'data','tensor'}", 4),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
+        ("{}", 8),
+    ],
+)
+def test_a_loop_counts_as_often_as_it_runs_and_groups_are_read_in_every_form(groups, devices):
+    (found,) = collectives(HEADER + LOOP.replace("REPLICAS", groups))
+    assert found == Collective("all-reduce", 128, devices, 5, "")
+    assert found.sent == pytest.approx(5 * 2 * 128 * (1 - 1 / devices))
+
+
+def test_a_loop_that_the_compiler_counted():
+    text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert collectives(HEADER + text.replace("REPLICAS", "[1,8]<=[8]"))[0].times == 7
+    endless = LOOP.replace("constant(5)", "parameter(1)").replace("REPLICAS", "[1,8]<=[8]")
+    with pytest.raises(ValueError, match="cannot tell how often a loop runs"):
+        collectives(HEADER + endless)
+    # Without a collective nobody asks.
+    silent = "\n".join(line for line in endless.splitlines() if " all-reduce(" not in line)
+    assert collectives(HEADER + silent) == ()
+
+
+def test_what_starts_and_ends_apart_counts_once():
+    text = """
+%begins (x: bf16[4,8]) -> bf16[4,64] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[4,64]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={1}
+}
+
+%async_collective_fusion.1 (x: bf16[4,8], y: f32[2]) -> (f32[2], bf16[4,64]) {
+  %all-gather.2 = bf16[4,64]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %both = (f32[2]{0}, bf16[4,64]{1,0}) tuple(%y, %all-gather.2)
+}
+
+%ends (x: bf16[4,8]) -> bf16[4,64] {
+  ROOT %all-gather.3 = bf16[4,64]{1,0} all-gather(%x), channel_id=3, replica_groups=[1,8]<=[8], dimensions={1}
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[4,64] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %async-collective-start.1 = (bf16[4,8]{1,0}, bf16[4,64]{1,0}) fusion(%x), kind=kCustom, calls=%begins
+  %beside = (f32[2]{0}, bf16[4,64]{1,0}) fusion(%x, %y), kind=kOutput, calls=%async_collective_fusion.1
+  %async-collective-done.1 = bf16[4,64]{1,0} fusion(%beside), kind=kCustom, calls=%ends
+  %all-gather-start = (f32[2]{0}, f32[16]{0}) all-gather-start(%y), replica_groups=[1,8]<=[8], dimensions={0}
+  %all-gather-done = f32[16]{0} all-gather-done(%all-gather-start)
+  %all-reduce-start = (f32[2]{0}, f32[4]{0}) all-reduce-start(%y, %z), replica_groups={}, to_apply=%add
+  %all-reduce-done = (f32[2]{0}, f32[4]{0}) all-reduce-done(%all-reduce-start)
+  %permuted = (s8[6]{0}, s8[6]{0}, u32[], u32[]) collective-permute-start(%w), source_target_pairs={{0,1},{1,0}}
+  %collective-permute-done = s8[6]{0} collective-permute-done(%permuted)
+}
+"""
+    found = {(c.kind, c.size, c.devices) for c in collectives(HEADER + text)}
+    expected = {("all-gather", 512, 8), ("all-gather", 64, 8), ("all-reduce", 24, 8), ("collective-permute", 6, 2)}
+    assert found == expected and len(collectives(HEADER + text)) == 4
+
+
+def test_a_reduction_of_which_each_device_keeps_a_part():
+    text = """
+%all-reduce-scatter.2.clone (input: bf16[16,32]) -> bf16[4,32] {
+  %input = bf16[16,32]{1,0} parameter(0)
+  %all-reduce.7 = bf16[16,32]{1,0} all-reduce(%input), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %part = bf16[4,32]{1,0} dynamic-slice(%all-reduce.7, %start, %zero), dynamic_slice_sizes={4,32}
+}
+
+ENTRY %main (x: bf16[16,32]) -> bf16[4,32] {
+  %x = bf16[16,32]{1,0} parameter(0)
+  %fused = bf16[4,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2.clone
+  ROOT %plain = bf16[4,32]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+}
+"""
+    assert collectives(HEADER + text) == (Collective("reduce-scatter", 1024, 4, 1, ""),) * 2
+
+
+def test_a_text_that_is_no_program():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        collectives("HloModule jit_step")
+
+
+def test_the_program_of_this_machine():
+    devices = grid.make(1, 8, 1)
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=devices.rows)
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + jnp.sum(x, axis=0, keepdims=True), x))
+    (found,) = collectives(program.lower(x).compile().as_text())
+    assert (found.kind, found.size, found.devices, found.times) == ("all-reduce", 64, 8, 3)
+    assert topology.table([found])[2].startswith("| all-reduce | 8 | 3 | 0.000 |")
