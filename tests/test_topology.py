@@ -1,13 +1,10 @@
-"""Devices that are not there: how the text of a compiled program is read, and what the step sends between TPUs."""
+"""Devices that are not there: how the text of a compiled program is read."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
-from slpojax import grid, models, objectives, step, topology
-from slpojax.base import Batch, Frozen, Logps, Rows, Scored, Shapes, State
+from slpojax import grid, topology
 from slpojax.topology import Collective, collectives
 
 HEADER = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
