@@ -123,11 +123,6 @@ def refuse(config: Config, names: Collection[str]) -> None:
     Raises:
         ValueError: names the key.
     """
-    if config.diagnostics and not names:
-        raise ValueError(
-            f"config.diagnostics={config.diagnostics} looks at held-out examples, but there are none: set "
-            "data.eval_path, eval_split or eval_rows, or diagnostics=0"
-        )
     metrics.profile_steps(config.profile)
     metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
     checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())

@@ -34,7 +34,7 @@ def test_what_nobody_lacks_is_not_refused():
     refuse({"degree": "objective self_supervised.spo"}, settings={"degrade": 1}, parts={"train": made(candidates=4)})
     weights = {"label": "objective unpaired.bco_unpaired", "weight": "objective unpaired.bco_unpaired"}
     refuse(weights, parts={"train": made(candidates=1, labelled=True)}, fewest=1, match_prompts=True)
-    refuse({}, selector="random", seen=2, parts=both(candidates=5), diagnostics=4)
+    refuse({}, parts=both(candidates=5), diagnostics=4)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,6 @@ def test_what_nobody_lacks_is_not_refused():
             r"spo tells .*data.degrade is 0; set --config.data.degrade=3",
         ),
         ({}, {"settings": {"degrade": 2}}, r"data.degrade=2 adds copies .* objective dpo.sigmoid does not read"),
-        (
-            {"degree": "objective self_supervised.spo"},
-            {"settings": {"degrade": 1}, "selector": "random"},
-            r"^selector random picks among the copies that config.data.degrade=1 .*--config.selector.name=all",
-        ),
         ({}, {"match_prompts": True}, r"match_prompts=True weighs examples, which objective dpo.sigmoid does not read"),
         (
             {"weight": "objective ideas.mine"},
@@ -78,11 +73,6 @@ def test_what_nobody_lacks_is_not_refused():
             r"match_prompts=True compares .*data.format=pairs does not label; set --config.data.unpair=True",
         ),
         ({}, {"fewest": 3}, r"^objective dpo.sigmoid reads 3 .*, the data gives 2; set --config.data.candidates=3"),
-        (
-            {},
-            {"fewest": 3, "selector": "mc_kernel", "seen": 2, "parts": {"train": made(candidates=5)}},
-            r"the data gives 2; set --config.selector.picks=2: mc_kernel leaves 2 of 5",
-        ),
         (
             {"label": "objective unpaired.kto"},
             {"parts": {"train": made(candidates=1, labelled=True)}},
