@@ -9,6 +9,7 @@ import tiny
 
 from configs import base
 from slpojax import grid, loop, models, objectives, prompts, settings, train
+from slpojax.base import Logps
 
 
 def test_the_odds_are_the_ratio_of_two_known_densities():
@@ -116,7 +117,7 @@ def test_an_objective_that_reads_no_weight_is_refused(labelled):
 def test_the_weight_scales_the_loss_and_not_the_shift():
     objective = objectives.build("unpaired.bco_unpaired")
     token = np.float32([[[-0.3]], [[-2.0]], [[-1.2]]])
-    policy, ref = (objectives.Logps(x, x - 1, np.ones((3, 1), np.int32)) for x in (token, token * 0.7))
+    policy, ref = (Logps(x, x - 1, np.ones((3, 1), np.int32)) for x in (token, token * 0.7))
 
     def losses(weight):
         given = {"policy": policy, "ref": ref, "label": np.float32([1, 0, 0]), "weight": np.float32(weight)}
