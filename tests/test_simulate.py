@@ -98,7 +98,7 @@ def different(key):
     """Another value of a key of the base configuration."""
     value = settings.flat(base.get_config().to_dict()).get(key)
     named = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
-    named |= {"selector.name": "max", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
+    named |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
     if key in named:
         return named[key]
     if isinstance(value, bool):
