@@ -40,7 +40,7 @@ def test_equals_transformers(case, tmp_path):
     assert errors[worst] < TOLERANCE, (worst, errors)
 
     saved = hf.read_config(tmp_path / "theirs")
-    family = models._FAMILIES[config["model_type"]]
+    family = models.find_family(config["model_type"])
     assert family.Config.from_hf(saved, longest) == family.Config.from_hf(config, longest)
     hf.save(tmp_path / "ours", params, model, saved)
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto", attn_implementation="eager").eval()
