@@ -170,7 +170,7 @@ for form in (sequence.mass, sequence.mass_closed):
 # ## 4. Train steps
 #
 # What a run does with a configuration, here with eight random pairs and a Llama with random weights. The *bench* is
-# what never changes: devices, model, random keys. The *method* is the objective, with a selector where there is one. The
+# what never changes: devices, model, random keys. The *method* is the objective, and a selector where there is one. The
 # *layout* packs several pairs in a row, each prompt stored once, and says which sizes the batches then have.
 
 # %%
