@@ -181,8 +181,8 @@ runs = {(selector, "clean"): run(selector, "clean") for selector in SELECTORS}
 #
 # At the start policy = reference, all rewards are 0 and the kernel is uniform: MC-PO begins as DPO on a random negative.
 # **See** on the left how the effective number of candidates (what the softmax of five rewards is worth in equal ones)
-# falls as the policy moves, but only to some four: at this beta the kernel stays a mild one. `max` presses down whoever
-# stands out and so keeps all rewards level; `min` tramples on those that are down already, and tears them apart. In the
+# falls as the policy moves, but only to some four: at this beta the kernel stays a mild one. `likeliest` presses down whoever
+# stands out and so keeps all rewards level; `least_likely` tramples on those that are down already, and tears them apart. In the
 # middle, the chance of each place of the gold ranking to be picked: the runner-up gets the most, as it shares most with
 # the chosen and falls least (right). Hard negatives are the *nearly as good* ones.
 
@@ -214,8 +214,8 @@ print(f"chance that the kernel picks what `likeliest` would: start {1 / POOL:.2f
 # ## 3. What each selector reaches
 #
 # 360 fresh responses of each policy. The gold reward is what training is after, the KL to the reference what it costs,
-# and the share that the grammar could have written tells damage. **Read** the reward together with the other two: `min`
-# pays for its reward with a language that is none any more; `max` moves least and keeps most; the kernel lies between
+# and the share that the grammar could have written tells damage. **Read** the reward together with the other two: `least_likely`
+# pays for its reward with a language that is none any more; `likeliest` moves least and keeps most; the kernel lies between
 # `likeliest` and `uniform` in what it pays. (± is the standard error of the samples; another seed of the training moves the
 # numbers by more than that.)
 

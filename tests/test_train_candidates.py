@@ -162,7 +162,7 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
         ({"objective.name": "reference_free.tpo"}, r"reference_free.tpo reads 3 responses .*, the data gives 2"),
         (
             RANKED | {"objective.name": "reference_free.tpo", "data.path": "ranked.jsonl", "selector.beta": 1},
-            r"reads 3 responses .* gives 2; set --config.selector.picks=2: mc_kernel leaves 2 of 5",
+            r"reads 3 responses .*, of which selector mc_kernel leaves 2 of 5; set --config.selector.picks=2",
         ),
         ({"data.candidates": 1, "selector.name": "uniform"}, r"selector.picks = 1: 0 of the 1 candidates"),
         (
