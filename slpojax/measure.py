@@ -77,7 +77,7 @@ def model_inputs(
         scan: sizes of the batches.
         frozen: weights beside the state.
     """
-    requested = sorted(objective.needs & set(needs.of_source("head", "reader")))
+    requested = needs.beside_log_probs(objective.needs)
     with_requested = scores.scorer(bench.model, scan, bench.grid, requested)
     plain = scores.scorer(bench.model, scan, bench.grid) if requested else with_requested
 

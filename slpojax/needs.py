@@ -52,7 +52,7 @@ class Need(NamedTuple):
 
 
 # By the name of the parameter, in the order in which documents list them.
-NEEDS: dict[str, Need] = {
+NEEDS: Mapping[str, Need] = {
     "policy": Need(
         "policy",
         "K T",
@@ -183,14 +183,24 @@ NEEDS: dict[str, Need] = {
 }
 
 
+_ADDED: dict[str, Need] = {}  # by readers outside the package; documents list those of the package alone
+
+
 def add(name: str, need: Need) -> None:
-    """Add a need to the table: what a reader outside the package gives.
+    """Add a need: what a reader outside the package gives.
 
     Raises:
         ValueError: there is another one of this name.
     """
-    if NEEDS.setdefault(name, need) != need:
+    if known().get(name, need) != need:
         raise ValueError(f"there is a need {name!r} already: {describe(name)} Give the reader's score another name")
+    if name not in NEEDS:
+        _ADDED[name] = need
+
+
+def known() -> dict[str, Need]:
+    """Return all needs by name: the package's, then those that were added."""
+    return {**NEEDS, **_ADDED}
 
 
 def where(**fields: Any) -> tuple[str, ...]:
@@ -203,7 +213,7 @@ def where(**fields: Any) -> tuple[str, ...]:
         ('policy', 'ref', 'score', 'key')
     """
     return tuple(
-        name for name, need in NEEDS.items() if all(getattr(need, key) == value for key, value in fields.items())
+        name for name, need in known().items() if all(getattr(need, key) == value for key, value in fields.items())
     )
 
 
@@ -214,7 +224,17 @@ def of_source(*sources: str) -> tuple[str, ...]:
         >>> of_source("head")
         ('collision', 'entropy', 'kl', 'activity')
     """
-    return tuple(name for name, need in NEEDS.items() if need.source in sources)
+    return tuple(name for name, need in known().items() if need.source in sources)
+
+
+def beside_log_probs(names: Collection[str]) -> list[str]:
+    """Return which of these needs a pass of the models gives beside the tokens' log-probs: the head's and the readers'.
+
+    Example:
+        >>> beside_log_probs({"policy", "ref", "kl", "degree", "state"})
+        ['degree', 'kl']
+    """
+    return sorted(set(names) & set(of_source("head", "reader")))
 
 
 def takes_reference_weights(names: Collection[str]) -> tuple[str, ...]:
@@ -234,7 +254,9 @@ def takes_reference(names: Collection[str]) -> tuple[str, ...]:
         >>> takes_reference({"policy", "kl"}), takes_reference({"policy", "ref"}), takes_reference({"policy"})
         (('kl',), ('ref',), ())
     """
-    return tuple(name for name, need in NEEDS.items() if name in names and (need.weights_of_reference or name == "ref"))
+    return tuple(
+        name for name, need in known().items() if name in names and (need.weights_of_reference or name == "ref")
+    )
 
 
 def like(name: str, candidates: int, response: int) -> Any:
@@ -249,7 +271,7 @@ def like(name: str, candidates: int, response: int) -> Any:
         >>> like("degree", 6, 4).shape
         (6, 4, 3)
     """
-    need = NEEDS[name]
+    need = known()[name]
     if need.form == "state":
         return None
     if need.form == "key":
@@ -263,7 +285,7 @@ def like(name: str, candidates: int, response: int) -> Any:
 
 def columns(batch: Batch) -> dict[str, Any]:
     """Return by name what a batch itself holds of what may be asked for; None where it lacks a column."""
-    return {name: getattr(batch, need.column) for name, need in NEEDS.items() if need.column}
+    return {name: getattr(batch, need.column) for name, need in known().items() if need.column}
 
 
 def asked(askers: Mapping[str, Collection[str]]) -> dict[str, str]:
@@ -287,7 +309,7 @@ def describe(name: str) -> str:
         >>> describe("score")
         '[K] scores of the candidates, higher is better.'
     """
-    need = NEEDS[name]
+    need = known()[name]
     axes = f"[{', '.join(need.axes.split())}] " if need.axes and need.form in ("array", "logps") else ""
     text = f"{'`Logps` ' if need.form == 'logps' else ''}{axes}{need.says}."
     if need.gradient:

@@ -33,8 +33,6 @@ Metrics = dict[str, Array]
 # What objectives and selectors ask for, by name, with a leading axis of examples (but for the state).
 Inputs = dict[str, Any]
 
-_PER_CANDIDATE = frozenset(needs.where(of="candidate"))
-
 
 class Moving(NamedTuple):
     """A reference that follows the policy: every `every` steps it becomes mix * policy + (1 - mix) * reference.
@@ -140,13 +138,14 @@ def on_examples(
     names = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
     arguments = {name: inputs[name] for name in names - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}
+    of_candidates = names & set(needs.where(of="candidate"))
 
     def one(arguments: Inputs) -> tuple[Array, Metrics, Any]:
         keys = arguments["keys"]
         of_selector: Metrics = {}
         if selector:
             candidates, of_selector = selectors.choose(selector, arguments | {"key": keys[0]})
-            arguments |= selectors.take({name: arguments[name] for name in names & _PER_CANDIDATE}, candidates)
+            arguments |= selectors.take({name: arguments[name] for name in of_candidates}, candidates)
         asked = {name: (arguments | {"key": keys[1]})[name] for name in objective.needs}
         result = objective.function(**asked, **(hyper or {}))
         loss, metrics, *state = result if "state" in objective.needs else (*result, inputs.get("state"))
@@ -192,7 +191,7 @@ def update(
     the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there.
     """
     objective, accumulate = method.objective, shapes.groups // grid.devices
-    score = token_scorer(model, shapes, grid, sorted(objective.needs & set(needs.of_source("head", "reader"))))
+    score = token_scorer(model, shapes, grid, needs.beside_log_probs(objective.needs))
     coupled = objective.state is not None or couples_examples(objective, shapes)
     reference_of = _reference(model, shapes, grid)
 

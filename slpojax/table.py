@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from slpojax import named, objectives, selectors
 from slpojax.base import Shapes
-from slpojax.needs import NEEDS
+from slpojax.needs import NEEDS, known
 from slpojax.needs import describe as describe_need
 from slpojax.objectives import mixture
 from slpojax.step import couples_examples
@@ -119,7 +119,7 @@ def _selector(name: str) -> Entry:
 
 def _asked(names: Collection[str]) -> tuple[str, ...]:
     """Return what these needs are called beside the policy's log-probs."""
-    return tuple(need.short for name, need in NEEDS.items() if name in names and name != "policy")
+    return tuple(need.short for name, need in known().items() if name in names and name != "policy")
 
 
 def _reads(built: objectives.Objective) -> str:

@@ -16,8 +16,6 @@ from slpojax.selectors import Selector
 from slpojax.sequence import size
 from slpojax.step import Inputs, Metrics, on_examples
 
-OF_TOKENS = needs.of_source("head", "reader")  # what objectives may ask for of a token beside its log-probs
-
 # (token, other, what else): the real numbers of what a model says of a batch; (token, other) of a prompt's.
 Outputs: TypeAlias = tuple[Array, Array, dict[str, Any]]
 
@@ -201,7 +199,9 @@ def by_model_outputs(
 ) -> tuple[Metrics, Float[Array, " B"], Outputs]:
     """Return the metrics and losses of the examples, and the gradient of their sum by what the model says of them."""
     policy, prompt = inputs["policy"], inputs.get("prompt")
-    more = {name: inputs[name] for name in (*OF_TOKENS, "prompt") if inputs.get(name) is not None}
+    more = {
+        name: inputs[name] for name in (*needs.of_source("head", "reader"), "prompt") if inputs.get(name) is not None
+    }
 
     def loss(outputs: Outputs) -> tuple[Array, tuple[Array, Metrics]]:
         token, other, more = outputs

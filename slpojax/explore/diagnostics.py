@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from slpojax import needs
 from slpojax.base import ABSENT, Array, Batch, Key, Logps, Model, Params, Shapes
-from slpojax.explore.arrays import OF_TOKENS, Outputs, by_model_outputs, by_tokens, safe_radius, safe_radius_pair
+from slpojax.explore.arrays import Outputs, by_model_outputs, by_tokens, safe_radius, safe_radius_pair
 from slpojax.explore.parameters import (
     Entanglement,
     entanglement_of,
@@ -77,7 +78,7 @@ def make_diagnostics(
     """
     if shapes.candidates < 2:
         raise ValueError("the diagnostics compare two responses; with data.candidates=1 there is one")
-    requested = sorted(objective.needs & set(OF_TOKENS))
+    requested = needs.beside_log_probs(objective.needs)
 
     def diagnose(params: Params, batch: Batch, inputs: Inputs, ref_params: Params | None, key: Key) -> Metrics:
         forward = forward_function(model, shapes, batch, requested, ref_params, grid)

@@ -92,7 +92,7 @@ class Objective(NamedTuple):
         name: the name it was built by.
         function: called with what it needs, by keyword; returns (loss, metrics) or (loss, metrics, state). Further
             keywords replace hyperparameters, see `numeric`.
-        needs: the names of what it asks for, among `slpojax.needs.NEEDS`.
+        needs: the names of what it asks for, among `slpojax.needs.known()`.
         hyperparameters: every one of them, defaults included.
         state: the initial running statistics, or None.
         metrics: the names of its metrics.
@@ -178,7 +178,7 @@ def build(name: str, **hyperparameters: Any) -> Objective:
         return _traced(_mixture(name, hyperparameters))
     function = find(name)
     bound = named.bind("objective", name, function, hyperparameters)
-    parameters = named.asks("objective", name, function, needs.NEEDS)
+    parameters = named.asks("objective", name, function, needs.known())
     state = next((p.default for p in parameters if p.name == "state"), None)
     asked = frozenset(p.name for p in parameters)
     return _traced(Objective(name, functools.partial(function, **bound), asked, bound, state))

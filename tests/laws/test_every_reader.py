@@ -9,7 +9,7 @@ import optax
 import pytest
 import step_tools
 
-from slpojax import data, models, needs, objectives, readers, scores
+from slpojax import base, data, models, needs, objectives, readers, scores, selectors, step, table
 from slpojax.base import Frozen
 
 SIZES = readers.Sizes(layers=2, width=8, candidates=4)
@@ -105,6 +105,25 @@ def test_an_objective_brings_a_reader_of_its_own():
     assert 0 < float(metrics["sureness"]) < 1
     moved = state.params[readers.KEY]["sureness"]["weight"] - params[readers.KEY]["sureness"]["weight"]
     assert np.any(moved), "the probe is trained with the policy"
+
+
+def aligned(policy, sureness):
+    """An objective that sees whether a score of its own comes with the candidates that it is of."""
+    return jnp.sum(sureness - policy.token), {}
+
+
+def test_a_selector_picks_what_such_a_reader_gives_with_its_candidates():
+    objective = objectives.build(f"{__name__}.aligned")
+    token = -jax.random.uniform(jax.random.key(0), (2, 5, 3))
+    policy = base.Logps(token, token, jnp.full((2, 5), 3))
+    inputs = {"policy": policy, "score": jnp.zeros((2, 5)), "sureness": token}
+    losses, _, _ = step.on_examples(objective, inputs, jax.random.key(1), selector=selectors.build("likeliest"))
+    np.testing.assert_array_equal(losses, 0)
+
+
+def test_documents_list_the_needs_of_the_package_alone():
+    objectives.build(f"{__name__}.aligned")
+    assert "sureness" in needs.known() and "sureness" not in table.main(["--markdown"])
 
 
 def module(name, *listed):
