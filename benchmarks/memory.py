@@ -12,8 +12,9 @@ and nothing of that size is allocated. The rows are those that the program would
 Then with each feature off in turn, where the config has it on: recomputed activations, the head in parts, attention in
 tiles, the reference's log-probs in a cache, micro-batches (where a device has several), and the donation of the state;
 and with the optimiser's moments in bfloat16. "Peak" is a device's: arguments, temporaries, and what of the results is
-not written over the arguments. A config that scores all candidates first has a line for that, too; one in float32
-attends by `tiles` on GPUs, as cuDNN has no float32.
+not written over the arguments; "sent" is what a device sends to others in a step, read off the compiled program. A
+config that scores all candidates first has a line for that, too; one in float32 attends by `tiles` on GPUs, as cuDNN
+has no float32.
 
 With --remat, the policies on packed rows: the gradient, by the parameters, of a sum over the hidden states, which are
 the layers without the head, so that what the policies differ in is not hidden by the vocabulary. Times are of rounds in
@@ -35,8 +36,8 @@ import parts
 from attention import dialogues
 from common import MODELS, header, in_turn, neox, spread
 
-from slpojax import bench, data, grid, head, models, settings, training
-from slpojax.base import Batch, Frozen, Logps, Rows, Shapes
+from slpojax import bench, grid, head, models, settings, topology, training
+from slpojax.base import Frozen, Rows
 from slpojax.grid import Grid
 from slpojax.models.layers import REMATS
 from slpojax.settings import Config
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=0, help="0: of the config on a topology, 256 elsewhere")
     for name, value in (("layers", 4), ("heads", 8), ("rows", 5), ("length", 1024), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--mesh", nargs=3, type=int, metavar=("D", "F", "T"), help="data, fsdp, tensor")
     parser.add_argument("--attention", default="")
     parser.add_argument("--dtype", default="", help="of the policies' model: float32, or bfloat16 on a topology")
     parser.add_argument("--topology", help='as "v5e:2x4" or "h200:8"; "" for this machine')
@@ -78,15 +80,15 @@ def main() -> None:
 
 def steps(args: argparse.Namespace) -> None:
     """Compile every config's step with everything on, and with each feature off."""
-    print("| config | off | rows a device | peak MB | of all on | arguments MB | temporary MB | compile s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| config | off | rows a device | peak MB | of all on | arguments MB | temporary MB | sent MB | compile s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in args.configs:
         size = SIZES.get(name, "pythia-2.8b")
         hf_config = MODELS[size] if args.size_of_config else neox(args.width, args.layers, args.heads)
         config = parts.configure({"epochs": 1.0, "steps": 0, "model.attention": args.attention}, of=name)
         if args.attention == "cudnn" and config.model.dtype == "float32":  # which cuDNN's does not take
             config = settings.replace(config, {"model.attention": "tiles"})
-        axes = {axis: config.mesh[axis] for axis in grid.AXES}
+        axes = dict(zip(grid.AXES, args.mesh or (config.mesh[axis] for axis in grid.AXES)))
         devices = grid.of_mesh(parts.topology(args.topology, **axes)) if args.topology else grid.one_device()
         full = 0.0
         for off, changes in variants(config, devices):
@@ -94,7 +96,7 @@ def steps(args: argparse.Namespace) -> None:
                 continue
             start = time.perf_counter()
             try:
-                memory, rows = compiled(settings.replace(config, changes), hf_config, devices, off)
+                memory, rows, sent = compiled(settings.replace(config, changes), hf_config, devices, off)
             except jax.errors.JaxRuntimeError as error:
                 print(f"| {name} | {off} | {str(error).splitlines()[0]} |", flush=True)
                 continue
@@ -103,7 +105,7 @@ def steps(args: argparse.Namespace) -> None:
             full = full or peak
             print(
                 f"| {name} | {off} | {rows} | {peak / 1e6:,.0f} | {peak / full:.2f}x | {arguments / 1e6:,.0f} | "
-                f"{temporary / 1e6:,.0f} | {time.perf_counter() - start:.0f} |",
+                f"{temporary / 1e6:,.0f} | {sent / 1e6:,.0f} | {time.perf_counter() - start:.0f} |",
                 flush=True,
             )
 
@@ -126,8 +128,12 @@ def variants(config: Config, devices: Grid) -> Iterator[tuple[str, dict[str, Any
         yield SCORING, {}
 
 
-def compiled(config: Config, hf_config: dict[str, Any], devices: Grid, off: str) -> tuple[Any, str]:
-    """Compile a config's step, or its scoring of all candidates; return the memory, and the rows of a device."""
+def compiled(config: Config, hf_config: dict[str, Any], devices: Grid, off: str) -> tuple[Any, str, float]:
+    """Compile a config's step, or its scoring of all candidates.
+
+    Returns:
+        The memory, the rows of a device, and the bytes that a device sends to others in a step.
+    """
     at, sizes = bench.of_model(config, hf_config, devices), layout(config, devices)
     setup = training.make(config, at, training.method(config), sizes)
     cached = config.reference.mode == "cached"
@@ -139,9 +145,11 @@ def compiled(config: Config, hf_config: dict[str, Any], devices: Grid, off: str)
         function = jax.jit(setup.update, out_shardings=(where, devices.everywhere))
     at_once = (lambda *_: 1 << 30) if off == CHUNKS else head.positions_at_once
     with mock.patch.object(head, "positions_at_once", at_once):
-        memory = function.lower(setup.like, frozen, batch_like(devices, shapes, cached=cached)).compile()
+        batch = training.batch_like(shapes, devices, cached=cached)
+        program = function.lower(setup.like, frozen, batch).compile()
     times, rows = shapes.groups // devices.devices, shapes.rows // shapes.groups
-    return memory.memory_analysis(), f"{times} times {rows} x {shapes.length}"
+    sent = sum(c.sent for c in topology.collectives(program.as_text())) if devices.mesh.size > 1 else 0
+    return program.memory_analysis(), f"{times} times {rows} x {shapes.length}", sent
 
 
 def layout(config: Config, devices: Grid) -> training.Layout:
@@ -151,16 +159,6 @@ def layout(config: Config, devices: Grid) -> training.Layout:
         longest = min(longest, 2 * row_length // (1 + candidates))
     pool = parts.examples(*parts.lengths(8 * config.batch_size, candidates, longest=longest), vocabulary=2)
     return training.layout(config, training.method(config), [pool], devices)
-
-
-def batch_like(devices: Grid, shapes: Shapes, *, cached: bool) -> Batch:
-    """Return what `grid.put_batch` gives, without the numbers."""
-    blank = data.pack([], shapes)
-    token = np.zeros((shapes.examples, shapes.candidates, shapes.response), np.float32)
-    blank = blank._replace(ref=Logps(token, token, blank.length) if cached else None)
-    where = jax.tree.map(lambda _: devices.everywhere, blank)
-    rows, scored = jax.tree.map(lambda _: devices.rows, (blank.rows, blank.scored))
-    return parts.shapes_on(blank, where._replace(rows=rows, scored=scored))
 
 
 # ---- remat policies --------------------------------------------------------------------------------------------------

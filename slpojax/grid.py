@@ -5,17 +5,19 @@ partitioner, because the step is written for the global batch and never names an
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slpojax.base import Batch, Share
+from slpojax.base import Array, Batch, Float, Int, Share
 
 AXES = ("data", "fsdp", "tensor")
 _ROWS = PartitionSpec(("data", "fsdp"))
+_ROUNDS = ("fsdp_outer", "fsdp_inner")
 
 Rules = Iterable[tuple[str, PartitionSpec]]
 
@@ -29,6 +31,7 @@ class Grid(NamedTuple):
         everywhere: the sharding of what every device holds.
         devices: over how many devices the rows are split.
         share: the rows of a batch that this process holds.
+        rounds: the same devices with fsdp as two axes, for `scattered`; None where one round will do.
     """
 
     mesh: Mesh
@@ -36,6 +39,7 @@ class Grid(NamedTuple):
     everywhere: NamedSharding
     devices: int
     share: Share
+    rounds: Mesh | None = None
 
 
 def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Grid:
@@ -60,7 +64,7 @@ def one_device(device: jax.Device | None = None) -> Grid:
 
 def of_mesh(mesh: Mesh) -> Grid:
     """Return what follows from a mesh of `make_mesh`."""
-    return Grid(mesh, split_rows(mesh), replicated(mesh), batch_devices(mesh), _share(mesh))
+    return Grid(mesh, split_rows(mesh), replicated(mesh), batch_devices(mesh), _share(mesh), _rounds(mesh))
 
 
 def _share(mesh: Mesh) -> Share:
@@ -118,6 +122,123 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 def batch_devices(mesh: Mesh) -> int:
     """Over how many devices the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def sum_over_data(function: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
+    """Let every slice of the mesh along `data` apply a function to its own rows, and sum what comes out.
+
+    Args:
+        function: (replicated arrays, arrays whose leading axis is rows, or groups of rows) -> arrays.
+        grid: the devices; fsdp and tensor stay the compiler's.
+    """
+    if grid.mesh.shape["data"] == 1:
+        return function
+
+    def of_slice(whole: Any, rows: Any) -> Any:
+        return jax.lax.psum(function(whole, rows), "data")
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        of_slice, mesh=grid.mesh, in_specs=specs, out_specs=specs[0], axis_names={"data"}, check_vma=False
+    )
+
+
+def _by_hand() -> frozenset[str]:
+    """Return the axes of the mesh that the function which is being traced divides by itself, see `sum_over_data`."""
+    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def row_devices(grid: Grid) -> int:
+    """Over how many devices the rows are split of which a traced function sees all: one slice's, in `sum_over_data`."""
+    return int(np.prod([grid.mesh.shape[axis] for axis in ("data", "fsdp") if axis not in _by_hand()]))
+
+
+def constrain(x: Any, where: NamedSharding) -> Any:
+    """Ask the compiler to split arrays so; inside of `sum_over_data`, too."""
+    return jax.lax.with_sharding_constraint(x, _spec_here(where) if _by_hand() else where)
+
+
+def _rounds(mesh: Mesh) -> Mesh | None:
+    # XLA for TPUs sums over all chips of a square or cubic torus and then cuts, which sends twice as much.
+    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["fsdp"] < 16 or mesh.shape["data"] > 1:
+        return None
+    return in_rounds(mesh)
+
+
+def in_rounds(mesh: Mesh) -> Mesh:
+    """Return a mesh with fsdp as two axes, of sizes as near to each other as they can be."""
+    fsdp = mesh.shape["fsdp"]
+    outer = next(size for size in range(int(fsdp**0.5), 0, -1) if fsdp % size == 0)
+    sizes = (mesh.shape["data"], outer, fsdp // outer, mesh.shape["tensor"])
+    return Mesh(mesh.devices.reshape(sizes), ("data", *_ROUNDS, "tensor"), axis_types=(AxisType.Auto,) * 4)
+
+
+def scatter(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
+    """Ask for an array that is summed over fsdp to be split over it, in the rounds of a grid that has them."""
+    if grid is None or grid.rounds is None or _by_hand():
+        return x
+    first = PartitionSpec(*(_ROUNDS[0] if axes == "fsdp" else axes for axes in spec))
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(grid.rounds, first))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(grid.mesh, spec))
+
+
+def scattered(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
+    """Return a parameter, split as `spec`, whose gradient is scattered by `scatter`."""
+    if grid is None or grid.rounds is None or "fsdp" not in spec:
+        return x
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, slope: (scatter(slope, spec, grid),))
+    return identity(x)
+
+
+def by_rows(x: Array, grid: Grid | None) -> Array:
+    """Keep an array split by rows, where the devices divide them.
+
+    Left to itself a compiler may split hidden states by width, as the weights are, and send activations around instead
+    of weights.
+    """
+    return x if grid is None or x.shape[0] % row_devices(grid) else constrain(x, grid.rows)
+
+
+def on_each(
+    function: Callable[..., Array], grid: Grid, inputs: tuple[NamedSharding, ...], output: NamedSharding
+) -> Callable[..., Array]:
+    """Let every device apply a function to its parts of arrays, as a kernel wants it that no compiler can divide."""
+    rest = set(AXES) - _by_hand()
+    mesh = jax.sharding.get_abstract_mesh() if _by_hand() else grid.mesh
+    specs = tuple(map(_spec_here, inputs))
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=_spec_here(output), axis_names=rest, check_vma=False
+    )
+
+
+def _spec_here(where: NamedSharding) -> PartitionSpec:
+    """Return a sharding's partition without the axes that `sum_over_data` divides where it is traced in."""
+    left = [tuple(axis for axis in _names(axes) if axis not in _by_hand()) for axes in where.spec]
+    return PartitionSpec(*(axes or None for axes in left))
+
+
+def lookup(
+    table: Float[Array, "V D"], index: Int[Array, "R *rest"], dtype: Any, grid: Grid | None
+) -> Float[Array, "R *rest D"]:
+    """Return the rows `table[index]` of a table whose columns are split over fsdp, cast to `dtype`.
+
+    Each device looks up its columns of all rows, and so adds to its columns of the gradient: the rows are exchanged, as
+    many as there are tokens, in place of the table and of a gradient as large as the table.
+
+    Args:
+        table: split over tensor and fsdp.
+        index: split by rows.
+        dtype: of the result.
+        grid: the devices; None for one.
+    """
+    columns = grid.mesh.shape["fsdp"] if grid else 1
+    if grid is None or columns == 1 or table.shape[1] % columns or index.shape[0] % row_devices(grid):
+        return jnp.asarray(table)[index].astype(dtype)
+    by_columns = PartitionSpec("data", *[None] * (index.ndim - 1), "fsdp")
+    index = constrain(index, NamedSharding(grid.mesh, PartitionSpec("data")))
+    found = constrain(jnp.asarray(table)[index].astype(dtype), NamedSharding(grid.mesh, by_columns))
+    return by_rows(found, grid)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -198,5 +319,8 @@ def gathered(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return int(np.prod([mesh.shape[name] for name in names]))
+    return int(np.prod([mesh.shape[name] for name in _names(axes)]))
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes

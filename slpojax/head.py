@@ -19,10 +19,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from slpojax import needs
 from slpojax.base import ABSENT, Array, Int, Scored
+from slpojax.grid import Grid, lookup, scatter
 
 TokenScores: TypeAlias = dict[str, Array]  # "log_odds" and what else was requested, [G, S] each
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add_part`
@@ -38,6 +40,9 @@ _AT_ONCE, _LOGITS = 1024, 2**28
 # A part of the vocabulary is made of one stretch of each of so many equal pieces (of fewer where that does not divide
 # it), so that on up to so many devices that share the vocabulary each holds an equal share of every part.
 PIECES = 16
+
+# How pieces of the vocabulary are split over the devices, [pieces, words, D].
+_SPLIT = PartitionSpec("tensor", None, "fsdp")
 
 
 def positions_at_once(platform: str, vocabulary: int) -> int:
@@ -85,6 +90,7 @@ def token_scores(
     chunk: int,
     requested: Collection[str] = (),
     reference: Reference | None = None,
+    grid: Grid | None = None,
 ) -> TokenScores:
     """Scores of tokens, from one pass over the vocabulary.
 
@@ -98,6 +104,7 @@ def token_scores(
         chunk: how many scored positions of each group may have all their logits in memory at once.
         requested: what else to compute, among `needs.of_source("head")`.
         reference: hidden states and unembedding of the reference, for "kl" and "activity"; they get no gradient.
+        grid: over whose devices the groups are split; None for one device.
 
     Returns:
         [G, S] each, float32, in nats; meaningless but finite where `scored` is unused: "log_odds", and the requested:
@@ -109,7 +116,7 @@ def token_scores(
     sides = tuple((predictors(h, scored.source), matrix.T) for h, matrix in pairs)
     parts = -(-scored.source.shape[1] // max(1, chunk))
     summed = tuple(sorted(set(requested) - {"activity"}))
-    out = _scores(summed, parts, sides[0], sides[1:] if "kl" in summed else (), scored.target)
+    out = _scores(summed, parts, grid, sides[0], sides[1:] if "kl" in summed else (), scored.target)
     return out | {"activity": _mean_logit(*sides[1])} if "activity" in requested else out
 
 
@@ -130,15 +137,25 @@ def predictors(hidden: Float[Array, "R L D"], source: Int[Array, "G S"]) -> Floa
 Side: TypeAlias = tuple[Float[Array, "G S D"], Float[Array, "V D"]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _scores(
-    requested: tuple[str, ...], parts: int, policy: Side, reference: tuple[Side, ...], target: Array
+    requested: tuple[str, ...],
+    parts: int,
+    grid: Grid | None,
+    policy: Side,
+    reference: tuple[Side, ...],
+    target: Array,
 ) -> TokenScores:
-    return _forward(requested, parts, policy, reference, target)[0]
+    return _forward(requested, parts, grid, policy, reference, target)[0]
 
 
 def _forward(
-    requested: tuple[str, ...], parts: int, policy: Side, reference: tuple[Side, ...], target: Array
+    requested: tuple[str, ...],
+    parts: int,
+    grid: Grid | None,
+    policy: Side,
+    reference: tuple[Side, ...],
+    target: Array,
 ) -> tuple[TokenScores, tuple]:
     """Return the scores, and what the backward pass needs beside the arguments: [R, S] each, nothing larger."""
     sides = (policy, *reference)
@@ -155,12 +172,14 @@ def _forward(
     if rest:
         sums = one(sums, 0, rest)
     sums, _ = jax.lax.scan(lambda s, i: (one(s, rest + i * step, step), None), sums, jnp.arange(count))
-    return _finish(requested, [_token_logits(*side, target) for side in sides], sums)
+    return _finish(requested, [_token_logits(*side, target, grid) for side in sides], sums)
 
 
-def _token_logits(states: Float[Array, "G S D"], table: Float[Array, "V D"], target: Array) -> Float[Array, "G S"]:
+def _token_logits(
+    states: Float[Array, "G S D"], table: Float[Array, "V D"], target: Array, grid: Grid | None
+) -> Float[Array, "G S"]:
     """The logits of the tokens themselves, by a lookup of rows: cheaper than to find them in the parts."""
-    rows = table[target].astype(states.dtype)
+    rows = lookup(table, target, states.dtype, grid)
     return jnp.einsum("rsd,rsd->rs", states, rows, preferred_element_type=jnp.float32)
 
 
@@ -261,12 +280,16 @@ def _log_p(odds: Array) -> tuple[Array, Array]:
 # ---- the derivative --------------------------------------------------------------------------------------------------
 
 
-def _forward_pass(requested: tuple[str, ...], parts: int, *arguments: Any) -> tuple[TokenScores, tuple]:
-    out, statistics = _forward(requested, parts, *arguments)
+def _forward_pass(
+    requested: tuple[str, ...], parts: int, grid: Grid | None, *arguments: Any
+) -> tuple[TokenScores, tuple]:
+    out, statistics = _forward(requested, parts, grid, *arguments)
     return out, (*arguments, statistics)
 
 
-def _backward(requested: tuple[str, ...], parts: int, residuals: tuple, cotangent: TokenScores) -> tuple:
+def _backward(
+    requested: tuple[str, ...], parts: int, grid: Grid | None, residuals: tuple, cotangent: TokenScores
+) -> tuple:
     """Pull the scores' gradient back to the policy's states and table, with each part's logits formed again."""
     policy, reference, target, statistics = residuals
     (states, table), sides = policy, (policy, *reference)
@@ -279,7 +302,7 @@ def _backward(requested: tuple[str, ...], parts: int, residuals: tuple, cotangen
         slope = _slope(requested, logits, is_token, statistics, cotangent).astype(states.dtype)
         back = cut[0].astype(states.dtype)
         by_states = carry[0] + jnp.einsum("rsc,cd->rsd", slope, back, preferred_element_type=jnp.float32)
-        by_part = _outer(states, slope).reshape(carry[1].shape[0], step, -1)
+        by_part = scatter(_outer(states, slope).reshape(carry[1].shape[0], step, -1), _SPLIT, grid)
         return by_states, jax.lax.dynamic_update_slice_in_dim(carry[1], by_part, start, axis=1)
 
     carry = jnp.zeros(states.shape, jnp.float32), jnp.zeros(_pieces(table).shape, jnp.float32)

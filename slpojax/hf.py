@@ -95,15 +95,15 @@ def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Pa
         ValueError: naming tensors that are missing, unknown, contradictory or of another shape or dtype.
     """
     path, shapes = pathlib.Path(path), jax.eval_shape(model.init, jax.random.key(0))
-    split = {name: None for name in _flat(shapes)}
+    split = {name: None for name in named.flatten(shapes)}
     if grid is not None:
-        split = _flat(tree(grid.mesh, model.sharding, shapes)[0])
+        split = named.flatten(tree(grid.mesh, model.sharding, shapes)[0])
     with contextlib.ExitStack() as stack:
-        sources = _sources(path, model, _flat(shapes), stack)
+        sources = _sources(path, model, named.flatten(shapes), stack)
         return _nested(
             {
                 name: _on_devices(leaf.shape, split[name], functools.partial(_read, path, leaf.shape, sources[name]))
-                for name, leaf in _flat(shapes).items()
+                for name, leaf in named.flatten(shapes).items()
             }
         )
 
@@ -142,7 +142,11 @@ def save(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} is not known; expected one of {', '.join(_DTYPES)}.")
-    path, leaves, shapes = pathlib.Path(path), _flat(params), _flat(jax.eval_shape(model.init, jax.random.key(0)))
+    path, leaves, shapes = (
+        pathlib.Path(path),
+        named.flatten(params),
+        named.flatten(jax.eval_shape(model.init, jax.random.key(0))),
+    )
     if wrong := [
         k for k in {**leaves, **shapes} if k not in leaves or k not in shapes or leaves[k].shape != shapes[k].shape
     ]:
@@ -365,11 +369,6 @@ def _shards(
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
-
-
-def _flat(tree: Params) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def _nested(flat: dict[str, Array]) -> dict[str, Any]:

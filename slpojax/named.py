@@ -298,8 +298,3 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
         else:
             leaves[str(key)] = value
     return leaves
-
-
-def path_name(path: tuple[Any, ...], separator: str = "/") -> str:
-    """Return the joined keys of a path that JAX has of any tree: `params/layers/attention/qkv/kernel`."""
-    return separator.join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

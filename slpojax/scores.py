@@ -16,7 +16,7 @@ import numpy as np
 
 from slpojax import head, needs, readers
 from slpojax.base import ABSENT, Array, Batch, Logps, Model, Params, Rows, Scored, Shapes
-from slpojax.grid import Grid
+from slpojax.grid import Grid, constrain, row_devices
 from slpojax.head import TokenScores
 
 # (params, rows, scored, ref_params) -> [G, S] scores; `params` hold those of readers, too. `ref_params` is None where
@@ -55,9 +55,9 @@ def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection
         layers = any(reader.layers and reader.of == "policy" for reader in used)
         states["policy"] = states_of(params, rows, scored) if layers else (model.apply(params, rows, None)[0], None)
         hidden, table = states["policy"][0], model.unembed(params)
-        groups = max(1, scored.source.shape[0] // grid.devices)  # that a device holds here
+        groups = max(1, scored.source.shape[0] // row_devices(grid))  # that a device holds here
         chunk = max(1, min(shapes.scored, head.positions_at_once(platform, table.shape[1]) // groups))
-        out = head.token_scores(hidden, table, scored, chunk=chunk, requested=of_head, reference=reference)
+        out = head.token_scores(hidden, table, scored, chunk=chunk, requested=of_head, reference=reference, grid=grid)
         for reader in used:
             final, every = states[reader.of]
             seen: Any = every if reader.layers else head.predictors(final, scored.source)
@@ -98,7 +98,7 @@ def _scorer(
 
     def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Any]]:
         out = score(params, batch.rows, batch.scored, ref_params)
-        return place(jax.lax.with_sharding_constraint(out, grid.everywhere), batch.scored, batch.length, shapes)
+        return place(constrain(out, grid.everywhere), batch.scored, batch.length, shapes)
 
     return jax.jit(log_probs, out_shardings=grid.everywhere)
 

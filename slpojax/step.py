@@ -23,7 +23,7 @@ import optax
 
 from slpojax import needs, readers, selectors
 from slpojax.base import Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
-from slpojax.grid import Grid
+from slpojax.grid import Grid, constrain, sum_over_data
 from slpojax.head import TokenScores
 from slpojax.objectives import Objective, blank
 from slpojax.scores import place, token_scorer
@@ -204,7 +204,7 @@ def update(
             return score(views.policy(params, frozen), rows, scored, ref_params)
 
         def mean_loss(tokens: TokenScores, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
-            tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+            tokens = constrain(tokens, grid.everywhere)
             return _mean_loss(method, shapes, tokens, scored, batch, state.objective, key, hyper)
 
         def loss_of(params: Params, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
@@ -220,8 +220,8 @@ def update(
         if coupled:
             scores = _over_micro_batches(lambda x: tokens(params, *x), micro, accumulate)
             (loss, (metrics, statistics)), pull = jax.value_and_grad(mean_loss, has_aux=True)(scores, batch.scored)
-            return loss, metrics, statistics, _sum_gradients(pulled, params, (*micro, pull), accumulate)[1]
-        (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, micro, accumulate)
+            return loss, metrics, statistics, _sum_gradients(pulled, params, (*micro, pull), accumulate, grid)[1]
+        (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, micro, accumulate, grid)
         return loss, metrics, state.objective, grads
 
     def step(state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT) -> tuple[State, Metrics]:
@@ -252,7 +252,7 @@ def picks(
 
     def pick(state: State, frozen: Frozen, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
         tokens = score(views.policy(state.params, frozen), batch.rows, batch.scored)
-        tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+        tokens = constrain(tokens, grid.everywhere)
         policy, _ = place(tokens, batch.scored, batch.length, shapes)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), shapes.examples)
         inputs = {"policy": policy, "ref": reference_of(views.reference(state, frozen), batch), "score": batch.score}
@@ -272,7 +272,7 @@ def _reference(model: Model, shapes: Shapes, grid: Grid) -> Callable[[Params | N
             return batch.ref
         micro, count = (batch.rows, batch.scored), shapes.groups // grid.devices
         tokens = _over_micro_batches(lambda x: score(ref_params, *x), micro, count)
-        tokens = jax.lax.with_sharding_constraint(tokens, grid.everywhere)
+        tokens = constrain(tokens, grid.everywhere)
         return place(tokens, batch.scored, batch.length, shapes)[0]
 
     return reference
@@ -336,19 +336,26 @@ def _sum_gradients(
     params: Params,
     x: tuple[Rows, Scored, *tuple[TokenScores, ...]],
     count: int,
+    grid: Grid,
 ) -> tuple[tuple[Array, Any], Params]:
     """Sum a function's value, its auxiliary output and its gradient over the micro-batches, one at a time.
 
     A backward pass adds its gradient to the sum in place, layer by layer: no micro-batch has a gradient of its own,
-    which would be as large as the parameters once more.
+    which would be as large as the parameters once more. Devices along `data` hold the same parameters, so each adds up
+    the gradient of its own rows, and these sums are summed over the devices once, behind the last micro-batch. Along
+    `fsdp`, where a device has room for its part alone, every micro-batch's gradient is reduced and scattered.
     """
-    total = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
 
-    def one(_: None, x: Any) -> tuple[None, tuple[Array, Any]]:
-        pull: Any  # of a type that JAX does not tell
-        value, pull, auxiliary = jax.vjp(lambda params: function(params, x), params, has_aux=True)
-        pull.with_refs(total)(jnp.ones_like(value))
-        return None, (value, auxiliary)
+    def here(params: Params, x: tuple[Rows, Scored, *tuple[TokenScores, ...]]) -> tuple[tuple[Array, Any], Params]:
+        total = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
 
-    _, values = jax.lax.scan(one, None, _micro_batches(x, count, x[1].slot.shape[0]))
-    return jax.tree.map(lambda a: jnp.sum(a, axis=0), values), jax.tree.map(lambda ref: ref[...], total)
+        def one(_: None, x: Any) -> tuple[None, tuple[Array, Any]]:
+            pull: Any  # of a type that JAX does not tell
+            value, pull, auxiliary = jax.vjp(lambda params: function(params, x), params, has_aux=True)
+            pull.with_refs(total)(jnp.ones_like(value))
+            return None, (value, auxiliary)
+
+        _, values = jax.lax.scan(one, None, _micro_batches(x, count, x[1].slot.shape[0]))
+        return jax.tree.map(lambda a: jnp.sum(a, axis=0), values), jax.tree.map(lambda ref: ref[...], total)
+
+    return sum_over_data(here, grid)(params, x)

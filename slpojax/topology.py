@@ -173,17 +173,39 @@ def _called(instruction: str) -> list[str]:
 
 
 def _trips(instruction: str, bodies: dict[str, list[str]]) -> int:
-    """Return how often a loop runs: what the compiler notes, or else the constant that its counter is held against."""
+    """Return how often a loop runs: what the compiler notes, or else what its counter has to go through."""
     known = _search(r'"known_trip_count":\{"n":"(\d+)"', instruction, "")
     if known:
         return int(known)
     condition = "\n".join(bodies[_search(r"condition=%?([^\s,]+)", instruction)])
-    constants = dict(re.findall(r"(%\S+) = [su]\d+\[\]\S* constant\((\d+)\)", condition))
+    constants = _constants(condition)
     compared = re.findall(r" compare\(([^)]*)\), direction=LT", condition)
     bounds = {constants[name] for pair in compared for name in pair.split(", ") if name in constants}
     if len(bounds) != 1:
         raise ValueError(f"cannot tell how often a loop runs: expected one comparison with a constant in\n{condition}")
-    return int(bounds.pop())
+    return -(-bounds.pop() // _stride(condition, "\n".join(bodies[_search(r"body=%?([^\s,]+)", instruction)])))
+
+
+def _stride(condition: str, body: str) -> int:
+    """Return by how much a loop's counter grows in a round: 2 where the compiler made one round of two."""
+    places = dict(re.findall(r"(%\S+) = [su]\d+\[\]\S* get-tuple-element\([^)]*\), index=(\d+)", condition))
+    place = next(
+        (int(places[name]) for name in re.findall(r"%[\w.-]+", condition.partition(" compare(")[2]) if name in places),
+        None,
+    )
+    result = re.search(r"ROOT .* tuple\((.*?)\)(?:,|$)", body, flags=re.MULTILINE)
+    if place is None or result is None:
+        return 1
+    counter = re.findall(r"%[\w.-]+", result[1])[place]
+    added = _search(rf"{re.escape(counter)} = .* add\(([^)]*)\)", body, "").split(", ")
+    constants = _constants(body)
+    return next((constants[name] for name in added if name in constants), 1)
+
+
+def _constants(computation: str) -> dict[str, int]:
+    """Return the whole numbers among a computation's constants, by name."""
+    found = re.findall(r"(%\S+) = [su]\d+\[\]\S* constant\((\d+)\)", computation)
+    return {name: int(value) for name, value in found}
 
 
 def _size(result: str, match: re.Match) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, step
-from slpojax.base import Batch, Frozen, Params, Shapes, State
+from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
 from slpojax.grid import Grid
@@ -227,6 +227,22 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
             _operations, weights, method, picks is not None, online or method.moving is not None
         ),
     )
+
+
+def batch_like(shapes: Shapes, devices: Grid, *, cached: bool) -> Batch:
+    """Return the shapes of what `grid.put_batch` gives, and where it lies: enough to compile for.
+
+    Args:
+        shapes: the batch's sizes.
+        devices: need not be there.
+        cached: whether the batch holds the reference's log-probs.
+    """
+    blank = data.pack([], shapes)
+    token = np.zeros((shapes.examples, shapes.candidates, shapes.response), np.float32)
+    blank = blank._replace(ref=Logps(token, token, blank.length) if cached else None)
+    rows, scored = jax.tree.map(lambda _: devices.rows, (blank.rows, blank.scored))
+    where = jax.tree.map(lambda _: devices.everywhere, blank)._replace(rows=rows, scored=scored)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), blank, where)
 
 
 def take(training: Training, bench: Bench, part: Part) -> Callable[[State, Frozen, Batch], Stepped]:

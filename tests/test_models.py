@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from slpojax import grid, hf, models
 from slpojax.base import Rows
+from slpojax.named import flatten
 
 _SMALL = {
     "vocab_size": 61,
@@ -228,7 +229,7 @@ def test_init_is_that_of_transformers(small):
 @pytest.mark.parametrize("case", [*witness.COMMITTED, "llama_mlp_bias", "mistral_no_window"])
 def test_tables_cover_every_parameter(case):
     model = models.build(witness.CASES[case])
-    shapes = hf._flat(jax.eval_shape(model.init, jax.random.key(0)))
+    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
     rules = dict(model.sharding)
     assert {f"^{name}$" for name in shapes} == set(rules)
     for name, leaf in shapes.items():

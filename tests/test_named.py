@@ -108,5 +108,3 @@ def test_which_numbers_may_be_traced():
 def test_trees_are_flattened_in_their_order():
     tree = {"b": {"y": 1, "x": {}, "z": (1, 2)}, "a": None}
     assert list(named.flatten(tree, ".").items()) == [("b.y", 1), ("b.z", (1, 2)), ("a", None)]
-    paths = [named.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"a": [0, {"b": 1}]})]
-    assert paths == ["a/0", "a/1/b"]

@@ -16,7 +16,21 @@ from model_tools import named
 from safetensors.numpy import load_file
 from step_tools import compiled, grid_of, prepare
 
-from slpojax import data, grid, head, hf, models, objectives, optim, scores, step
+from slpojax import (
+    bench,
+    data,
+    grid,
+    head,
+    hf,
+    models,
+    objectives,
+    optim,
+    scores,
+    settings,
+    step,
+    topology,
+    training,
+)
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example
 from slpojax.models import attention
@@ -58,11 +72,12 @@ def running(policy: Logps, state: dict = {"mean": 0.0}, *, decay: float = 0.9): 
     return jax.nn.softplus(logp[1] - logp[0] + 0.1 * new["mean"]), {"mean": new["mean"]}, new
 
 
-def examples(count: int, candidates: int = 2) -> data.Examples:
+def examples(count: int, candidates: int = 2, times: int = 1) -> data.Examples:
+    """Prompts of 1 to 8 and responses of 1 to 11 tokens, or that many times as long."""
     rng = np.random.default_rng(3)
 
     def text(low, high):
-        return rng.integers(4, 97, rng.integers(low, high)).astype(np.int32)
+        return rng.integers(4, 97, times * rng.integers(low, high)).astype(np.int32)
 
     return data.build(
         [
@@ -80,9 +95,13 @@ def examples(count: int, candidates: int = 2) -> data.Examples:
 
 
 @functools.cache
-def two_steps(name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32"):
+def two_steps(
+    name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32", rounds=False
+):
     """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
     objective, steps, devices = objectives.build(name), 2, grid_of(*mesh_sizes)
+    if rounds:
+        devices = devices._replace(rounds=grid.in_rounds(devices.mesh))
     model = models.build(CONFIG, dtype=dtype, grid=devices)
     pairs = examples(8 * steps)
     order = [np.arange(8) + 8 * i for i in range(steps)]
@@ -159,6 +178,13 @@ def test_eight_devices_equal_one(sizes):
     agree(two_steps("dpo.sigmoid", mesh_sizes=sizes), two_steps("dpo.sigmoid"))
 
 
+@pytest.mark.check
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2)], ids=str)
+def test_gradients_scattered_in_two_rounds_are_the_same(sizes):
+    got = two_steps("dpo.sigmoid", mesh_sizes=sizes, accumulate=2, rounds=True)
+    agree(got, two_steps("dpo.sigmoid"))
+
+
 def test_weights_travel_between_devices_and_activations_stay():
     config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
     devices, length = grid_of(1, 8, 1), attention.SHORT + 32
@@ -172,11 +198,41 @@ def test_weights_travel_between_devices_and_activations_stay():
     # Some kernels say nothing of how their results are split, and then the weights' split by width would win.
     states = f"tensor<{shapes.rows}x{length}x{config['hidden_size']}xf32>"
     asked = re.findall(f"sharding_constraint .*{states}", ready.train_step.lower(*inputs).as_text())
-    assert len(asked) >= 4 and all('[{"data", "fsdp"}, {}, {}]' in line for line in asked), asked
+    by_columns = [line for line in asked if '[{"data"}, {}, {"fsdp"}]' in line]  # rows of the embedding, there and back
+    assert len(by_columns) == 2 and len(asked) >= 6, asked
+    assert all('[{"data", "fsdp"}, {}, {}]' in line for line in asked if line not in by_columns), asked
     sizes = sizes_in(compiled(ready.train_step, *inputs).as_text())
     of_cells = [shape for shape in sizes if length in shape]
     assert max(map(math.prod, of_cells)) >= length * config["hidden_size"]  # of one row, the device's own
     assert max(map(math.prod, of_cells)) <= config["num_hidden_layers"] * length * config["intermediate_size"], of_cells
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("sizes", [(8, 8, 1), (1, 64, 1)], ids=str)
+def test_gradients_over_a_pod_are_reduced_and_scattered_and_those_over_data_once_a_step(sizes):
+    """Read off the step compiled for 64 chips that are not there, with two micro-batches a chip."""
+    try:
+        devices = topology.make("v5e:8x8", **dict(zip(grid.AXES, sizes, strict=True)))
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        pytest.skip(f"{error} (pip install 'jax[tpu]', or point TPU_LIBRARY_PATH at its libtpu.so)")
+    model = CONFIG | {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 8192}  # a chip's part fills tiles
+    changes = {"batch_size": 512, "accumulate": 128, "data.row_length": 1024}
+    config = settings.replace(settings.load_file("configs/dpo_hh.py"), changes)
+    method = training.method(config)
+    layout = training.layout(config, method, [examples(512, times=20)], devices)
+    setup = training.make(config, bench.of_model(config, model, devices), method, layout)
+    batch = training.batch_like(layout.train, devices, cached=True)
+    found = topology.collectives(setup.step.lower(setup.like, Frozen(), batch).compile().as_text())
+    matrices = [x for x in jax.tree.leaves(setup.like.params) if math.prod(x.shape[-2:]) >= 2**20]
+
+    assert layout.train.groups == 2 * devices.devices
+    # Of the gradients of two micro-batches little is summed whole, what an all-reduce in bfloat16 would send twice.
+    whole = 2 * 2 * 2 * sum(math.prod(x.shape) for x in matrices)
+    summed = [c for c in found if c.kind == "all-reduce" and c.times > 1 and "transpose(" in c.name]
+    assert sum(c.sent for c in summed) < 0.15 * whole, topology.table(summed)
+    once = sum(c.size for c in found if c.kind == "all-reduce" and c.times == 1)
+    held = 4 * sum(math.prod(x.sharding.shard_shape(x.shape)) for x in matrices)
+    assert once > held if sizes[0] > 1 else once < 2**20, topology.table(found)
 
 
 RUNNING = ["anchored.bco_pair", "unpaired.bco_unpaired", "unpaired.bco_unpaired_pooled", "batchwise.beta_dpo"]

@@ -1,5 +1,7 @@
 """Devices that are not there: how the text of a compiled program is read."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -69,6 +71,15 @@ def test_a_loop_that_the_compiler_counted():
     # Without a collective nobody asks.
     silent = "\n".join(line for line in endless.splitlines() if " all-reduce(" not in line)
     assert collectives(HEADER + silent) == ()
+
+
+def test_a_loop_whose_counter_grows_by_two_a_round():
+    text = HEADER + LOOP.replace("REPLICAS", "[1,8]<=[8]")
+    more = """  %two = s32[]{:T(128)} constant(2)
+  %next_number = s32[]{:T(128)} add(%number, %two)
+  ROOT %next = (s32[]{:T(128)}, f32[8,4]{1,0}) tuple(%next_number, %all-reduce.1)"""
+    text = re.sub(r"  ROOT %next = .*", more, text)
+    assert collectives(text)[0].times == 3
 
 
 def test_what_starts_and_ends_apart_counts_once():

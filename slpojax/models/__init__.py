@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from slpojax import base, named
 from slpojax.grid import Grid
@@ -113,7 +114,11 @@ def build(
     if attention == "splash":
         attend = partial(attend, grid=grid)
     config = module.Config.from_hf(hf_config, max_length)
-    decoder = Decoder(module.Block, module.NORM, config, _DTYPES[dtype], attend, remat, _pin(grid))
+    of_layer = {
+        t.param.removeprefix("layers/"): PartitionSpec(*t.spec[1:]) for t in module.TENSORS if "layers/" in t.param
+    }
+    specs = tuple(of_layer.items())
+    decoder = Decoder(module.Block, module.NORM, config, _DTYPES[dtype], attend, remat, grid, specs)
 
     def init(key: base.Key) -> base.Params:
         one = jnp.ones((1, 1), jnp.int32)
@@ -158,13 +163,6 @@ def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -
             f"model.remat='offload' on {grid.mesh.size} devices takes JAX 0.11, which takes Python 3.12; this is JAX "
             f"{jax.__version__}. Set model.remat='layer'."
         )
-
-
-def _pin(grid: Grid | None) -> Callable[[base.Array], base.Array]:
-    """Return what keeps arrays split by rows, where the devices divide them."""
-    if grid is None or grid.mesh.size == 1:
-        return lambda x: x
-    return lambda x: x if x.shape[0] % grid.devices else jax.lax.with_sharding_constraint(x, grid.rows)
 
 
 def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:

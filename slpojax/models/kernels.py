@@ -10,10 +10,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax.base import Array, Float
-from slpojax.grid import Grid
+from slpojax.grid import Grid, on_each
 from slpojax.models.attention import SAVED, SHORT, Cells, dense, pad_length, sees
 
 LANES = 128  # a TPU's lanes: splash attention wants rows, and tiles, of whole multiples
@@ -100,9 +100,8 @@ def splash(
     if grid is not None and grid.mesh.size > 1:
         # Heads are split as the weights that make them are; where they cannot be, every device has them all.
         tensor = "tensor" if key.shape[2] % grid.mesh.shape["tensor"] == 0 else None
-        states = PartitionSpec(*grid.rows.spec, None, tensor)
-        specs = (states, states, states, grid.rows.spec, grid.rows.spec)
-        attend = jax.shard_map(attend, mesh=grid.mesh, in_specs=specs, out_specs=states, check_vma=False)
+        rows, states = grid.rows, NamedSharding(grid.mesh, PartitionSpec(*grid.rows.spec, None, tensor))
+        attend = on_each(attend, grid, (states, states, states, rows, rows), states)
     return attend(*arrays)[:, :length]
 
 

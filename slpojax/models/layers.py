@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from slpojax.base import Array, Float, Rows
+from slpojax.grid import Grid, by_rows, lookup, path_name, scattered
 from slpojax.models.attention import INPUT, SAVED, Attend, Cache, remember, view
 from slpojax.models.rotary import angles
 
@@ -160,8 +161,8 @@ class Decoder(nn.Module):
         dtype: the compute dtype.
         attend: see `attention.dense`.
         remat: one of `REMATS`.
-        pin: keeps hidden states [R, L, D] split by rows over the devices. Left to itself a compiler may split them by
-            width, as the weights are, and send activations around instead of weights.
+        grid: over whose devices the rows are split; None for one device.
+        specs: the path of a parameter within a layer and how it is split, for each.
     """
 
     block: type[nn.Module]
@@ -170,7 +171,8 @@ class Decoder(nn.Module):
     dtype: Any
     attend: Attend
     remat: str
-    pin: Callable[[Array], Array]
+    grid: Grid | None
+    specs: tuple[tuple[str, PartitionSpec], ...]
 
     @nn.compact
     def __call__(
@@ -181,13 +183,14 @@ class Decoder(nn.Module):
         """
         c = self.config
         with jax.named_scope("embed"):
-            x = Table(c.vocabulary, c.width, c.scale, name="embed")()[rows.token].astype(self.dtype)
+            table = Table(c.vocabulary, c.width, c.scale, name="embed")()
+            x = lookup(table, rows.token, self.dtype, self.grid)
         if not c.tied:
             Table(c.vocabulary, c.width, c.scale, name="head")()
         sight, turn = view(rows, cache), angles(rows.position, c.frequencies)
 
         def one(block: nn.Module, x: Array, past: Any, shared: Any) -> tuple[Array, Any]:
-            x, new = block(self.pin(x), past, shared)
+            x, new = block(by_rows(x, self.grid), past, shared)
             return x, (new, read and read(x))
 
         stack = nn.scan(
@@ -197,8 +200,18 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast),
             length=c.layers,
         )
-        block = REMATS[self.remat](self.block)(c, self.dtype, self.attend, name="layers")
+        layer = nn.map_variables(self.block, "params", self._scattered, init=self.is_initializing())
+        block = REMATS[self.remat](layer)(c, self.dtype, self.attend, name="layers")
         x, (new, readings) = stack(block, x, None if cache is None else (cache.key, cache.value), (turn, sight))
         with jax.named_scope("final_norm"):
-            x = self.norm(c.eps, name="final_norm")(self.pin(x))
+            x = self.norm(c.eps, name="final_norm")(by_rows(x, self.grid))
         return x, None if cache is None else remember(cache, sight, *new), readings
+
+    def _scattered(self, params: Any) -> Any:
+        """Return a layer's parameters, whose gradients are scattered as they come."""
+        specs = dict(self.specs)
+
+        def one(path: tuple[Any, ...], x: Array) -> Array:
+            return scattered(x, specs.get(path_name(path).removeprefix("params/"), PartitionSpec()), self.grid)
+
+        return jax.tree_util.tree_map_with_path(one, params)
