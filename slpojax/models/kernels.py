@@ -5,6 +5,7 @@ heads: a bfloat16 bias (and its gradient) for cuDNN, bytes for splash attention.
 splash attention leaves out every tile in which nobody sees anybody.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -96,7 +97,7 @@ def splash(
         return dense(query, key, value, reader, read)
     query = (query.astype(jnp.float32) * dim**-0.5).astype(query.dtype)
     arrays = pad_length(LANES, query, key, value, reader.example, reader.branch)
-    attend = partial(_kernel, most=tile, interpret=interpret)
+    attend: Callable[..., Array] = partial(_kernel, most=tile, interpret=interpret)
     if grid is not None and grid.mesh.size > 1:
         # Heads are split as the weights that make them are; where they cannot be, every device has them all.
         tensor = "tensor" if key.shape[2] % grid.mesh.shape["tensor"] == 0 else None

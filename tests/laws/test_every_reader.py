@@ -116,7 +116,7 @@ def test_a_selector_picks_what_such_a_reader_gives_with_its_candidates():
     objective = objectives.build(f"{__name__}.aligned")
     token = -jax.random.uniform(jax.random.key(0), (2, 5, 3))
     policy = base.Logps(token, token, jnp.full((2, 5), 3))
-    inputs = {"policy": policy, "score": jnp.zeros((2, 5)), "sureness": token}
+    inputs = {"policy": policy, "ref": policy, "score": jnp.zeros((2, 5)), "sureness": token}
     losses, _, _ = step.on_examples(objective, inputs, jax.random.key(1), selector=selectors.build("likeliest"))
     np.testing.assert_array_equal(losses, 0)
 
