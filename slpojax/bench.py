@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, grid, hf, log, models, readers
+from slpojax import data, grid, hf, log, models, named, readers
 from slpojax.base import Key, Model, Params, named_key
 from slpojax.grid import Grid
 from slpojax.settings import Config
+
+WEIGHTS = ("load", "random")
 
 
 class Keys(NamedTuple):
@@ -167,8 +169,8 @@ def refuse(config: Config) -> None:
     Raises:
         ValueError: names the key.
     """
-    if config.model.weights not in ("load", "random"):
-        raise ValueError(f"config.model.weights={config.model.weights!r}: expected 'load' or 'random'")
+    if config.model.weights not in WEIGHTS:
+        raise named.unknown("config.model.weights", config.model.weights, WEIGHTS)
 
 
 def _set_up_jax(config: Config) -> None:

@@ -11,7 +11,7 @@ import math
 import pathlib
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -218,15 +218,7 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
     """
     name = best_metric.removeprefix("-")
     if names and name not in names and not name.startswith(tuple(groups)):
-        raise ValueError(_no_metric(name, names))
-
-
-def _no_metric(name: str, names: Iterable[str]) -> str:
-    names = sorted(names)
-    return (
-        f"config.best_metric={name!r} is not among the evaluation's metrics{named.near(name, names)}; there are "
-        f"{', '.join(names)}"
-    )
+        raise named.unknown("config.best_metric", name, sorted(names))
 
 
 def _content(value: Any) -> Any:
@@ -255,7 +247,7 @@ def _cost(best_metric: str, metrics: Mapping[str, float]) -> float:
     """Return what ranks a checkpoint, lower is better; NaN is the worst."""
     name = best_metric.removeprefix("-")
     if name not in metrics:
-        raise ValueError(_no_metric(name, metrics))
+        raise named.unknown("config.best_metric", name, sorted(metrics))
     value = float(metrics[name]) * (-1.0 if best_metric.startswith("-") else 1.0)
     return math.inf if math.isnan(value) else value
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import cached, columns, data, hf, log, prompts, scores
+from slpojax import cached, columns, data, hf, log, named, prompts, scores
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Columns, Part
@@ -52,7 +52,7 @@ def refuse(config: Config, asked: Mapping[str, str]) -> None:
     """
     mode = config.reference.mode
     if mode not in MODES:
-        raise ValueError(f"config.reference.mode={mode!r}: expected one of {', '.join(MODES)}")
+        raise named.unknown("config.reference.mode", mode, MODES)
     if "ref" in asked and mode == "none":
         raise ValueError(
             f"{asked['ref']} compares with a reference, but config.reference.mode is 'none'; "

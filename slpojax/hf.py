@@ -141,7 +141,7 @@ def save(
         ValueError: for an unknown dtype, or parameters that are not the model's.
     """
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not known; expected one of {', '.join(_DTYPES)}.")
+        raise named.unknown("dtype", dtype, _DTYPES)
     path, leaves, shapes = (
         pathlib.Path(path),
         named.flatten(params),

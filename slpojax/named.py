@@ -79,22 +79,22 @@ def find_module(kind: str, name: str, package: str, *, having: Collection[str] =
         kind: what it is, for the error: "world".
         name: of the module.
         package: the package that is searched first.
-        having: the names of the functions that make a module one of its kind.
+        having: what makes a module one of its kind: names that it defines.
 
     Example:
         >>> find_module("family", "dpo", "slpojax.objectives", having=["sigmoid"]).__name__
         'slpojax.objectives.dpo'
 
     Raises:
-        ValueError: there is no such module, or it lacks a function.
+        ValueError: there is no such module, or it lacks something.
     """
     inside = [info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     module = importlib.import_module(f"{package}.{name}") if name in inside else _imported(name)
     if module is None:
         raise unknown(kind, name, inside, also="any importable module" + (f" with {', '.join(having)}" * bool(having)))
-    lacking = [function for function in having if not callable(getattr(module, function, None))]
+    lacking = [part for part in having if not hasattr(module, part)]
     if lacking:
-        raise ValueError(f"{kind} {name!r} lacks {', '.join(lacking)}; it needs the functions {', '.join(having)}")
+        raise ValueError(f"{kind} {name!r} lacks {', '.join(lacking)}; it needs {', '.join(having)}")
     return module
 
 

@@ -7,7 +7,7 @@ preference papers ran, which are PyTorch's, and that a layer of a stack is treat
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,8 +52,7 @@ def defaults(name: str) -> dict[str, Any]:
         >>> defaults("lion")
         {'b1': 0.9, 'b2': 0.99, 'weight_decay': 0.0}
     """
-    _known("optimizer", name, _DEFAULTS)
-    return dict(_DEFAULTS[name])
+    return dict(named.choose("optimizer", name, _DEFAULTS))
 
 
 def make_schedule(
@@ -77,12 +76,12 @@ def make_schedule(
         >>> float(make_schedule("constant", learning_rate=1.0, warmup_steps=3, total_steps=9)(0))
         0.25
     """
-    _known("schedule", name, _SHAPES)
+    shape = named.choose("schedule", name, _SHAPES)
 
     def rate(step: Array | int) -> Array:
         warm = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
         done = jnp.clip((step - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
-        return jnp.asarray(learning_rate * warm * _SHAPES[name](done))
+        return jnp.asarray(learning_rate * warm * shape(done))
 
     return rate
 
@@ -202,15 +201,14 @@ def build(
         ValueError: an unknown name, schedule, hyperparameter or dtype of the moments.
     """
     settings = defaults(name)
-    for key in kwargs:
-        _known(f"hyperparameter of optimizer.{name}:", key, settings)
-    _known("schedule", schedule, _SHAPES)
-    _known("moments", moments, _MOMENTS)
+    named.check_keys("optimizer", name, settings, kwargs)
+    named.choose("schedule", schedule, _SHAPES)
+    rounded = named.choose("moments", moments, _MOMENTS)
 
     def at(peak: float | Float[Array, ""]) -> optax.GradientTransformation:
         rate = make_schedule(schedule, learning_rate=peak, warmup_steps=warmup_steps, total_steps=total_steps)
         rule = getattr(optax, name)(rate, **{**settings, **kwargs})
-        rule = _MOMENTS[moments](per_layer(rule) if name == "adafactor" else rule)
+        rule = rounded(per_layer(rule) if name == "adafactor" else rule)
         return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
 
     fixed = at(learning_rate)
@@ -266,10 +264,3 @@ def _scramble(x: Array) -> Array:
     for shift, odd in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * jnp.uint32(odd)
     return x ^ (x >> 16)
-
-
-def _known(what: str, name: str, names: Iterable[str]) -> None:
-    """Raise unless `name` is one of `names`, with the near ones and all there are."""
-    names = sorted(names)
-    if name not in names:
-        raise ValueError(f"unknown {what} {name!r}{named.near(name, names)}; there are {', '.join(names)}")

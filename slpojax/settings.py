@@ -5,7 +5,6 @@ hyperparameters they have, it learns from `Choices`.
 """
 
 import ast
-import difflib
 import json
 import pathlib
 import re
@@ -171,11 +170,7 @@ def _choose(group: str, current: dict[str, Any], overrides: dict[str, Any], defa
     for key, value in (inherited | overrides).items():
         if key == "name":
             continue
-        if key not in known:
-            raise ValueError(
-                f"config.{group}.{key}: {name} has no hyperparameter {key!r}{named.near(key, known)}; it has "
-                f"{', '.join(sorted(known))}"
-            )
+        named.check_keys(f"config.{group}", name, known, [key])
         values[key] = _convert_hyperparameter(f"config.{group}.{key}", value, known[key])
     return values
 
@@ -228,12 +223,8 @@ def _with_tuples(tree: Any) -> Any:
 
 
 def _unknown(key: str, known: Iterable[str]) -> NoReturn:
-    known = list(known)
-    leaf = key.rpartition(".")[2]
-    same = [other for other in known if other.rpartition(".")[2] == leaf]
-    near = list(dict.fromkeys(same + difflib.get_close_matches(key, known, 3)))
-    hint = f" (near: {', '.join(f'config.{other}' for other in near)})" if near else f"; there are {', '.join(known)}"
-    raise ValueError(f"config.{key}: no such key{hint}; slpojax/defaults.py explains each")
+    keys = [f"config.{other}" for other in known]
+    raise named.unknown("key", f"config.{key}", keys, listed="slpojax/defaults.py explains each")
 
 
 def _article(value: Any) -> str:

@@ -224,7 +224,7 @@ def test_tiles_need_linear_memory_and_a_program_of_one_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "flash"}, "model.attention='flash'.*expected one of tiles, cudnn, splash, dense"),
+        ({"attention": "flash"}, "unknown model.attention 'flash'.*there are tiles, cudnn, splash, dense"),
         (
             {"attention": "cudnn"},
             "model.attention='cudnn' has no float32; set model.dtype='bfloat16', or model.attention='tiles'",

@@ -105,7 +105,7 @@ def test_what_is_dropped_is_not_noted():
 
 def test_settings_are_refused_before_anything_is_read(load):
     for settings, message in (
-        ({"format": "pear"}, "data.format='pear' is unknown"),
+        ({"format": "pear"}, "unknown data.format 'pear'"),
         ({"degrade": -1}, "data.degrade=-1"),
         ({"candidates": 0}, "data.candidates=0: expected 1"),
     ):

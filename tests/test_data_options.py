@@ -21,8 +21,11 @@ def test_the_defaults_are_those_of_the_configuration():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_lenght": 3}, r"data has no setting 'max_lenght' .near: max_length, .*; it has format, bos, .*degrade"),
-        ({"format": "hh", "rows": "0:3"}, r"data has no setting 'rows'; it has"),  # where it lies is a `Source`
+        (
+            {"max_lenght": 3},
+            r"unknown setting of data 'max_lenght' .near: max_length, .*; there are format, bos, .*degrade",
+        ),
+        ({"format": "hh", "rows": "0:3"}, r"unknown setting of data 'rows'"),  # where it lies is a `Source`
     ],
 )
 def test_an_unknown_setting_is_refused_by_name(values, message):

@@ -246,7 +246,7 @@ def test_parameters_of_another_model_are_not_exported(tmp_path):
     less = {name: part for name, part in params.items() if name != "final_norm"}
     with pytest.raises(ValueError, match="not the model's: final_norm/weight"):
         hf.save(tmp_path, less, model, config)
-    with pytest.raises(ValueError, match="dtype='int8'.*float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match="dtype 'int8'.*float32, float16, bfloat16"):
         hf.save(tmp_path, params, model, config, dtype="int8")
 
 

@@ -51,7 +51,7 @@ def test_modules_are_found_likewise(outside):
     package = "slpojax.objectives"
     assert named.find_module("world", "dpo", package).__name__ == "slpojax.objectives.dpo"
     assert named.find_module("world", "named_ideas", package, having=["prepare"]).__name__ == "named_ideas"
-    with pytest.raises(ValueError, match="world 'named_ideas' lacks report; it needs the functions prepare, report"):
+    with pytest.raises(ValueError, match="world 'named_ideas' lacks report; it needs prepare, report"):
         named.find_module("world", "named_ideas", package, having=["prepare", "report"])
     with pytest.raises(
         ValueError, match="unknown world 'dpoo' .near: dpo.; there are .* importable module with report"

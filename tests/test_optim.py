@@ -172,10 +172,14 @@ def test_moments_in_bfloat16_follow_their_parameter_on_a_mesh():
 @pytest.mark.parametrize(
     "name, kwargs, says",
     [
-        ("adamww", {}, r"'adamww' \(near: adamw\); there are adafactor, adamw, lion, rmsprop"),
-        ("rmsprop", {"dekay": 0.9}, r"optimizer.rmsprop: 'dekay' \(near: decay\); there are centered, decay"),
+        ("adamww", {}, r"'adamww' \(near: adamw\); there are .*adafactor"),
+        (
+            "rmsprop",
+            {"dekay": 0.9},
+            r"optimizer 'rmsprop' has no hyperparameter 'dekay' \(near: decay\); it has .*decay",
+        ),
         ("adamw", {"schedule": "linaer"}, r"schedule 'linaer' \(near: linear\)"),
-        ("adamw", {"moments": "bf16"}, r"moments 'bf16'.*there are bfloat16, float32"),
+        ("adamw", {"moments": "bf16"}, r"moments 'bf16'.*there are .*bfloat16"),
     ],
 )
 def test_unknown_names_list_the_near_ones(name, kwargs, says):

@@ -296,11 +296,11 @@ def test_a_world_outside_of_the_package_trains_and_judges(tmp_path):
     [
         (
             {"best_metric": "eval/world/gold_rewrd"},
-            r"best_metric='eval/world/gold_rewrd'.*near: eval/world/gold_reward",
+            r"best_metric 'eval/world/gold_rewrd'.*near: eval/world/gold_reward",
         ),
         ({"best_metric": "-eval/rewards/acuracies"}, r"near: eval/rewards/accuracies"),
         ({"profile": "10-12"}, "config.profile='10-12': expected first:last"),
-        ({"reference.mode": "cashed"}, "config.reference.mode='cashed'.*: expected one of"),
+        ({"reference.mode": "cashed"}, "unknown config.reference.mode 'cashed' .near: cached"),
         ({"wandb": "project"}, r"--config.wandb needs wandb: `pip install 'slpojax\[logging\]'`"),
     ],
 )

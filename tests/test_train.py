@@ -134,9 +134,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
     [
         ({"data.path": ""}, r"config.data.path is empty"),
         ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl"),
-        ({"reference.mode": "cache"}, r"config.reference.mode='cache': expected one of cached, online, moving, none"),
+        (
+            {"reference.mode": "cache"},
+            r"unknown config.reference.mode 'cache' .near: cached.; there are cached, online, moving, none",
+        ),
         ({"reference.mode": "none"}, r"dpo.sigmoid compares with a reference, but config.reference.mode is 'none'"),
-        ({"model.weights": "zeros"}, r"config.model.weights='zeros': expected 'load' or 'random'"),
+        ({"model.weights": "zeros"}, r"unknown config.model.weights 'zeros'; there are load, random"),
         ({"data.format": "pair"}, r"pairs"),
         ({"data.tokenizer": "nowhere"}, r"config.data.tokenizer='nowhere': no folder"),
         ({"data.row_length": 8}, r"raise data.row_length"),

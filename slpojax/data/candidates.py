@@ -35,7 +35,7 @@ def keep(setup: Setup) -> Transform:
     if most < 1:
         raise ValueError(f"data.candidates={most}: expected 1 (single responses) or more")
     if ties not in TIES:
-        raise ValueError(f"data.ties={ties!r} is unknown{named.near(ties, TIES)}; expected {' | '.join(TIES)}")
+        raise named.unknown("data.ties", ties, TIES)
     least, drop_ties = min(2, most), ties == "drop" and not setup.candidates.pairs
 
     def one(text: Text) -> Text:

@@ -65,15 +65,7 @@ def find(name: str) -> Parser:
     Raises:
         ValueError: there is none; lists those there are.
     """
-    if "." in name:
-        module, _, function = name.rpartition(".")
-        return getattr(importlib.import_module(module), function)
-    if name not in FORMATS:
-        raise ValueError(
-            f"data.format={name!r} is unknown{named.near(name, FORMATS)}; expected {', '.join(FORMATS)}, or any "
-            "importable package.module.function"
-        )
-    return globals()[name]
+    return named.find("data.format", name, {known: globals()[known] for known in FORMATS}, first="record")
 
 
 def grouped_by(name: str) -> str | None:

@@ -118,7 +118,7 @@ def settings(values: Mapping[str, Any]) -> Settings:
     """
     for name in values:
         if name not in FIELDS:
-            raise ValueError(f"data has no setting {name!r}{named.near(name, FIELDS)}; it has {', '.join(FIELDS)}")
+            raise named.unknown("setting of data", name, FIELDS)
 
     def group(kind: type) -> Any:
         return kind(**{name: values[name] for name in kind._fields if name in values})  # type: ignore[attr-defined]

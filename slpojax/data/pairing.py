@@ -55,9 +55,7 @@ def pair(setup: Setup) -> Transform | None:
 def _check(asked: Candidates) -> None:
     kind, candidates, accept, beta = asked.pairs, asked.candidates, asked.accept, asked.accept_beta
     if kind not in ("", *KINDS):
-        raise ValueError(
-            f"data.pairs={kind!r} is unknown{named.near(kind, KINDS)}; expected {' | '.join(KINDS)}, or nothing"
-        )
+        raise named.unknown("data.pairs", kind, KINDS, also="nothing")
     if kind and candidates < 3:
         raise ValueError(
             f"data.pairs makes pairs of ranked candidates; got data.candidates={candidates}, expected >= 3"

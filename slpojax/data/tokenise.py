@@ -108,7 +108,7 @@ def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
         ValueError: `bos` is something else, or "always" without a BOS.
     """
     if bos not in BOS:
-        raise ValueError(f"data.bos={bos!r} is unknown{named.near(bos, BOS)}; expected {' | '.join(BOS)}")
+        raise named.unknown("data.bos", bos, BOS)
     if bos == "always" and tokenizer.bos_token_id is None:
         raise ValueError(
             "data.bos='always', but the tokenizer has no BOS token; set data.bos to 'tokenizer' or 'never'"

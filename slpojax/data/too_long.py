@@ -82,9 +82,7 @@ def find(name: str) -> Callable[[Ids, Sequence[Ids], Budget], Cut]:
         ValueError: there is none; lists those there are.
     """
     if name not in POLICIES:
-        raise ValueError(
-            f"data.too_long={name!r} is unknown{named.near(name, POLICIES)}; expected {' | '.join(POLICIES)}"
-        )
+        raise named.unknown("data.too_long", name, POLICIES)
     return globals()[name]
 
 

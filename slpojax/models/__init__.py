@@ -33,6 +33,9 @@ ATTENTIONS: dict[str, Attend] = {
 }
 
 
+_PARTS = ("ARCHITECTURES", "Config", "Block", "NORM", "TENSORS")
+
+
 @cache
 def families() -> dict[str, ModuleType]:
     """Return the family modules of this package by the model types that they know."""
@@ -53,15 +56,10 @@ def find_family(model_type: str, name: str = "") -> Any:
     if not name:
         known = families()
         if model_type not in known:
-            raise ValueError(
-                f"config.json: model_type={model_type!r} is not known{named.near(str(model_type), known)}; expected "
-                f"one of {', '.join(known)}, or model.family=package.module of a family that knows it."
-            )
+            also = "those of another family, by model.family=package.module"
+            raise named.unknown("model_type of config.json", model_type, known, also=also)
         return known[model_type]
-    family = importlib.import_module(name)
-    parts = ("ARCHITECTURES", "Config", "Block", "NORM", "TENSORS")
-    if absent := [part for part in parts if not hasattr(family, part)]:
-        raise ValueError(f"model.family={name!r} has no {', '.join(absent)}; see slpojax/models/llama.py for them.")
+    family = named.find_module("model.family", name, __name__, having=_PARTS)
     if model_type not in family.ARCHITECTURES:
         raise ValueError(
             f"model.family={name!r} does not know model_type={model_type!r} of config.json; it knows "
@@ -150,10 +148,7 @@ def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -
         ("attention", attention, ATTENTIONS),
     ):
         if value not in allowed and not callable(value):
-            raise ValueError(
-                f"model.{name}={value!r} is not known{named.near(str(value), allowed)}; expected one of "
-                f"{', '.join(allowed)}."
-            )
+            raise named.unknown(f"model.{name}", str(value), allowed)
     if attention == "cudnn" and dtype != "bfloat16":
         raise ValueError(
             f"model.attention='cudnn' has no {dtype}; set model.dtype='bfloat16', or model.attention='tiles'."

@@ -6,6 +6,8 @@ Knows which keys are bookkeeping; knows no family.
 from collections.abc import Iterable
 from typing import Any
 
+from slpojax import named
+
 # Bookkeeping of transformers and of the hub; none of it changes the numbers of a forward pass without dropout.
 _HARMLESS = frozenset(
     """
@@ -43,7 +45,7 @@ def choose(options: dict[str, Any], key: str, default: str, allowed: Iterable[st
     """Take a name out of `options`; raise ValueError with the names that are supported if it is not one of them."""
     value = options.pop(key, None) or default
     if value not in (allowed := sorted(allowed)):
-        raise ValueError(f"config.json: {key}={value!r} is not supported; expected one of {', '.join(allowed)}.")
+        raise named.unknown(f"{key} of config.json", str(value), allowed)
     return value
 
 

@@ -5,8 +5,6 @@ A world is data and pure functions: no training, no device. It is an importable 
 world by name; knows nothing about any of them.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,23 +54,7 @@ def find(name: str) -> tuple[str, World]:
     Raises:
         ValueError: there is no such module, or it holds no `WORLD`; the message lists those there are.
     """
-    candidates = (f"{__name__}.{name}", name) if all(map(str.isidentifier, name.split("."))) else ()
-    for candidate in candidates:
-        try:
-            module = importlib.import_module(candidate)
-        except ModuleNotFoundError as error:
-            # Only that this very module is missing means "look elsewhere"; what it misses itself is the user's news.
-            if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
-                raise
-        else:
-            world = getattr(module, "WORLD", None)
-            if isinstance(world, World):
-                return candidate, world
-            raise ValueError(
-                f"config.world={name!r}: the module {candidate} holds no WORLD = slpojax.worlds.World(...)"
-            )
-    worlds = [module.name for module in pkgutil.iter_modules(__path__)]
-    raise ValueError(
-        f"config.world={name!r}: no such module{named.near(name, worlds)}; there are {', '.join(worlds)}, or any "
-        "importable module that holds a WORLD"
-    )
+    module = named.find_module("config.world", name, __name__, having=["WORLD"])
+    if not isinstance(module.WORLD, World):
+        raise ValueError(f"config.world={name!r}: WORLD of {module.__name__} is no slpojax.worlds.World(...)")
+    return module.__name__, module.WORLD
