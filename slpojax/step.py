@@ -94,11 +94,19 @@ class Hyper(NamedTuple):
 
     Attributes:
         learning_rate: the peak; None for the optimiser's own.
-        objective: some of the objective's hyperparameters, by name; the others are those that it was built with.
+        objective: some of the objective's hyperparameters, by name; the others are those that it was built with. A
+            selector that follows one of them gets it, too.
+        selector: likewise, of the selector's own.
     """
 
     learning_rate: Array | None = None
     objective: Mapping[str, Array] = {}
+    selector: Mapping[str, Array] = {}
+
+    def of(self, selector: Selector) -> dict[str, Array]:
+        """Return the hyperparameters of a selector that take the place of those it was built with."""
+        followed = {name: self.objective[name] for name in selector.follows if name in self.objective}
+        return {**followed, **self.selector}
 
 
 AS_BUILT = Hyper()
@@ -116,7 +124,7 @@ def on_examples(
     key: Key,
     *,
     selector: Selector | None = None,
-    hyper: Mapping[str, Array] | None = None,
+    hyper: Hyper = AS_BUILT,
 ) -> tuple[Array, Metrics, Any]:
     """Apply an objective, a function of one example, to every example of the global batch.
 
@@ -127,7 +135,7 @@ def on_examples(
             asks for may be missing or None.
         key: split over the examples.
         selector: picks the candidates that the objective sees, without gradient; None for all.
-        hyper: hyperparameters of the objective that take the place of those it was built with.
+        hyper: hyperparameters that take the place of those that objective and selector were built with.
 
     Returns:
         The losses [B], the metrics [B] each, those of the selector among them, and the new state.
@@ -144,10 +152,10 @@ def on_examples(
         keys = arguments["keys"]
         of_selector: Metrics = {}
         if selector:
-            candidates, of_selector = selectors.choose(selector, arguments | {"key": keys[0]})
+            candidates, of_selector = selectors.choose(selector, arguments | {"key": keys[0]}, **hyper.of(selector))
             arguments |= selectors.take({name: arguments[name] for name in of_candidates}, candidates)
         asked = {name: (arguments | {"key": keys[1]})[name] for name in objective.needs}
-        result = objective.function(**asked, **(hyper or {}))
+        result = objective.function(**asked, **hyper.objective)
         loss, metrics, *state = result if "state" in objective.needs else (*result, inputs.get("state"))
         return loss, metrics | of_selector, state[0]
 
@@ -196,7 +204,7 @@ def update(
     reference_of = _reference(model, shapes, grid)
 
     def gradient(
-        state: State, frozen: Frozen, ref_params: Params | None, batch: Batch, hyper: Mapping[str, Array], key: Key
+        state: State, frozen: Frozen, ref_params: Params | None, batch: Batch, hyper: Hyper, key: Key
     ) -> tuple[Array, Metrics, Any, Any]:
         micro = (batch.rows, batch.scored)
 
@@ -229,7 +237,7 @@ def update(
         ref_params = views.reference(state, frozen)
         if "ref" in method.needs or method.selector:
             batch = batch._replace(ref=reference_of(ref_params, batch))
-        loss, metrics, statistics, grads = gradient(state, frozen, ref_params, batch, hyper.objective, key)
+        loss, metrics, statistics, grads = gradient(state, frozen, ref_params, batch, hyper, key)
         rate = {} if hyper.learning_rate is None else {"learning_rate": hyper.learning_rate}
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, **rate)
         params = optax.apply_updates(state.params, updates)
@@ -242,22 +250,24 @@ def update(
 
 def picks(
     model: Model, views: Views, selector: Selector, shapes: Shapes, grid: Grid
-) -> Callable[[State, Frozen, Batch], tuple[Int[Array, "B picked"], Metrics]]:
-    """Return the pure (state, frozen, batch of all candidates) -> (what the next step trains on, metrics).
+) -> Callable[..., tuple[Int[Array, "B picked"], Metrics]]:
+    """Return the pure (state, frozen, batch of all candidates, hyper) -> (what the next step trains on, metrics).
 
     Candidate 0 comes first. The keys are those of `update`, so that a step with the selector picks, and reports, the
     same.
     """
     score, reference_of = token_scorer(model, shapes, grid), _reference(model, shapes, grid)
 
-    def pick(state: State, frozen: Frozen, batch: Batch) -> tuple[Int[Array, "B picked"], Metrics]:
+    def pick(
+        state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT
+    ) -> tuple[Int[Array, "B picked"], Metrics]:
         tokens = score(views.policy(state.params, frozen), batch.rows, batch.scored)
         tokens = constrain(tokens, grid.everywhere)
         policy, _ = place(tokens, batch.scored, batch.length, shapes)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), shapes.examples)
         inputs = {"policy": policy, "ref": reference_of(views.reference(state, frozen), batch), "score": batch.score}
         inputs["key"] = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
-        picked, metrics = jax.vmap(lambda inputs: selectors.choose(selector, inputs))(inputs)
+        picked, metrics = jax.vmap(lambda inputs: selectors.choose(selector, inputs, **hyper.of(selector)))(inputs)
         return picked, jax.tree.map(jnp.mean, metrics)
 
     return pick
@@ -286,7 +296,7 @@ def _mean_loss(
     batch: Batch,
     state: Any,
     key: Key,
-    hyper: Mapping[str, Array],
+    hyper: Hyper,
 ) -> tuple[Array, tuple[Metrics, Any]]:
     """Return the mean loss over the global batch of the examples that are scored here, the metrics and the state."""
     # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero. The
