@@ -44,6 +44,12 @@ def shared_goldens() -> pathlib.Path:
     return _folder("SLPOJAX_GOLDENS", "shared", "goldens")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have programs compiled in a hurry where the long tests are left out: `make check` compiles them as a run does."""
+    if config.option.markexpr == "not check":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the slowest files: their tests' times with set-up and tear-down, summed over all workers."""
