@@ -53,7 +53,10 @@ def get_config() -> ConfigDict:
     c.model, c.data, c.reference = _model(), _data(), _reference()
 
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices along each axis; one of them may be -1: all that are left
+    # Devices along each axis; one of them may be -1: all that are left. `data` splits rows and repeats weights, whose
+    # gradients are summed once a step. `fsdp` splits weights, too: each layer's are gathered where they are used, and
+    # every micro-batch's gradient is reduced and scattered. `tensor` splits the width of a layer.
+    c.mesh.data = -1
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
     c.mesh.distributed = False  # call jax.distributed.initialize() first (several hosts)

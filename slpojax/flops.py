@@ -4,7 +4,7 @@ The convention: a token costs 6 operations for every weight that it is multiplie
 no gradient is taken; embeddings, norms, attention scores and recomputation are left out. So a policy's token costs
 6 N, an online reference adds 2 N, a cached one nothing; where all candidates are scored before the picked ones are
 trained on, each of theirs costs 2 N more. The unembedding is counted where it is used: at the scored tokens.
-Utilisation (MFU) is of the computed tokens, in which a shared prompt counts once; throughput may also be told in
+Utilisation (MFU) is of the computed tokens, in which a shared prompt counts once; throughput may also be given in
 effective tokens, in which it counts once a response, as where every response is computed alone.
 
 Knows shapes and the names of chips; knows no model and no step.

@@ -251,7 +251,7 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
 
     A rule is held against the path and against every end of it that begins after a '/', so that the rule of a parameter
     also holds for its moments in the optimiser's state. An axis that does not divide its dimension is left out for that
-    leaf, and a leaf of lower rank than its rule (the factored moments of Adafactor) is replicated; both are told.
+    leaf, and a leaf of lower rank than its rule (the factored moments of Adafactor) is replicated; both are noted.
 
     Args:
         mesh: see `make_mesh`.
