@@ -25,7 +25,7 @@ import parts
 from common import Times, header, in_turn, spread
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slpojax import grid, models
+from slpojax import models, topology
 from slpojax.grid import Grid
 from slpojax.models.attention import Cells, dense
 
@@ -102,8 +102,8 @@ def main() -> None:
     last = ["tiles", parts.kernel(args.topology)] if args.topology else ["causal", "tiles"]
     names = args.names or ["dense", *last]
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
-    compilers = parts.compile_for(args.topology)
-    devices = grid.of_mesh(parts.topology(args.topology, data=-1, fsdp=1, tensor=2)) if args.topology else None
+    compilers = topology.prepare(args.topology)
+    devices = topology.make(args.topology, data=-1, fsdp=1, tensor=2) if args.topology else None
     split = f"{args.topology}, data x tensor = {devices.devices} x 2" if devices else jax.devices()[0].device_kind
     print(header(args, *compilers, device=f"{split}, {dtype}"), flush=True)
     print("| rows, length, heads, key heads, head_dim | name | compile s | temporary MB | ms | cpu ms |")

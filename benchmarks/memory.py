@@ -67,7 +67,7 @@ def main() -> None:
     args.attention = args.attention or parts.kernel(args.topology)
     args.size_of_config = bool(args.topology) and not args.width
     args.width = args.width or 256
-    compilers = parts.compile_for(args.topology)
+    compilers = topology.prepare(args.topology)
     print(header(args, *compilers, device=args.topology or jax.devices()[0].device_kind), flush=True)
     if args.remat:
         policies(args)
@@ -89,7 +89,7 @@ def steps(args: argparse.Namespace) -> None:
         if args.attention == "cudnn" and config.model.dtype == "float32":  # which cuDNN's does not take
             config = settings.replace(config, {"model.attention": "tiles"})
         axes = dict(zip(grid.AXES, args.mesh or (config.mesh[axis] for axis in grid.AXES)))
-        devices = grid.of_mesh(parts.topology(args.topology, **axes)) if args.topology else grid.one_device()
+        devices = topology.make(args.topology, **axes) if args.topology else grid.one_device()
         full = 0.0
         for off, changes in variants(config, devices):
             if args.off and off not in ("nothing", *args.off):
@@ -166,7 +166,7 @@ def layout(config: Config, devices: Grid) -> training.Layout:
 
 def policies(args: argparse.Namespace) -> None:
     """Compile, and where there is a device run, the layers under every policy."""
-    devices = grid.of_mesh(parts.topology(args.topology, data=1, fsdp=-1)) if args.topology else None
+    devices = topology.make(args.topology, data=1, fsdp=-1) if args.topology else None
     print("| remat | compile s | temporary MB | on the host MB | ms | cpu ms |\n|---|---|---|---|---|---|")
     programs: dict[str, Any] = {}
     lines = {}
@@ -198,7 +198,7 @@ def program(args: argparse.Namespace, remat: str, devices: Grid | None) -> tuple
     rows: Any = Rows(np.ones_like(example), position, example, branch)
     params: Any = jax.eval_shape(model.init, jax.random.key(0))
     if devices:
-        params = parts.shapes_on(params, grid.tree(devices.mesh, model.sharding, params)[0])
+        params = parts.shapes_on(params, grid.tree(devices, model.sharding, params)[0])
         rows = parts.shapes_on(rows, jax.tree.map(lambda _: devices.rows, rows))
     else:
         params = jax.jit(model.init)(jax.random.key(0))

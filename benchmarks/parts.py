@@ -10,10 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from common import ROOT
-from jax.sharding import Mesh
 
-from slpojax import bench, columns, data, grid, scores, settings, training
-from slpojax import topology as absent
+from slpojax import bench, columns, data, grid, scores, settings, topology, training
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -68,17 +66,10 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
 
 # ---- devices that are not there --------------------------------------------------------------------------------------
 
-compile_for = absent.prepare
 
-
-def kernel(topology: str) -> str:
+def kernel(name: str) -> str:
     """Return the implementation of attention that is made for a topology; "" is this machine's processor."""
-    return {"tpu": "splash", "gpu": "cudnn", "cpu": "tiles"}[absent.platform(topology)]
-
-
-def topology(name: str, **axes: int) -> Mesh:
-    """Return the mesh of devices that are not there, after `compile_for`."""
-    return absent.make(name, **axes).mesh
+    return {"tpu": "splash", "gpu": "cudnn", "cpu": "tiles"}[topology.platform(name)]
 
 
 def shapes_on(tree: Any, where: Any) -> Any:

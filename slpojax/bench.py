@@ -139,7 +139,7 @@ def load_params(bench: Bench, folder: pathlib.Path) -> Params:
 
 def draw_params(bench: Bench) -> Params:
     """Draw parameters at random, each on its devices."""
-    where, _ = grid.tree(bench.grid.mesh, bench.model.sharding, jax.eval_shape(bench.model.init, bench.keys.init))
+    where, _ = grid.tree(bench.grid, bench.model.sharding, jax.eval_shape(bench.model.init, bench.keys.init))
     return jax.jit(bench.model.init, out_shardings=where)(bench.keys.init)
 
 

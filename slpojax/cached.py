@@ -110,7 +110,7 @@ def get(
     """Return arrays from the cache, or compute and cache them.
 
     Args:
-        entry: see `Entry`.
+        entry: what they are and depend on.
         make: computes them: arrays of one axis, int32 or float32. Called on every host, or on none.
         say: takes a line that says whether they were read, and if not, why.
         what: they are; it begins that line.

@@ -1,7 +1,8 @@
 """Where arrays live: the mesh, the rule from a parameter's path to its partition, and the placing of batches.
 
 Knows devices and paths; knows no model. The axis type is chosen here, once: every axis is `Auto`, the compiler's
-partitioner, because the step is written for the global batch and never names an axis of the mesh.
+partitioner, because the step is written for the global batch. What the step asks of the compiler beyond that, and what
+it divides by hand, is here, too.
 """
 
 import re
@@ -16,7 +17,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from slpojax.base import Array, Batch, Float, Int, Share
 
 AXES = ("data", "fsdp", "tensor")
-_ROWS = PartitionSpec(("data", "fsdp"))
 _ROUNDS = ("fsdp_outer", "fsdp_inner")
 
 Rules = Iterable[tuple[str, PartitionSpec]]
@@ -51,39 +51,6 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
         tensor: devices over which the width of a layer is split.
         devices: all of `jax.devices()` where None.
 
-    Raises:
-        ValueError: the sizes do not multiply to the number of devices.
-    """
-    return of_mesh(make_mesh(data, fsdp, tensor, devices=devices))
-
-
-def one_device(device: jax.Device | None = None) -> Grid:
-    """Return the grid of one device, the first there is where None."""
-    return make(1, 1, 1, devices=[device or jax.devices()[0]])
-
-
-def of_mesh(mesh: Mesh) -> Grid:
-    """Return what follows from a mesh of `make_mesh`."""
-    return Grid(mesh, split_rows(mesh), replicated(mesh), batch_devices(mesh), _share(mesh), _rounds(mesh))
-
-
-def _share(mesh: Mesh) -> Share:
-    """Return which of the parts of the rows, one for each device that they are split over, are this process's."""
-    parts = batch_devices(mesh)
-    where = split_rows(mesh).devices_indices_map((parts,))
-    here = {where[device][0].start or 0 for device in mesh.local_devices}
-    return Share(tuple(sorted(here)), parts)
-
-
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:
-    """Make the mesh of axes data, fsdp and tensor.
-
-    Args:
-        data: devices over which only rows are split.
-        fsdp: devices over which rows, parameters and optimiser state are split.
-        tensor: devices over which the width of a layer is split.
-        devices: all of `jax.devices()` where None.
-
     One of the sizes may be -1: all the devices that are left.
 
     Raises:
@@ -100,7 +67,25 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list |
             f"{asked} does not fill {len(devices)} devices: expected sizes whose product is {len(devices)}, "
             "at most one of them -1 (all that are left)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    rows, split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), sizes[0] * sizes[1]
+    where = rows.devices_indices_map((split,))
+    here = {where[device][0].start or 0 for device in mesh.local_devices}
+    # XLA for TPUs sums over all chips of a square or cubic torus and then cuts, which sends twice as much.
+    torus = devices[0].platform == "tpu" and sizes[1] >= 16 and sizes[0] == 1
+    return Grid(
+        mesh=mesh,
+        rows=rows,
+        everywhere=NamedSharding(mesh, PartitionSpec()),
+        devices=split,
+        share=Share(tuple(sorted(here)), split),
+        rounds=in_rounds(mesh) if torus else None,
+    )
+
+
+def one_device(device: jax.Device | None = None) -> Grid:
+    """Return the grid of one device, the first there is where None."""
+    return make(1, 1, 1, devices=[device or jax.devices()[0]])
 
 
 def start(distributed: bool) -> None:
@@ -109,19 +94,7 @@ def start(distributed: bool) -> None:
         jax.distributed.initialize()
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def split_rows(mesh: Mesh) -> NamedSharding:
-    """The rows of an array are split as a batch's."""
-    return NamedSharding(mesh, _ROWS)
-
-
-def batch_devices(mesh: Mesh) -> int:
-    """Over how many devices the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+# ---- said in traced functions ----------------------------------------------------------------------------------------
 
 
 def sum_over_data(function: Callable[..., Any], grid: Grid) -> Callable[..., Any]:
@@ -143,11 +116,6 @@ def sum_over_data(function: Callable[..., Any], grid: Grid) -> Callable[..., Any
     )
 
 
-def _by_hand() -> frozenset[str]:
-    """Return the axes of the mesh that the function which is being traced divides by itself, see `sum_over_data`."""
-    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
-
-
 def row_devices(grid: Grid) -> int:
     """Over how many devices the rows are split of which a traced function sees all: one slice's, in `sum_over_data`."""
     return int(np.prod([grid.mesh.shape[axis] for axis in ("data", "fsdp") if axis not in _by_hand()]))
@@ -158,39 +126,6 @@ def constrain(x: Any, where: NamedSharding) -> Any:
     return jax.lax.with_sharding_constraint(x, _spec_here(where) if _by_hand() else where)
 
 
-def _rounds(mesh: Mesh) -> Mesh | None:
-    # XLA for TPUs sums over all chips of a square or cubic torus and then cuts, which sends twice as much.
-    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["fsdp"] < 16 or mesh.shape["data"] > 1:
-        return None
-    return in_rounds(mesh)
-
-
-def in_rounds(mesh: Mesh) -> Mesh:
-    """Return a mesh with fsdp as two axes, of sizes as near to each other as they can be."""
-    fsdp = mesh.shape["fsdp"]
-    outer = next(size for size in range(int(fsdp**0.5), 0, -1) if fsdp % size == 0)
-    sizes = (mesh.shape["data"], outer, fsdp // outer, mesh.shape["tensor"])
-    return Mesh(mesh.devices.reshape(sizes), ("data", *_ROUNDS, "tensor"), axis_types=(AxisType.Auto,) * 4)
-
-
-def scatter(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
-    """Ask for an array that is summed over fsdp to be split over it, in the rounds of a grid that has them."""
-    if grid is None or grid.rounds is None or _by_hand():
-        return x
-    first = PartitionSpec(*(_ROUNDS[0] if axes == "fsdp" else axes for axes in spec))
-    x = jax.lax.with_sharding_constraint(x, NamedSharding(grid.rounds, first))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(grid.mesh, spec))
-
-
-def scattered(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
-    """Return a parameter, split as `spec`, whose gradient is scattered by `scatter`."""
-    if grid is None or grid.rounds is None or "fsdp" not in spec:
-        return x
-    identity = jax.custom_vjp(lambda x: x)
-    identity.defvjp(lambda x: (x, None), lambda _, slope: (scatter(slope, spec, grid),))
-    return identity(x)
-
-
 def by_rows(x: Array, grid: Grid | None) -> Array:
     """Keep an array split by rows, where the devices divide them.
 
@@ -198,24 +133,6 @@ def by_rows(x: Array, grid: Grid | None) -> Array:
     of weights.
     """
     return x if grid is None or x.shape[0] % row_devices(grid) else constrain(x, grid.rows)
-
-
-def on_each(
-    function: Callable[..., Array], grid: Grid, inputs: tuple[NamedSharding, ...], output: NamedSharding
-) -> Callable[..., Array]:
-    """Let every device apply a function to its parts of arrays, as a kernel wants it that no compiler can divide."""
-    rest = set(AXES) - _by_hand()
-    mesh = jax.sharding.get_abstract_mesh() if _by_hand() else grid.mesh
-    specs = tuple(map(_spec_here, inputs))
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=specs, out_specs=_spec_here(output), axis_names=rest, check_vma=False
-    )
-
-
-def _spec_here(where: NamedSharding) -> PartitionSpec:
-    """Return a sharding's partition without the axes that `sum_over_data` divides where it is traced in."""
-    left = [tuple(axis for axis in _names(axes) if axis not in _by_hand()) for axes in where.spec]
-    return PartitionSpec(*(axes or None for axes in left))
 
 
 def lookup(
@@ -241,12 +158,64 @@ def lookup(
     return by_rows(found, grid)
 
 
+def scatter(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
+    """Ask for an array that is summed over fsdp to be split over it, in the rounds of a grid that has them."""
+    if grid is None or grid.rounds is None or _by_hand():
+        return x
+    first = PartitionSpec(*(_ROUNDS[0] if axes == "fsdp" else axes for axes in spec))
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(grid.rounds, first))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(grid.mesh, spec))
+
+
+def scattered(x: Array, spec: PartitionSpec, grid: Grid | None) -> Array:
+    """Return a parameter, split as `spec`, whose gradient is scattered by `scatter`."""
+    if grid is None or grid.rounds is None or "fsdp" not in spec:
+        return x
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, slope: (scatter(slope, spec, grid),))
+    return identity(x)
+
+
+def in_rounds(mesh: Mesh) -> Mesh:
+    """Return a mesh with fsdp as two axes, of sizes as near to each other as they can be."""
+    fsdp = mesh.shape["fsdp"]
+    outer = next(size for size in range(int(fsdp**0.5), 0, -1) if fsdp % size == 0)
+    sizes = (mesh.shape["data"], outer, fsdp // outer, mesh.shape["tensor"])
+    return Mesh(mesh.devices.reshape(sizes), ("data", *_ROUNDS, "tensor"), axis_types=(AxisType.Auto,) * 4)
+
+
+def on_each(
+    function: Callable[..., Array], grid: Grid, inputs: tuple[NamedSharding, ...], output: NamedSharding
+) -> Callable[..., Array]:
+    """Let every device apply a function to its parts of arrays, as a kernel wants it that no compiler can divide."""
+    rest = set(AXES) - _by_hand()
+    mesh = jax.sharding.get_abstract_mesh() if _by_hand() else grid.mesh
+    specs = tuple(map(_spec_here, inputs))
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=_spec_here(output), axis_names=rest, check_vma=False
+    )
+
+
+def _by_hand() -> frozenset[str]:
+    """Return the axes of the mesh that the function which is being traced divides by itself, see `sum_over_data`."""
+    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _spec_here(where: NamedSharding) -> PartitionSpec:
+    """Return a sharding's partition without the axes that `sum_over_data` divides where it is traced in."""
+    left = [tuple(axis for axis in _names(axes) if axis not in _by_hand()) for axes in where.spec]
+    return PartitionSpec(*(axes or None for axes in left))
+
+
+# ---- parameters ------------------------------------------------------------------------------------------------------
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """Join a pytree path with '/': `params/layers/attention/qkv/kernel`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
+def tree(grid: Grid, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     """Give every leaf its sharding: that of the first rule whose expression is found in the leaf's path.
 
     A rule is held against the path and against every end of it that begins after a '/', so that the rule of a parameter
@@ -254,7 +223,7 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     leaf, and a leaf of lower rank than its rule (the factored moments of Adafactor) is replicated; both are noted.
 
     Args:
-        mesh: see `make_mesh`.
+        grid: the devices.
         rules: (regular expression, PartitionSpec) pairs.
         shapes: a pytree whose leaves have a `.shape`: parameters, or a whole `State`.
 
@@ -269,18 +238,23 @@ def tree(mesh: Mesh, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
         ends = [name[match.end() :] for match in re.finditer("^|/", name)]
         spec = next((spec for pattern, spec in compiled if any(map(pattern.search, ends))), PartitionSpec())
         if len(spec) > len(leaf.shape):
-            if any(_size(mesh, axes) > 1 for axes in spec):
+            if any(_size(grid.mesh, axes) > 1 for axes in spec):
                 notes.append(f"{name} {leaf.shape}: replicated, its rule {spec} has more dimensions")
-            return replicated(mesh)
-        kept = []
+            return grid.everywhere
+        used = []
         for dimension, axes in zip(leaf.shape, spec, strict=False):
-            fits = dimension % _size(mesh, axes) == 0
-            kept.append(axes if fits else None)
+            fits = dimension % _size(grid.mesh, axes) == 0
+            used.append(axes if fits else None)
             if not fits:
-                notes.append(f"{name} {leaf.shape}: {dimension} is not split over {axes} ({_size(mesh, axes)} devices)")
-        return NamedSharding(mesh, PartitionSpec(*kept))
+                notes.append(
+                    f"{name} {leaf.shape}: {dimension} is not split over {axes} ({_size(grid.mesh, axes)} devices)"
+                )
+        return NamedSharding(grid.mesh, PartitionSpec(*used))
 
     return jax.tree_util.tree_map_with_path(one, shapes), notes
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
 
 
 def put(x: np.ndarray, where: NamedSharding) -> jax.Array:

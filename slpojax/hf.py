@@ -97,7 +97,7 @@ def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Pa
     path, shapes = pathlib.Path(path), jax.eval_shape(model.init, jax.random.key(0))
     split = {name: None for name in named.flatten(shapes)}
     if grid is not None:
-        split = named.flatten(tree(grid.mesh, model.sharding, shapes)[0])
+        split = named.flatten(tree(grid, model.sharding, shapes)[0])
     with contextlib.ExitStack() as stack:
         sources = _sources(path, model, named.flatten(shapes), stack)
         return _nested(

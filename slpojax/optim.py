@@ -18,7 +18,7 @@ from slpojax import named
 from slpojax.base import Array, Float, Int, Params
 
 # Keyword hyperparameters and their defaults. rmsprop and adamw are PyTorch's (no decay of weights unless asked for),
-# lion and adafactor are their papers'. The state has the parameters' dtype, float32, unless `build` is told otherwise.
+# lion and adafactor are their papers'. The state has the parameters' dtype, float32, unless `build` gets another.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "rmsprop": {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False, "initial_scale": 0.0, "centered": False},
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "weight_decay": 0.0, "nesterov": False},

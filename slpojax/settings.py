@@ -32,7 +32,7 @@ def from_command_line(arguments: Sequence[str], *, default: str, choices: Choice
     Args:
         arguments: `sys.argv[1:]`: `--config=FILE` and any number of `--config.KEY=VALUE` or `--config.KEY VALUE`.
         default: the file that counts where the command line names none.
-        choices: see `resolve`.
+        choices: group with a `name` -> (name) -> the hyperparameters of that function, with their defaults.
     """
     try:
         path, overrides = parse(arguments, default=default)

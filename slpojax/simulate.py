@@ -53,7 +53,7 @@ def prepare(config: Config, run: Run) -> Config:
 
     Args:
         config: a resolved configuration with a world; its seed draws texts, weights, answers and labels.
-        run: see `Run`.
+        run: trains what a configuration says, and exports it to <output>/hf.
 
     Raises:
         ValueError: the output holds a run with another configuration, or one that began from a reference that was

@@ -64,8 +64,8 @@ def make(topology: str, **axes: int) -> Grid:
     """Return a grid of devices that are not there, after `prepare`.
 
     Args:
-        topology: as for `prepare`.
-        **axes: sizes of data, fsdp and tensor, as for `grid.make`.
+        topology: TPUs as "v5e:2x4", or the GPUs of one host as "h200:8".
+        **axes: sizes of data, fsdp and tensor; one may be -1, all the devices that are left.
 
     Raises:
         RuntimeError: the compiler for these devices is not installed.

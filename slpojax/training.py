@@ -202,7 +202,7 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
     learned = scores.learned(model, shape, method.objective.needs, layout.train.candidates)
     first = functools.partial(_first_state, rule, method, learned, bench)
     like = jax.eval_shape(first, shape, shape if method.moving else None)
-    where, notes = grid.tree(devices.mesh, model.sharding, like)
+    where, notes = grid.tree(devices, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where)
     notes = [f"sharding: {note}" for note in notes]
 

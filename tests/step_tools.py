@@ -41,7 +41,7 @@ def prepare(
     """Place the parameters and all that training adds to them on a mesh."""
     statistics = jax.tree.map(jnp.float32, objective.state)
     state = State(jnp.int32(0), params, optimizer.init(params), statistics, jax.random.key(0))
-    where, _ = grid.tree(devices.mesh, model.sharding, state)
+    where, _ = grid.tree(devices, model.sharding, state)
     optimizer = optax.with_extra_args_support(optimizer)
     update = step.update(model, step.WHOLE, step.Method(objective, selector), optimizer, shapes, devices)
     out = (where, devices.everywhere)

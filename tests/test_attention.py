@@ -197,10 +197,10 @@ def test_remat_changes_memory_and_no_number(remat):
 
 @pytest.mark.parametrize("name", ["tiles", "splash"])
 def test_rows_and_heads_over_devices(name):
-    mesh = grid.make_mesh(2, 2, 2)
-    attend = partial(IMPLEMENTATIONS[name], grid=grid.of_mesh(mesh)) if name == "splash" else IMPLEMENTATIONS[name]
+    devices = grid.make(2, 2, 2)
+    attend = partial(IMPLEMENTATIONS[name], grid=devices) if name == "splash" else IMPLEMENTATIONS[name]
     specs = [PartitionSpec(("data", "fsdp"))] * 2 + [PartitionSpec(("data", "fsdp"), None, "tensor")] * 4
-    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    shardings = tuple(NamedSharding(devices.mesh, spec) for spec in specs)
     inputs = jax.device_put((*packed(0), *arrays(0)), shardings)
     ours = compiled(partial(pull, attend), *inputs)
     near(ours(*inputs), pulled("dense")(*packed(0), *arrays(0)))
@@ -248,11 +248,11 @@ def test_splash_attention_compiles_for_a_tpu(heads, groups, dim):
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     except RuntimeError as error:
         pytest.skip(f"{error} (pip install 'jax[tpu]', or point TPU_LIBRARY_PATH at its libtpu.so)")
-    mesh = grid.make_mesh(2, 1, 2, devices=list(topology.devices))
-    split = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+    devices = grid.make(2, 1, 2, devices=list(topology.devices))
+    split = NamedSharding(devices.mesh, PartitionSpec("data", None, "tensor"))
     queries, keys = (
         jax.ShapeDtypeStruct((4, 1024, number, dim), jnp.bfloat16, sharding=split) for number in (heads, groups)
     )
-    cells = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec("data")))
-    program = jax.jit(partial(pull, partial(kernels.splash, grid=grid.of_mesh(mesh))))
+    cells = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=NamedSharding(devices.mesh, PartitionSpec("data")))
+    program = jax.jit(partial(pull, partial(kernels.splash, grid=devices)))
     assert program.lower(cells, cells, queries, keys, keys, queries).compile().memory_analysis()

@@ -304,7 +304,7 @@ def diagnosed(name, candidates=2, mesh_sizes=(1, 1, 1), row_length=64):
         devices,
         forward_model=models.build(CONFIG, attention="dense") if row_length > SHORT else None,
     )
-    placed, _ = grid.tree(devices.mesh, model.sharding, params)
+    placed, _ = grid.tree(devices, model.sharding, params)
     given = {"ref": ref, "score": batch.score, "label": batch.label, "weight": batch.weight}
     out = diagnose(
         jax.tree.map(jax.device_put, params, placed), grid.put_batch(devices, batch), given, None, jax.random.key(0)

@@ -13,13 +13,13 @@ from slpojax import grid
     [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1)), ((1, 2, 4), (1, 2, 4))],
 )
 def test_sizes_fill_the_devices(sizes, expected):
-    assert tuple(grid.make_mesh(*sizes).shape.values()) == expected
+    assert tuple(grid.make(*sizes).mesh.shape.values()) == expected
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (8, 2, 1), (0, 1, 1), (-1, 3, 1)])
 def test_sizes_that_do_not_fill_them_are_refused(sizes):
     with pytest.raises(ValueError, match="does not fill 8 devices"):
-        grid.make_mesh(*sizes)
+        grid.make(*sizes)
 
 
 RULES = (("^layers/kernel$", PartitionSpec(None, "fsdp", "tensor")), ("^embed$", PartitionSpec("tensor", "fsdp")))
@@ -28,7 +28,7 @@ RULES = (("^layers/kernel$", PartitionSpec(None, "fsdp", "tensor")), ("^embed$",
 def test_moments_follow_their_parameter_and_what_does_not_divide_is_told():
     params = {"layers": {"kernel": np.zeros((3, 8, 4))}, "embed": np.zeros((97, 8)), "norm": np.zeros(8)}
     state = {"params": params, "optimizer": [{"mu": params, "v_row": {"layers": {"kernel": np.zeros((3, 8))}}}]}
-    tree, notes = grid.tree(grid.make_mesh(2, 2, 2), RULES, state)
+    tree, notes = grid.tree(grid.make(2, 2, 2), RULES, state)
     for where in (tree["params"], tree["optimizer"][0]["mu"]):
         assert where["layers"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
         assert where["embed"].spec == PartitionSpec(None, "fsdp")  # 97 is odd

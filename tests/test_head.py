@@ -266,10 +266,10 @@ def test_no_array_is_larger_than_the_logits_that_chunk_allows():
 
 def test_devices_share_each_part_of_the_vocabulary_once():
     """Nothing larger than a part of the table goes between devices, and of the [rows, words] logits nothing at all."""
-    mesh = grid.make_mesh(2, 2, 2)
+    devices = grid.make(2, 2, 2)
     rows, count, width, words, chunk = 8, 64, 96, 1536, 16
-    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    table_split, whole = NamedSharding(mesh, PartitionSpec("tensor", "fsdp")), grid.replicated(mesh)
+    split = NamedSharding(devices.mesh, PartitionSpec(("data", "fsdp")))
+    table_split, whole = NamedSharding(devices.mesh, PartitionSpec("tensor", "fsdp")), devices.everywhere
 
     def loss(hidden, table, scored):
         odds = token_log_odds(hidden, table.T, scored, chunk=chunk)

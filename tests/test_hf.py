@@ -79,7 +79,7 @@ def _watch(monkeypatch, name: str) -> list[np.ndarray]:
 
 def _on(mesh: tuple[int, int, int], model, params):
     """Parameters as they lie on a mesh."""
-    where, _ = grid.tree(grid.make_mesh(*mesh), model.sharding, params)
+    where, _ = grid.tree(grid.make(*mesh), model.sharding, params)
     return jax.tree.map(jax.device_put, params, where)
 
 
@@ -92,7 +92,7 @@ def test_every_device_gets_its_slices_and_nothing_is_read_twice(case, mesh, tmp_
     config, model, params = _made(case)
     hf.save(tmp_path, params, model, config)
     slices, parts = _watch(monkeypatch, "_slice"), _watch(monkeypatch, "_read")
-    loaded = hf.load(tmp_path, model, grid.of_mesh(grid.make_mesh(*mesh)))
+    loaded = hf.load(tmp_path, model, grid.make(*mesh))
     _equal(jax.tree.map(np.asarray, loaded), params)
     expected = _on(mesh, model, params)
     jax.tree.map(lambda a, b: _equal(a.sharding, b.sharding), loaded, expected)
@@ -107,7 +107,7 @@ def test_names_of_one_tensor_are_compared_slice_by_slice(tmp_path, monkeypatch):
     tensors = load_file(tmp_path / hf.WEIGHTS)
     table = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": table}, tmp_path / hf.WEIGHTS)
-    slices, split = _watch(monkeypatch, "_slice"), grid.of_mesh(grid.make_mesh(1, 8, 1))
+    slices, split = _watch(monkeypatch, "_slice"), grid.make(1, 8, 1)
     _equal(jax.tree.map(np.asarray, hf.load(tmp_path, model, split)), params)
     assert max(x.nbytes for x in slices) < table.nbytes
     table = table.copy()

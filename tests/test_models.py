@@ -153,7 +153,7 @@ def test_a_family_of_another_package(tmp_path, monkeypatch):
 
 
 def test_an_old_jax_does_not_offload_on_several_devices(monkeypatch):
-    mesh = grid.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    devices = grid.make(1, 2, 1, devices=jax.devices()[:2])
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 1))
     with pytest.raises(ValueError, match="offload' on 2 devices takes JAX 0.11.*Set model.remat='layer'"):
-        models.build(CONFIGS["llama"], remat="offload", grid=grid.of_mesh(mesh))
+        models.build(CONFIGS["llama"], remat="offload", grid=devices)

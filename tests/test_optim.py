@@ -163,7 +163,7 @@ def test_moments_in_bfloat16_follow_their_parameter_on_a_mesh():
     rules = (("^layers$", jax.sharding.PartitionSpec(None, "fsdp")),)
     tx = optim.build("adamw", **(BASE | {"moments": "bfloat16", "clip_norm": 1.0}))
     shapes = jax.eval_shape(tx.init, {"layers": jnp.ones((3, 8)), "bias": jnp.ones(3)})
-    where, _ = grid.tree(grid.make_mesh(1, 8, 1), rules, shapes)
+    where, _ = grid.tree(grid.make(1, 8, 1), rules, shapes)
     for moment in ("mu", "nu"):
         assert optax.tree.get(where, moment)["layers"].spec == rules[0][1]
         assert optax.tree.get(where, moment)["bias"].spec == jax.sharding.PartitionSpec()
@@ -233,7 +233,7 @@ def test_the_state_of_a_stack_is_split_as_its_rules_say():
     tx = optim.build("adafactor", **(BASE | {"moments": "bfloat16"}), min_dim_size_to_factor=16)
     params = {"layers": {name: jnp.stack(layers) for name, layers in drawn(np.random.default_rng(0), 1).items()}}
     shapes = jax.eval_shape(tx.init, params)
-    where, _ = grid.tree(grid.make_mesh(1, 8, 1), rules, shapes)
+    where, _ = grid.tree(grid.make(1, 8, 1), rules, shapes)
     assert optax.tree.get(shapes, "v_row")["layers"]["kernel"].shape == (3, 24)
     assert optax.tree.get(where, "v_row")["layers"]["kernel"].spec == rules[0][1]
     assert optax.tree.get(where, "v_col")["layers"]["kernel"].spec == rules[0][1]

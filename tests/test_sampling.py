@@ -109,9 +109,9 @@ def test_a_response_does_not_depend_on_its_batch(policy):
     "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.check) for x in ((1, 8, 1), (8, 1, 1)))]
 )
 def test_a_mesh_samples_what_one_device_does(llama, sizes):
-    split = grid.of_mesh(grid.make_mesh(*sizes))
+    split = grid.make(*sizes)
     model = models.build(LLAMA, grid=split)
-    where, _ = grid.tree(split.mesh, model.sharding, llama[1])
+    where, _ = grid.tree(split, model.sharding, llama[1])
     params = jax.tree.map(jax.device_put, llama[1], where)
     settings = dict(key=jax.random.key(2), max_new_tokens=8, eos=(EOS,))
     one = generate(*llama, PROMPTS, batch=len(PROMPTS), **settings)

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         norm: the family's norm, made from eps.
         config: the family's Config.
         dtype: the compute dtype.
-        attend: see `attention.dense`.
+        attend: (query, key, value, reader, read) -> what the queries read, as `attention.dense`.
         remat: one of `REMATS`.
         grid: over whose devices the rows are split; None for one device.
         specs: the path of a parameter within a layer and how it is split, for each.

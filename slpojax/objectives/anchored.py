@@ -12,7 +12,7 @@ from slpojax.objectives.pairs import present, rewards
 
 
 def nca_pair(policy: Logps, ref: Logps, *, beta: Scalar = 0.01) -> tuple[Array, dict[str, Array]]:
-    r"""NCA on a pair: the chosen is told from noise, the rejected is noise. TRL's `nca_pair`.
+    r"""NCA on a pair: the chosen against noise, the rejected as noise. TRL's `nca_pair`.
 
     .. math:: L = -\log \sigma(r_w) - \frac{1}{2} \log \sigma(-r_w) - \frac{1}{2} \log \sigma(-r_l)
 

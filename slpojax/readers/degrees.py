@@ -33,7 +33,7 @@ def read(networks: Params, states: Float[Array, "G S D"], requested: Collection[
 
 
 def learned(sizes: Sizes, name: str) -> dict[str, tuple[int, int]]:
-    """Return the sizes of both layers; the degrees that are told apart, C, are half of the candidates.
+    """Return the sizes of both layers; the degrees that are distinguished, C, are half of the candidates.
 
     Example:
         >>> learned(Sizes(layers=2, width=3, candidates=4), "degree")
