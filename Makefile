@@ -66,8 +66,11 @@ format: env
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet slpojax configs tests
 
+# Twice, as what is compiled in a hurry and what is compiled as a run compiles it takes processes of its own.
+check: export TPU_LIBRARY_PATH = $(abspath $(VENV)/tpu)/libtpu/libtpu.so
 check: $(VENV)/.parity $(VENV)/tpu
-	TPU_LIBRARY_PATH=$(abspath $(VENV)/tpu)/libtpu/libtpu.so $(BIN)/pytest -m check --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/pytest -m "check and not optimised" --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/pytest -m "check and optimised" --numprocesses $(JOBS) --dist worksteal
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: env

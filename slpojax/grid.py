@@ -101,7 +101,8 @@ def sum_over_data(function: Callable[..., Any], grid: Grid) -> Callable[..., Any
     """Let every slice of the mesh along `data` apply a function to its own rows, and sum what comes out.
 
     Args:
-        function: (replicated arrays, arrays whose leading axis is rows, or groups of rows) -> arrays.
+        function: (what every slice has, arrays whose leading axis is rows, or groups of rows) -> arrays; it reads no
+            other arrays.
         grid: the devices; fsdp and tensor stay the compiler's.
     """
     if grid.mesh.shape["data"] == 1:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import columns, data, explore, grid, needs, scores, step
+from slpojax import columns, data, explore, grid, needs, readers, scores, step
 from slpojax.base import ABSENT, Batch, Frozen, Key, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -82,11 +82,12 @@ def model_inputs(
     plain = scores.scorer(bench.model, scan, bench.grid) if requested else with_requested
 
     def inputs(state: State, batch: Batch) -> Inputs:
-        ref_params = views.reference(state, frozen)
-        policy, others = with_requested(views.policy(state.params, frozen), batch, ref_params)
-        ref = batch.ref
+        ref_params, params, ref = views.reference(state, frozen), views.policy(state.params, frozen), batch.ref
+        policy, others = with_requested(params, batch, ref_params)
         if ref is None and ref_params is not None:
             ref = plain(ref_params, batch, None)[0]
+        if ref is not None and requested:  # by the reference's program: equal weights give equal numbers, bit for bit
+            policy = plain(readers.without(params), batch, None)[0]
         return {"policy": policy, **others, **step.columns(batch), "ref": ref}
 
     return inputs

@@ -110,6 +110,30 @@ class Hyper(NamedTuple):
 
 
 AS_BUILT = Hyper()
+
+
+class Context(NamedTuple):
+    """What a loss reads beside the parameters that it is differentiated by, and beside its rows.
+
+    Attributes:
+        frozen: weights that no step changes.
+        reference: the reference's parameters; None where its log-probs come with the batch.
+        length: [B, K] of the responses.
+        columns: what the global batch holds of what objectives ask for, by name.
+        statistics: the objective's running ones.
+        key: of the step.
+        hyper: hyperparameters that are arrays.
+    """
+
+    frozen: Frozen
+    reference: Params | None
+    length: Array
+    columns: Inputs
+    statistics: Any
+    key: Key
+    hyper: Hyper
+
+
 Update = Callable[..., tuple[State, Metrics]]  # (state, frozen, batch, hyper = AS_BUILT) -> (state, metrics)
 
 
@@ -203,41 +227,36 @@ def update(
     coupled = objective.state is not None or couples_examples(objective, shapes)
     reference_of = _reference(model, shapes, grid)
 
-    def gradient(
-        state: State, frozen: Frozen, ref_params: Params | None, batch: Batch, hyper: Hyper, key: Key
-    ) -> tuple[Array, Metrics, Any, Any]:
-        micro = (batch.rows, batch.scored)
+    def tokens(params: Params, context: Context, rows: Rows, scored: Scored) -> TokenScores:
+        return score(views.policy(params, context.frozen), rows, scored, context.reference)
 
-        def tokens(params: Params, rows: Rows, scored: Scored) -> TokenScores:
-            return score(views.policy(params, frozen), rows, scored, ref_params)
+    def mean_loss(tokens: TokenScores, context: Context, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
+        return _mean_loss(method, shapes, constrain(tokens, grid.everywhere), context, scored)
 
-        def mean_loss(tokens: TokenScores, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
-            tokens = constrain(tokens, grid.everywhere)
-            return _mean_loss(method, shapes, tokens, scored, batch, state.objective, key, hyper)
+    def loss_of(params: Params, context: Context, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
+        return mean_loss(tokens(params, context, *x), context, x[1])
 
-        def loss_of(params: Params, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
-            return mean_loss(tokens(params, *x), x[1])
+    def pulled(params: Params, context: Context, x: tuple[Rows, Scored, TokenScores]) -> tuple[Array, None]:
+        return optax.tree.vdot(x[2], tokens(params, context, *x[:2])), None  # its gradient is the pull-back
 
-        def pulled(params: Params, x: tuple[Rows, Scored, TokenScores]) -> tuple[Array, None]:
-            return optax.tree.vdot(x[2], tokens(params, *x[:2])), None  # its gradient is the pull-back
-
-        params = state.params
+    def gradient(params: Params, context: Context, x: tuple[Rows, Scored]) -> tuple[Array, Metrics, Any, Any]:
         if accumulate == 1:
-            (loss, (metrics, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, micro)
+            (loss, (metrics, statistics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, context, x)
             return loss, metrics, statistics, grads
         if coupled:
-            scores = _over_micro_batches(lambda x: tokens(params, *x), micro, accumulate)
-            (loss, (metrics, statistics)), pull = jax.value_and_grad(mean_loss, has_aux=True)(scores, batch.scored)
-            return loss, metrics, statistics, _sum_gradients(pulled, params, (*micro, pull), accumulate, grid)[1]
-        (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, micro, accumulate, grid)
-        return loss, metrics, state.objective, grads
+            scores = _over_micro_batches(lambda x: tokens(params, context, *x), x, accumulate)
+            (loss, (metrics, statistics)), pull = jax.value_and_grad(mean_loss, has_aux=True)(scores, context, x[1])
+            return loss, metrics, statistics, _sum_gradients(pulled, params, context, (*x, pull), accumulate, grid)[1]
+        (loss, (metrics, _)), grads = _sum_gradients(loss_of, params, context, x, accumulate, grid)
+        return loss, metrics, context.statistics, grads
 
     def step(state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         ref_params = views.reference(state, frozen)
         if "ref" in method.needs or method.selector:
             batch = batch._replace(ref=reference_of(ref_params, batch))
-        loss, metrics, statistics, grads = gradient(state, frozen, ref_params, batch, hyper, key)
+        context = Context(frozen, ref_params, batch.length, columns(batch), state.objective, key, hyper)
+        loss, metrics, statistics, grads = gradient(state.params, context, (batch.rows, batch.scored))
         rate = {} if hyper.learning_rate is None else {"learning_rate": hyper.learning_rate}
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, **rate)
         params = optax.apply_updates(state.params, updates)
@@ -292,20 +311,18 @@ def _mean_loss(
     method: Method,
     shapes: Shapes,
     tokens: TokenScores,
+    context: Context,
     scored: Scored,
-    batch: Batch,
-    state: Any,
-    key: Key,
-    hyper: Hyper,
 ) -> tuple[Array, tuple[Metrics, Any]]:
     """Return the mean loss over the global batch of the examples that are scored here, the metrics and the state."""
     # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero. The
     # slots of prompts lie behind the last example's.
     examples = scored.slot // (shapes.candidates * shapes.response)
     present = jnp.zeros(shapes.examples, bool).at[examples.reshape(-1)].set(True, mode="drop")
-    policy, others = place(tokens, scored, jnp.where(present[:, None], batch.length, 0), shapes)
-    inputs = {"policy": policy, **others, **columns(batch), "state": state}
-    losses, metrics, state = on_examples(method.objective, inputs, key, selector=method.selector, hyper=hyper)
+    policy, others = place(tokens, scored, jnp.where(present[:, None], context.length, 0), shapes)
+    inputs = {"policy": policy, **others, **context.columns, "state": context.statistics}
+    selector, hyper = method.selector, context.hyper
+    losses, metrics, state = on_examples(method.objective, inputs, context.key, selector=selector, hyper=hyper)
 
     def mean(x: Array) -> Array:
         return jnp.sum(jnp.where(present, x, 0.0)) / shapes.examples
@@ -342,8 +359,9 @@ def _over_micro_batches(function: Callable[[Any], TokenScores], x: tuple[Rows, S
 
 
 def _sum_gradients(
-    function: Callable[[Params, Any], tuple[Array, Any]],
+    function: Callable[[Params, Context, Any], tuple[Array, Any]],
     params: Params,
+    context: Context,
     x: tuple[Rows, Scored, *tuple[TokenScores, ...]],
     count: int,
     grid: Grid,
@@ -356,16 +374,17 @@ def _sum_gradients(
     `fsdp`, where a device has room for its part alone, every micro-batch's gradient is reduced and scattered.
     """
 
-    def here(params: Params, x: tuple[Rows, Scored, *tuple[TokenScores, ...]]) -> tuple[tuple[Array, Any], Params]:
+    def here(whole: tuple[Params, Context], x: Any) -> tuple[tuple[Array, Any], Params]:
+        params, context = whole
         total = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), params)
 
         def one(_: None, x: Any) -> tuple[None, tuple[Array, Any]]:
             pull: Any  # of a type that JAX does not tell
-            value, pull, auxiliary = jax.vjp(lambda params: function(params, x), params, has_aux=True)
+            value, pull, auxiliary = jax.vjp(lambda params: function(params, context, x), params, has_aux=True)
             pull.with_refs(total)(jnp.ones_like(value))
             return None, (value, auxiliary)
 
         _, values = jax.lax.scan(one, None, _micro_batches(x, count, x[1].slot.shape[0]))
         return jax.tree.map(lambda a: jnp.sum(a, axis=0), values), jax.tree.map(lambda ref: ref[...], total)
 
-    return sum_over_data(here, grid)(params, x)
+    return sum_over_data(here, grid)((params, context), x)

@@ -44,9 +44,19 @@ def shared_goldens() -> pathlib.Path:
     return _folder("SLPOJAX_GOLDENS", "shared", "goldens")
 
 
+@pytest.fixture(autouse=True)
+def _precision():
+    """What a run in this process says of the precision of products is over with its test."""
+    import jax
+
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Have programs compiled in a hurry where the long tests are left out: `make check` compiles them as a run does."""
-    if config.option.markexpr == "not check":
+    """Have programs compiled in a hurry, unless tests that want them as a run compiles them are among the chosen."""
+    if config.option.markexpr in ("not check", "check and not optimised"):
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 

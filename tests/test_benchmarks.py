@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from conftest import REPOSITORY
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.optimised]
 
 COMMANDS = (
     "objectives --model tiny --batch 2 --rounds 1 --only orpo_with_prompt",

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from slpojax import grid, hf, metrics
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.optimised]
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((ROOT / "tests" / "goldens" / "programs.json").read_text())
@@ -48,7 +48,9 @@ def start(commands, *, devices, environments=None):
 
 def train_on(path, output, processes, steps):
     """Start the program `processes` times with eight devices in all; return what they printed."""
-    changes = tiny.changes(path, output) | {"steps": steps, "eval_every": 2, "checkpoint_every": 2}
+    # Two micro-batches a device, over two axes: the sum over `data` crosses the hosts once a step.
+    micro = {"batch_size": 16, "accumulate": 16, "epochs": 4.0, "mesh.fsdp": 4}
+    changes = tiny.changes(path, output) | micro | {"steps": steps, "eval_every": 2, "checkpoint_every": 2}
     changes |= {"mesh.fsdp": 4, "mesh.distributed": processes > 1}
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/base.py"]
     command += [f"--config.{key}={value}" for key, value in changes.items()]

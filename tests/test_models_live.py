@@ -10,7 +10,7 @@ from model_tools import cross_entropy, named, plain
 
 from slpojax import hf, models
 
-pytestmark = pytest.mark.check
+pytestmark = [pytest.mark.check, pytest.mark.optimised]
 
 # float32 through two or three layers, forward and backward; relative to the largest entry of the tensor.
 TOLERANCE = 1e-4

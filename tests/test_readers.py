@@ -142,7 +142,7 @@ def run(folder, output, **changes):
 
 @pytest.mark.check
 def test_a_run_learns_the_mask_and_exports_the_model_alone(folder):
-    rows = run(folder, "plain", **{"learning_rate": 0.1, "objective.l1": 5.0, "steps": 8})
+    rows = run(folder, "plain", **{"learning_rate": 0.03, "objective.l1": 5.0, "steps": 24, "eval_every": 12})
     first, last = rows[0], rows[-1]
     assert first["mask/chosen"] > 0.02 and first["mask/zeros"] < 0.9
     assert last["mask/chosen"] < 0.5 * first["mask/chosen"]  # its price is felt
@@ -158,7 +158,9 @@ def test_meshes_accumulation_and_resume_change_no_number(folder):
     }.items():
         for ours, theirs in zip(run(folder, output, **changes), whole, strict=True):
             assert ours.keys() == theirs.keys()
-            for name in theirs:
+            # At the start the divergence in a margin is zero but for rounding, and who wins is its chance.
+            decided = abs(theirs["rewards/margins"]) > 1e-6
+            for name in theirs if decided else theirs.keys() - {"rewards/accuracies"}:
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
     run(folder, "parts", **{"mesh.fsdp": 1, "checkpoint_every": 2, "steps": 2})
     assert run(folder, "parts", **{"mesh.fsdp": 1, "checkpoint_every": 2})[-1] == whole[-1]

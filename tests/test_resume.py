@@ -138,6 +138,7 @@ def newest(path: pathlib.Path) -> int:
 
 
 @pytest.mark.check
+@pytest.mark.optimised
 @pytest.mark.timeout(1200)  # some 26 starts of the program
 def test_losses_are_bit_identical_after_two_dozen_kills(workplace):
     rng, output, torn = np.random.default_rng(0), workplace / "killed", 0

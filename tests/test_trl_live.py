@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 # The program runs in a process of its own, so the warnings that go unheard here are those of TRL and of what it uses.
-pytestmark = [pytest.mark.check, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.check, pytest.mark.optimised, pytest.mark.filterwarnings("ignore")]
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS, BATCH, HELD_OUT = 6, 4, 8
