@@ -221,6 +221,10 @@ def test_gradients_are_finite_and_not_negligible_at_64_tokens(objective):
             margins, accuracies = metrics["rewards/margins"], metrics["rewards/accuracies"]
             np.testing.assert_allclose(margins, 0.0, atol=1e-6)  # two passes through the same sums, one with gradient
             assert np.all(accuracies[margins == 0] == 0.5) and np.any(margins == 0)
+            # Of the same numbers, exactly: no pass with a gradient beside one without.
+            same = jax.device_get(logps(jnp.float32(odds[..., :LENGTH]), np.minimum(lengths, LENGTH)))
+            equal = short(objective.name)(same, same, np.arange(EXAMPLES))[1]
+            assert not np.any(equal["rewards/margins"]) and np.all(equal["rewards/accuracies"] == 0.5)
 
 
 @pytest.mark.check
