@@ -14,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # it compiles, and runs nothing
 
+import fault_reports  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have programs compiled in a hurry, unless tests that want them as a run compiles them are among the chosen."""
     if config.option.markexpr in ("not check", "check and not optimised"):
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    config.pluginmanager.register(fault_reports)
 
 
 @pytest.hookimpl(trylast=True)
