@@ -1,4 +1,4 @@
-"""What the generated inputs of tests/faults share: one way to tell an input that is accepted from one that is refused."""
+"""What the generated inputs of tests/faults share: the judge of what is accepted, and what refused."""
 
 import pathlib
 import traceback
