@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.output = "output/quickstart"
     c.world = "reviews"
 
-    c.objective = ConfigDict({"name": "slpo.shift", "alpha": 0.9, "temperature": "length", "scale": 1.0})
+    c.objective = ConfigDict({"name": "slpo.shift", "alpha": 0.9, "temperature": "length", "scale": "temperature"})
     c.optimizer = ConfigDict({"name": "adamw"})
     c.learning_rate = 5e-4
     c.schedule = "linear"

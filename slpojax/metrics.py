@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from slpojax import log
 
@@ -201,16 +201,15 @@ class Log:
         if values.get("device_waited_share", 0.0) >= WORTH_SHOWING:
             text += f"  device waits {values['device_waited_share']:.0%}"
         first, since = self.begun or (step, now)
-        if step > first:
-            text += f"  {log.clock((self.total - step) * (now - since) / (step - first))} left"
+        left = f"{log.clock((self.total - step) * (now - since) / (step - first))} left" if step > first else ""
         if step >= self.total:
             text += "".join(f"  {_PEAKS[name]} {values[name] / 2**30:.3g} GiB" for name in _PEAKS if name in values)
         if self.bar is not None:
             progress, task = self.bar
-            progress.update(task, completed=step, text=text)
+            progress.update(task, completed=step, left=left, text=text)
         elif now - self.printed >= log.PATIENCE or step >= self.total:
             self.printed = now
-            log.say(f"step {step}/{self.total}  {text}", console=self.console)
+            log.say(f"step {step}/{self.total}  {text}" + f"  {left}" * bool(left), console=self.console)
 
 
 def open_log(
@@ -257,9 +256,8 @@ def open_log(
         opened.sinks.append(_wandb(folder, wandb, config or {}))
     console = console or rich.get_console()
     if console.is_terminal:
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        progress = Progress(*columns, console=console)
-        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, text="compiling")
+        progress = log.bar(console)
+        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, left="", text="compiling")
         progress.start()
     return opened
 

@@ -15,6 +15,7 @@ from slpojax import (
     measure,
     objectives,
     optim,
+    outcome,
     selectors,
     settings,
     simulate,
@@ -43,9 +44,9 @@ def main() -> None:
             check(config, training.method(config))  # before minutes go into a world
             config = simulate.prepare(config, train)
             train(config, simulate.judge(config))
-            simulate.report(config)
         else:
             train(config)
+        outcome.show(config.output, config.objective.name + f" in the world {config.world}" * bool(config.world))
     except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):

@@ -1,6 +1,7 @@
 """What a program says: once for all hosts, and how far it is."""
 
 import io
+import re
 
 import pytest
 import rich
@@ -36,3 +37,13 @@ def test_a_line_does_not_tear_a_progress_bar(monkeypatch):
     for letter in log.track("ab", 2, "letters"):
         log.say(f"a whole line of {letter}")
     assert "a whole line of b\n" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_count_bar_and_time_left_come_first_and_a_long_text_is_cut(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    with log.bar(console) as progress:
+        progress.add_task("", total=1920, completed=43, left="1:52:30 left", text="loss 0.6931  " * 20)
+    lines = re.findall(r"[^\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()))
+    assert max(map(len, lines)) <= width
+    assert re.fullmatch(r" *43/1920 [━╸╺]{4,12} 1:52:30 left loss 0.6931 .*… *", lines[-1]), lines[-1]
