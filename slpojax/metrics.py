@@ -30,6 +30,8 @@ from slpojax import log
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
 SHOWN |= {"logps/rejected": "rejected", "world/gold_reward": "gold reward", "world/kl": "KL"}
 
+_TAG = 64  # characters of a tag that W&B takes
+
 WORTH_SHOWING = 0.05  # the least share of the time that the device waits of which the console speaks
 
 _PEAKS = {"device_peak_bytes": "peak memory of a device", "process_peak_bytes": "peak memory of the process"}
@@ -356,13 +358,35 @@ def _wandb(folder: pathlib.Path, project: str, config: Mapping[str, Any]) -> Sin
     if not name.exists():
         name.write_text(uuid.uuid4().hex)
     run = _import("wandb", "wandb").init(
-        project=project, id=name.read_text(), resume="allow", dir=str(folder), config=dict(config)
+        project=project,
+        id=name.read_text(),
+        resume="allow",
+        dir=str(folder),
+        config=dict(config),
+        **run_names(folder, config),
     )
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
         run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     return Sink(write, run.finish)
+
+
+def run_names(folder: str | pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name, group and tags by which W&B lists a run: its folder, the folder's folder, and what it trains.
+
+    Example:
+        >>> run_names("output/sweep/seed1", {"objective": {"name": "dpo.ipo"}, "model": {"path": "output/sft_hh/hf"}})
+        {'name': 'seed1', 'group': 'sweep', 'tags': ['dpo.ipo', 'sft_hh']}
+        >>> run_names("output/mine", {})
+        {'name': 'mine', 'group': None, 'tags': []}
+    """
+    folder = pathlib.Path(folder)
+    parent = folder.parent.name
+    tags = [config.get("objective", {}).get("name", ""), config.get("world", "")]
+    tags += [config.get(part, {}).get("path", "").removesuffix("/hf").rpartition("/")[2] for part in ("model", "data")]
+    tags = [tag[:_TAG] for tag in dict.fromkeys(tags) if tag]
+    return {"name": folder.name, "group": parent if parent not in ("", "output") else None, "tags": tags}
 
 
 def _import(package: str, key: str) -> Any:

@@ -101,7 +101,8 @@ def check(config: Config, method: Method) -> None:
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
-    loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
+    names = [f"eval/{name}" for name in metrics] if evaluated else []
+    loop.refuse(config, [*names, *measure.own_metrics(config)])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from slpojax import measure, objectives
+from configs import base
+from slpojax import measure, metrics, objectives, settings, train
 from slpojax.base import Batch, Logps
 
 COUNT, HERE = 7, __name__
@@ -49,3 +51,39 @@ def test_neither_the_batches_nor_their_fillers_change_a_number(order):
     assert got == {"loss": float(loss), "mean": float(metrics["mean"])}
     # The next batch is on its way before one is fetched.
     assert seen == ["dispatch", *["dispatch", "fetch"] * (len(order) - 1), "fetch"]
+
+
+SCORER = '''
+"""A scorer of one's own: the norm of the final layer, and the step."""
+
+import jax.numpy as jnp
+
+
+def norm(config, bench):
+    assert bench.tokenizer is not None and config.batch_size == 4
+    return lambda params, step: {"norm": jnp.linalg.norm(params["final_norm"]["weight"]), "step": step}
+'''
+
+
+@pytest.mark.check
+def test_a_scorer_of_ones_own_is_found_by_name_logged_and_may_choose_the_best_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "scorer_of_a_test.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tiny.make(tmp_path)
+    changes = tiny.changes(folder, "run") | {"steps": 1, "scorer": "scorer_of_a_test.norm"}
+    changes |= {"data.eval_rows": "", "best_metric": "-eval/score/norm", "reference.mode": "none"}
+    changes |= {"objective.name": "sft.token_mean", "data.candidates": 1}
+
+    def run(**more):
+        train.train(settings.resolve(base.get_config(), changes | more, choices=train.CHOICES))
+
+    run()
+    rows = metrics.read_jsonl(folder / "run" / "metrics.jsonl", "eval")
+    assert [row["score/step"] for row in rows] == [0, 1] and rows[0]["score/norm"] == pytest.approx(4.0)
+    for more, says in [
+        ({"scorer": "scorer_of_a_test.nrm"}, "unknown config.scorer 'scorer_of_a_test.nrm'"),
+        ({"best_metric": "eval/loss"}, "eval/score/NAME of norm"),
+        ({"best_metric": "eval/score/nrm", "output": str(folder / "other")}, "near: eval/score/norm"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            run(**more)
