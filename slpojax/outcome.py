@@ -47,26 +47,25 @@ def table(title: str, rows: list[metrics.Row]) -> Table | None:
         return None
     where = "held-out examples" if held_out else "training batches; nothing was held out"
     made = Table(Column(no_wrap=True), title=f"{title}: {where}", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ends:
+    for name, _ in ends:
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("unit", no_wrap=True)
-    for metric in quantities.order(list(dict.fromkeys(name for end in ends.values() for name in end))):
+    for metric in quantities.order(list(dict.fromkeys(name for _, end in ends for name in end))):
         quantity = quantities.find(metric)
         if quantity or held_out:  # rates and memory of training steps are no outcome
-            values = [quantities.number(metric, end[metric]) if metric in end else "" for end in ends.values()]
+            values = [quantities.number(metric, end[metric]) if metric in end else "" for _, end in ends]
             made.add_row(quantities.label(metric), *values, quantity.unit if quantity else "")
     return made
 
 
-def _ends(rows: list[metrics.Row], parts: int) -> dict[str, dict[str, float]]:
-    """Return the means of the first and the last of so many parts of the rows, by their steps; none of no rows."""
+def _ends(rows: list[metrics.Row], parts: int) -> list[tuple[str, dict[str, float]]]:
+    """Return the first and the last of so many parts of the rows: the steps that each holds, and its means."""
     count = max(1, len(rows) // max(1, parts))
-    ends = {}
-    for part in (rows[:count], rows[-count:]) if rows else ():
+    ends = []
+    for part in (rows[:count], rows[-count:]) if len(rows) > 1 else (rows,) if rows else ():
         first, last = part[0]["step"], part[-1]["step"]
-        names = [name for name in part[-1] if name not in ("step", "split")]
+        names = dict.fromkeys(name for row in part for name in row if name not in ("step", "split"))
         values = {name: [row[name] for row in part if name in row] for name in names}
-        ends[f"step {first}" if first == last else f"steps {first}-{last}"] = {
-            name: sum(known) / len(known) for name, known in values.items()
-        }
+        means = {name: sum(known) / len(known) for name, known in values.items()}
+        ends.append((f"step {first}" if first == last else f"steps {first}-{last}", means))
     return ends

@@ -126,17 +126,22 @@ def load(path: str | pathlib.Path) -> dict[tuple[str, str], Points]:
     points: dict[tuple[str, str], dict[int, float]] = {}
     texts = file.read_text(errors="replace").split("\n")
     for number, text in enumerate(texts, 1):
+        if not text:
+            continue
         try:
             row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            if number == len(texts) or not text:  # a line that is being written; the last line ends with a line break
+            step, split = row["step"], row["split"]
+            values = {name: float(value) for name, value in row.items() if name not in ("step", "split")}
+            if type(step) is not int or not isinstance(split, str) or not abs(step) < 2**53:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            if number == len(texts):  # a line that is being written: whole ones end with a line break
                 continue
-            raise ValueError(f"{file}, line {number}: no JSON; is it the metrics.jsonl of a run?") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("split"), str):
-            raise ValueError(f"{file}, line {number}: expected an object with a step and a split")
-        for metric, value in row.items():
-            if metric not in ("step", "split") and isinstance(value, int | float):
-                points.setdefault((metric, row["split"]), {})[row["step"]] = float(value)
+            raise ValueError(
+                f"{file}, line {number}: expected an object of numbers with a step and a split, as a run writes them"
+            ) from error
+        for metric, value in values.items():
+            points.setdefault((metric, split), {})[step] = value
     return {
         key: (np.array([*seen], np.float64), np.array([*seen.values()], np.float64)) for key, seen in points.items()
     }
