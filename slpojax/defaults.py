@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     c.profile = ""  # "first:last" steps whose trace goes to <output>/profile, for XProf; "" for none
     c.compiled = ""  # folder that keeps compiled programs from run to run; "" for none
     c.tensorboard = False
-    c.wandb = ""  # project; "" for none
+    c.wandb = ""  # project, in which the run is called after its output folder; "" for none
     c.checkpoint_every = 100  # steps; 0 saves only at the end, -1 never
     c.keep_last = 2
     c.keep_best = 1

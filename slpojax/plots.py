@@ -18,6 +18,7 @@ import numpy as np
 from slpojax import named
 from slpojax.quantities import FRONTIERS, QUANTITIES, Quantity, find, label
 
+_USAGE = "usage: python -m slpojax.plots RUN [RUN ...] [--to=FILE]; RUN is the output folder of a run"
 _STYLES = (
     "-",
     "--",
@@ -48,10 +49,12 @@ def main(arguments: Sequence[str]) -> str:
         ValueError: there is no such run, or it holds nothing to draw.
         ImportError: matplotlib is not installed.
     """
+    if any(argument in ("--help", "-h") for argument in arguments):
+        return f"{_USAGE}\n"
     paths = [argument for argument in arguments if not argument.startswith("--")]
     options = [argument for argument in arguments if argument.startswith("--")]
     if not paths or any(not option.startswith("--to=") for option in options):
-        raise ValueError("usage: python -m slpojax.plots RUN [RUN ...] [--to=FILE]; RUN is the output folder of a run")
+        raise ValueError(_USAGE)
     alone = pathlib.Path(paths[0]) if len(paths) == 1 else None
     folder = alone.parent if alone and alone.is_file() else alone or pathlib.Path()
     to = pathlib.Path(options[-1].removeprefix("--to=")) if options else folder / "curves.png"

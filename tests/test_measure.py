@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import measure, metrics, objectives, settings, train
-from slpojax.base import Batch, Logps
+from slpojax import bench, grid, loop, measure, objectives, settings
+from slpojax.base import Batch, Logps, State
 
 COUNT, HERE = 7, __name__
 
@@ -53,37 +53,31 @@ def test_neither_the_batches_nor_their_fillers_change_a_number(order):
     assert seen == ["dispatch", *["dispatch", "fetch"] * (len(order) - 1), "fetch"]
 
 
-SCORER = '''
-"""A scorer of one's own: the norm of the final layer, and the step."""
-
-import jax.numpy as jnp
-
-
-def norm(config, bench):
-    assert bench.tokenizer is not None and config.batch_size == 4
-    return lambda params, step: {"norm": jnp.linalg.norm(params["final_norm"]["weight"]), "step": step}
-'''
+SCORER = """
+def best_token(config, bench):
+    return lambda params, step: {"largest": params["bias"].max(), "step": step + config.batch_size}
+"""
 
 
-@pytest.mark.check
-def test_a_scorer_of_ones_own_is_found_by_name_logged_and_may_choose_the_best_checkpoint(tmp_path, monkeypatch):
+def test_a_scorer_of_ones_own_is_found_by_its_name_and_logged_as_a_score(tmp_path, monkeypatch):
     (tmp_path / "scorer_of_a_test.py").write_text(SCORER)
     monkeypatch.syspath_prepend(tmp_path)
-    folder = tiny.make(tmp_path)
-    changes = tiny.changes(folder, "run") | {"steps": 1, "scorer": "scorer_of_a_test.norm"}
-    changes |= {"data.eval_rows": "", "best_metric": "-eval/score/norm", "reference.mode": "none"}
-    changes |= {"objective.name": "sft.token_mean", "data.candidates": 1}
+    state = State(jnp.int32(3), {"bias": jnp.float32([1.0, 2.5])}, (), (), jax.random.key(0))
 
-    def run(**more):
-        train.train(settings.resolve(base.get_config(), changes | more, choices=train.CHOICES))
+    def configured(**changes):
+        return settings.resolve(base.get_config(), {"scorer": "scorer_of_a_test.best_token"} | changes, choices={})
 
-    run()
-    rows = metrics.read_jsonl(folder / "run" / "metrics.jsonl", "eval")
-    assert [row["score/step"] for row in rows] == [0, 1] and rows[0]["score/norm"] == pytest.approx(4.0)
-    for more, says in [
-        ({"scorer": "scorer_of_a_test.nrm"}, "unknown config.scorer 'scorer_of_a_test.nrm'"),
-        ({"best_metric": "eval/loss"}, "eval/score/NAME of norm"),
-        ({"best_metric": "eval/score/nrm", "output": str(folder / "other")}, "near: eval/score/norm"),
-    ]:
-        with pytest.raises(ValueError, match=says):
-            run(**more)
+    at = bench.of_model(configured(), tiny.MODEL, grid.one_device())
+    assert measure._own(configured(best_metric="-eval/score/largest"), at)(3, state) == {
+        "score/largest": 2.5,
+        "score/step": 67.0,
+    }
+    with pytest.raises(ValueError, match="near: eval/score/largest"):  # at step 0, before anything is trained
+        measure._own(configured(best_metric="eval/score/lagest"), at)(0, state)
+    with pytest.raises(
+        ValueError, match="unknown config.scorer 'scorer_of_a_test.bst'; expected any importable module"
+    ):
+        measure.own_metrics(configured(scorer="scorer_of_a_test.bst"))
+    loop.refuse(configured(best_metric="eval/score/any"), measure.own_metrics(configured()))
+    with pytest.raises(ValueError, match="eval/score/NAME of best_token"):
+        loop.refuse(configured(best_metric="eval/lss"), measure.own_metrics(configured()))
