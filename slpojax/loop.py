@@ -234,7 +234,8 @@ def refuse(config: Config, names: Collection[str]) -> None:
     for key, names_of in (("resume", RESUME), ("nonfinite", NONFINITE)):
         if config[key] not in names_of:
             raise named.unknown(f"config.{key}", config[key], names_of)
-    checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
+    groups = {"eval/diagnostic/": config.diagnostics, "eval/score/": config.scorer}
+    checkpoint.check_best_metric(config.best_metric, names, [group for group, asked in groups.items() if asked])
 
 
 def start(
