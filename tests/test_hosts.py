@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import programs
@@ -28,8 +30,8 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(commands, *, devices, environments=None):
-    """Start processes, each with as many devices; wait; return what they printed."""
+def start(commands, *, devices, environments=None, then=None, status=0):
+    """Start processes, each with as many devices, do what `then` says to them; wait; return what they printed."""
     shared = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
@@ -38,20 +40,22 @@ def start(commands, *, devices, environments=None):
         subprocess.Popen(command, env=shared | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command, more in zip(commands, environments or [{}] * len(commands), strict=True)
     ]
+    if then:
+        then(running)
     shown = [process.communicate(timeout=1500)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(shown)
+    assert all(process.returncode == status for process in running), "\n".join(shown)
     return shown
 
 
 # ---- two processes, started as Slurm starts them ---------------------------------------------------------------------
 
 
-def train_on(path, output, processes, steps):
+def train_on(path, output, processes, steps, then=None, status=0, **more):
     """Start the program `processes` times with eight devices in all; return what they printed."""
     # Two micro-batches a device, over two axes: the sum over `data` crosses the hosts once a step.
     micro = {"batch_size": 16, "accumulate": 16, "epochs": 4.0, "mesh.fsdp": 4}
     changes = tiny.changes(path, output) | micro | {"steps": steps, "eval_every": 2, "checkpoint_every": 2}
-    changes |= {"mesh.fsdp": 4, "mesh.distributed": processes > 1}
+    changes |= {"mesh.fsdp": 4, "mesh.distributed": processes > 1, **more}
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/base.py"]
     command += [f"--config.{key}={value}" for key, value in changes.items()]
     shared = {
@@ -66,7 +70,26 @@ def train_on(path, output, processes, steps):
         [[*command, cache] for cache in caches],
         devices=8 // processes,
         environments=[shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"} for i in range(processes)],
+        then=then,
+        status=status,
     )
+
+
+@pytest.mark.timeout(900)
+def test_an_interrupt_of_one_host_ends_all_behind_the_same_step(tmp_path):
+    folder = tiny.make(tmp_path)
+    written = folder / "run" / "metrics.jsonl"
+
+    def interrupt(running):
+        while not (written.exists() and metrics.read_jsonl(written, "train")):
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.05)
+        running[1].send_signal(signal.SIGINT)
+
+    asked = {"then": interrupt, "status": 128 + signal.SIGTERM, "checkpoint_every": 0}
+    shown = train_on(folder, "run", 2, 2000, **asked)
+    (step,) = (path.name for path in (folder / "run" / "checkpoints").iterdir())
+    assert f"stopped by SIGTERM behind step {step} of 2000: checkpoint" in shown[0]
 
 
 @pytest.mark.timeout(900)
