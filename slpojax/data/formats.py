@@ -11,6 +11,7 @@ import decimal
 import importlib
 import itertools
 import math
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -190,11 +191,11 @@ def ranked(record: Record) -> Parsed:
     Scores are the record's; where one is null all are minus the rank (the number of strictly better responses). Of one
     rank the higher score comes first.
     """
-    answers = [(_number(answer["rank"], "rank"), answer) for answer in _objects(record, "responses")]
+    answers = [(number(answer["rank"], "rank"), answer) for answer in _objects(record, "responses")]
     if any(answer.get("score") is None for _, answer in answers):
         scored = [(rank, -rank, answer) for rank, answer in answers]
     else:
-        scored = [(rank, _number(answer["score"]), answer) for rank, answer in answers]
+        scored = [(rank, number(answer["score"]), answer) for rank, answer in answers]
     scored.sort(key=lambda each: (each[0], -each[1]))
     scores = tuple(score for _, score, _ in scored)
     if any(worse > better for better, worse in itertools.pairwise(scores)):
@@ -211,7 +212,7 @@ def nectar(record: Record) -> Parsed:
     The blank that ends the prompt goes with the answers, as in `hh`. Scores are minus the rank.
     """
     prompt, answers = _text(record, "prompt"), _objects(record, "answers")
-    by_rank = [(_number(answer["rank"], "rank"), _optional(answer["answer"], "answer")) for answer in answers]
+    by_rank = [(number(answer["rank"], "rank"), _optional(answer["answer"], "answer")) for answer in answers]
     by_rank.sort(key=lambda answer: answer[0])
     others = [(rank, text) for rank, text in by_rank if rank != 2]
     cut = len(prompt.rstrip(" "))
@@ -230,7 +231,7 @@ def ultrafeedback(record: Record) -> Parsed:
     UltraFeedback, 2023, arXiv 2310.01377; openbmb/UltraFeedback.) HuggingFaceH4/ultrafeedback_binarized, two of them as
     chosen and rejected, is `conversational`.
     """
-    answers = [(_number(answer["overall_score"]), answer["response"]) for answer in _objects(record, "completions")]
+    answers = [(number(answer["overall_score"]), answer["response"]) for answer in _objects(record, "completions")]
     answers.sort(key=lambda answer: -answer[0])
     prompt = ({"role": "user", "content": _text(record, "instruction")},)
     replies = tuple(_reply(text, "response") for _, text in answers)
@@ -243,7 +244,7 @@ def helpsteer(record: Record) -> Parsed:
     Of the five attributes that are rated it is the one that says which response is better. The turns of a prompt are
     divided by <extra_id_1>User and <extra_id_1>Assistant. (Wang et al., HelpSteer2, 2024, arXiv 2406.08673.)
     """
-    scores = [_number(score) for score in _field(record, "helpfulness")]
+    scores = [number(score) for score in _field(record, "helpfulness")]
     answers = sorted(zip(scores, _field(record, "response"), strict=True), key=lambda answer: -answer[0])
     if record["prompt"][0] is None:
         raise Unusable("prompt is null")
@@ -297,7 +298,7 @@ def _pair(
     scores = [record.get(name) for name in ("score_chosen", "score_rejected")]
     if any(score is None for score in scores):
         return Parsed(prompt, responses, None, notes, stated=True)
-    chosen, rejected = map(_number, scores)
+    chosen, rejected = map(number, scores)
     notes += (_LOWER,) if chosen < rejected else ()
     return Parsed(prompt, responses, (chosen, rejected), notes, stated=True)
 
@@ -327,17 +328,17 @@ def _objects(record: Record, name: str) -> list[Record]:
     return listed
 
 
-def _number(value: Any, what: str = "score") -> float:
+def number(value: Any, what: str = "score") -> float:
     """Return a number that float32 holds; text that looks like one is none, as "10" sorts before "2"."""
-    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | decimal.Decimal):
         raise Unusable(f"a {what} that is no number, but {kind(value)}")
     try:
-        number = float(value)
+        real = float(value)
     except OverflowError:
-        number = math.inf
-    if not abs(number) <= _LARGEST:
+        real = math.inf
+    if not abs(real) <= _LARGEST:
         raise Unusable(f"a {what} that is no number, or none that float32 holds")
-    return number
+    return real
 
 
 def kind(value: Any) -> str:

@@ -24,6 +24,7 @@ from slpojax.data.options import Setup
 
 AS_TEXT = "special tokens that the text itself holds, read as text"
 RENDERED = "special tokens read as such, as the dialogue was rendered beforehand"
+ENDED = "EOS at the end of a message left out, as the template ends it"
 BEHIND = "blanks or a further EOS behind the EOS of a response left out"
 SURROGATE = "half a character (a lone surrogate) in the text"
 PRIVATE = "a private character that stands for special tokens"
@@ -59,8 +60,8 @@ def find(tokenizer: Tokenizer) -> Marks:
 def protect(setup: Setup) -> Transform:
     """Let the special tokens in a record's texts stay text, but for those of a dialogue that was rendered beforehand.
 
-    A response may end with EOS, and blanks behind it: it is the EOS that closes the response in any case. Drops records
-    whose text no tokenizer can read.
+    A response may end with EOS, and blanks behind it: it is the EOS that closes the response in any case. So may a
+    message, which the template ends. Drops records whose text no tokenizer can read.
     """
     known, closing = find(setup.tokenizer), setup.tokenizer.eos_token
     hide = functools.partial(known.names.sub, lambda found: known.of[found[0]])
@@ -73,6 +74,9 @@ def protect(setup: Setup) -> Transform:
             rendered = bool(known.names.match(parsed.prompt.lstrip())) or all(eos for _, eos, _ in cut)
             notes += (BEHIND,) * sum(behind for _, _, behind in cut)
             parsed = parsed._replace(responses=tuple(response for response, _, _ in cut))
+        elif ended := sum(_without(closing, piece)[1] for piece in _strings(parsed)):
+            notes += (ENDED,) * ended
+            parsed = type(parsed)(*_map(lambda piece: _without(closing, piece)[0], tuple(parsed)))
         if not any(map(known.names.search, _strings(parsed))):
             return text._replace(parsed=parsed, notes=notes)
         if rendered:

@@ -5,6 +5,7 @@ Knows formats and how records are joined; knows no token.
 
 import functools
 import itertools
+import pathlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -43,9 +44,9 @@ def parse(setup: Setup) -> Transform:
 def _objects(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[tuple[int, Record]]:
     for row, record in items:
         if not isinstance(record, Mapping):
+            array = "; name a file that is one JSON array .json" * isinstance(record, list)
             raise ValueError(
-                f"{tally.where(row)} is {formats.kind(record)}, expected an object with the fields of a record; a file "
-                "that is one JSON array ends with .json"
+                f"{tally.where(row)} is {formats.kind(record)}, expected an object with the fields of a record{array}"
             )
         yield row, record
 
@@ -61,13 +62,12 @@ def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[]
     except Unusable:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        raiser = next((frame for frame in reversed(frames) if "importlib" not in frame.filename), frames[-1])
-        if raiser.filename not in (formats.__file__, __file__):
+        raiser = traceback.extract_tb(error.__traceback__)[-1]
+        if pathlib.Path(raiser.filename).parent != pathlib.Path(__file__).parent:
             said = f"{type(error).__name__} in {raiser.filename}, line {raiser.lineno}"
         else:
             said = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
-        fields = [str(field)[:_LONGEST] for field in itertools.islice(record, _FIELDS)]
+        fields = [" ".join(str(field)[:_LONGEST].split()) for field in itertools.islice(record, _FIELDS)]
         raise ValueError(
             f"{where()} is no record of data.format={name!r}: {said}; its fields are {', '.join(fields)}"
             f"{', ...' if len(record) > _FIELDS else ''}; formats: {', '.join(formats.FORMATS)}"
@@ -79,6 +79,7 @@ def _checked(parsed: Any) -> Parsed:
 
     Raises:
         TypeError: it is not.
+        Unusable: it has a score that float32 does not hold.
     """
     if not isinstance(parsed, Parsed):
         raise TypeError(f"the parser returned a {type(parsed).__name__}, expected formats.Parsed")
@@ -87,4 +88,4 @@ def _checked(parsed: Any) -> Parsed:
         raise TypeError("prompt and responses are partly text and partly messages, expected one of them")
     if parsed.scores is not None and len(parsed.scores) != len(parsed.responses):
         raise TypeError(f"{len(parsed.responses)} responses have {len(parsed.scores)} scores")
-    return parsed
+    return parsed._replace(scores=parsed.scores and tuple(map(formats.number, parsed.scores)))

@@ -124,7 +124,7 @@ def counted(found: Records) -> str:
     )
     listed = "".join(map(of, found.files[:_SHOWN])) if len(found.files) > 1 or blank else ""
     more = f"; and {len(found.files) - _SHOWN} further files" if len(found.files) > _SHOWN else ""
-    return f"{listed}{more}" + (f"; {blank:,} blank lines between them are not counted" if blank else "")
+    return f"{listed}{more}" + (f"; blank lines between them, {blank:,}, are not counted" if blank else "")
 
 
 def grouped(numbered: Iterable[tuple[int, Record]], field: str) -> Iterator[tuple[int, Record]]:
