@@ -12,6 +12,7 @@ from data_tools import load_path, make_tokenizer, pair
 
 from slpojax import data
 from slpojax.data import marks, tokenise
+from slpojax.worlds.reviews import language
 
 CHATML = (
     "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
@@ -114,7 +115,7 @@ def test_where_prompt_and_response_share_a_token_no_blank_comes_in_and_it_is_cou
 def test_which_tokenizers_put_a_blank_before_a_text(shared_data, mistral):
     assert tokenise.begins_anew(mistral)
     assert tokenise.begins_anew(data.load_tokenizer(str(shared_data / "llama-stories260k")))
-    assert not tokenise.begins_anew(make_tokenizer())
+    assert not tokenise.begins_anew(make_tokenizer()) and not tokenise.begins_anew(language.tokenizer())
 
 
 @pytest.mark.check
@@ -149,7 +150,7 @@ def test_log_probs_are_those_of_trl(shared_data):
 
 
 def test_a_text_of_megabytes_is_cut_before_it_is_tokenised(load):
-    records = [pair("p" * 2_000_000), pair(chosen="é" * 2_000_000), pair(prompt="<bos>" + "p" * 3_000)]
+    records = [pair("p" * 2_000_000), pair(chosen="é" * 2_000_000), pair(prompt="<bos>" + "p" * 30_000)]
     stored, summary = load(records, too_long="cut_response", max_length=40, max_prompt_length=20)
     assert summary.noted[tokenise.LONG].rows == (0, 1, 2)
     assert stored.lengths.prompt.tolist() == [35, 5, 35] and stored.lengths.response[:, 0].tolist() == [5, 35, 5]

@@ -36,6 +36,7 @@ _AT_ONCE = 1024  # texts in one call: a fast tokenizer is many times faster on a
 _COMPARED = 1024  # first records whose tokens are compared with those of the whole text
 _DEPENDENT = f"tokens of the response depend on its prompt (of the first {_COMPARED:,} rows)"
 _MEET = "prompt and response meet within a token, so the response was tokenised without its prompt"
+_ROOM = 256  # characters of a text that are read for a token, at least
 # Where a response may begin. What a tokenizer makes of the second text alone shows whether it adds a blank to it.
 _PROBES = (("\n", "a"), ("]", "a"), (":", " a"), ("a", "a"))
 
@@ -116,14 +117,18 @@ def begins_anew(tokenizer: Tokenizer) -> bool:
     encode = marks.encoder(tokenizer)
     for first, second in _PROBES:
         one, other, both = encode([first, second, first + second])
-        if np.array_equal(both[: len(one)], one) and not np.array_equal(both[len(one) :], other):
+        known = tokenizer.unk_token_id not in both  # words alone are no proof: "]a" may be unknown as "a" is
+        if known and np.array_equal(both[: len(one)], one) and not np.array_equal(both[len(one) :], other):
             return True
     return False
 
 
 def longest_read(tokenizer: Tokenizer, max_length: int) -> int:
-    """Return how many characters of a text are read: more than `max_length` tokens, however long these are."""
-    return (max_length + 1) * max(map(len, tokenizer.get_vocab()))
+    """Return how many characters of a text are read: more than `max_length` tokens, however long these are.
+
+    Some tokenizers drop the blanks between words, so a token may stand for more characters than its own.
+    """
+    return (max_length + 1) * max(_ROOM, 1 + max(map(len, tokenizer.get_vocab())))
 
 
 def _shorten(text: Text, most: int, bos: str | None) -> Text:
