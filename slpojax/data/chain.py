@@ -26,6 +26,7 @@ class Text(NamedTuple):
         place: how many records come before it in what is read; records that are joined count once.
         parsed: prompt, responses and scores: plain text or messages, after `templates.render` plain text alone.
         templated: whether a chat template wrote the texts, special tokens included.
+        rendered: whether a chat template wrote the record's own texts before, special tokens included.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
 
@@ -33,6 +34,7 @@ class Text(NamedTuple):
     place: int
     parsed: Parsed
     templated: bool = False
+    rendered: bool = False
     notes: tuple[str, ...] = ()
 
 
