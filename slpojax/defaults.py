@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 CHANGE_NO_NUMBER = (
     *("output", "compiled", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
-    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "abort_on_nonfinite"),
+    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "export_dtype", "abort_on_nonfinite"),
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
 )
 
@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
     c.best_metric = "eval/loss"  # lower is better; prefix "-" for higher is better
     c.resume = True  # go on from the newest checkpoint in output, if there is one
     c.export = True  # write <output>/hf at the end, a folder that transformers loads
+    c.export_dtype = "source"  # of its weights: source (as the model's folder has them) | float32 | bfloat16 | float16
     c.abort_on_nonfinite = True  # stop with the step's number when the loss or gradient is not finite
 
     c.lock()  # an experiment that sets a key which is not above is stopped

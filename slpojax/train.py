@@ -73,8 +73,9 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 
-    parts, weights, first_reference = frozen.prepare(config, bench, method, layout.scan, parts)
-    setup = training.make(config, bench, method, layout, online=weights.reference is not None)
+    parts, weights, first_reference, ref_model = frozen.prepare(config, bench, method, layout.scan, parts)
+    online = weights.reference is not None
+    setup = training.make(config, bench, method, layout, online=online, ref_model=ref_model)
     held_out = parts[1] if len(parts) > 1 else None
     evaluate = measure.make(config, bench, method, setup.views, layout.scan, held_out, weights, score)
     compare = measure.comparison(bench, method, setup.views, layout.scan, weights, parts[0])
@@ -91,7 +92,8 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     finally:
         run.close()
     if config.export:
-        benches.export(bench, pathlib.Path(config.output) / "hf", setup.views.policy(state.params, weights))
+        policy = setup.views.policy(state.params, weights)
+        benches.export(config, bench, pathlib.Path(config.output) / "hf", policy, parts[0].examples)
 
 
 def check(config: Config, method: Method) -> None:

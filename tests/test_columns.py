@@ -328,7 +328,7 @@ def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monke
     monkeypatch.setattr(scores, "scorer", lambda *what: noted)
     before, drawn = held(), jax.eval_shape(made.model.init, jax.random.key(0))
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
-    (pairs, _), stays, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    (pairs, _), stays, moving, _ = frozen_models.prepare(config, made, training.method(config), scan, parts)
     assert stays == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
     assert min(during) >= before + weights, "the weights were never there"
     assert held() <= before + 64, "weights, or batches, are still on the devices"
