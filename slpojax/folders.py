@@ -100,7 +100,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        what = f"it breaks off or is damaged at line {error.lineno}, column {error.colno} ({error.msg})"
+        what = f"damaged or cut at line {error.lineno}, column {error.colno} ({error.msg})"
         raise ValueError(f"{file} is no JSON: {what}. Write it anew, or download it again.") from error
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(

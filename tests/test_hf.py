@@ -161,6 +161,68 @@ def test_a_second_save_leaves_no_old_files(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", hf.WEIGHTS]
 
 
+def test_no_file_of_an_earlier_export_stays_and_those_of_others_do(tmp_path):
+    config, model, params = _made("llama_tied")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("tokenizer.json", "chat_template.json", "generation_config.json"):
+        (source / name).write_text("{}")
+    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, source, "{{ old }}", (3,)))
+    (tmp_path / "out" / "notes.txt").write_text("of somebody else")
+    hf.save(tmp_path / "out", params, model, config)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"config.json", hf.WEIGHTS, "notes.txt"}
+
+
+def test_the_template_that_was_trained_with_is_the_only_one_of_an_export(tmp_path):
+    from transformers import AutoTokenizer
+
+    config, model, params = _made("llama_tied")
+    source, template = tmp_path / "source", "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    source.mkdir()
+    (source / "tokenizer.json").write_text(_TOKENIZER)
+    (source / "tokenizer_config.json").write_text('{"eos_token": "b", "chat_template": "{{ old }}"}')
+    (source / "chat_template.json").write_text('{"chat_template": "{{ old }}"}')
+    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, template=template))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "<Hi>"
+    assert tokenizer.eos_token == "b"
+    assert "chat_template" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source))
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == (source / "tokenizer_config.json").read_text()
+
+
+_TOKENIZER = (
+    '{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, '
+    '"post_processor": null, "decoder": null, "truncation": null, "padding": null, '
+    '"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("model_s", "generation_s", "ends", "expected"),
+    [
+        (2, {"eos_token_id": [1, 2]}, (0,), ([0, 2], [0, 1, 2])),
+        (2, {"eos_token_id": 2}, (2,), (2, 2)),
+        (None, None, (7,), (7, 7)),
+        ([5, 6], None, (), ([5, 6], None)),
+        (2, {"do_sample": True}, (4,), ([4, 2], 4)),
+    ],
+)
+def test_generation_stops_at_what_ended_the_responses_and_where_it_did_before(
+    tmp_path, model_s, generation_s, ends, expected
+):
+    config, model, params = _made("llama_tied")
+    config = config | ({"eos_token_id": model_s} if model_s is not None else {})
+    if generation_s:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation_s))
+    out = tmp_path / "out"
+    hf.save(out, params, model, config, beside=hf.Beside(generation=tmp_path, ends=ends))
+    file = out / "generation_config.json"
+    generation = json.loads(file.read_text()) if file.is_file() else {}
+    assert (hf.read_config(out).get("eos_token_id"), generation.get("eos_token_id")) == expected
+    assert generation.get("do_sample") == (generation_s or {}).get("do_sample")
+
+
 def test_tokenizer_and_generation_config_go_along(tmp_path):
     config, model, params = _made("llama_tied")
     source = tmp_path / "source"

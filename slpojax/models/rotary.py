@@ -70,7 +70,7 @@ def frequencies(
     if not (np.isfinite(found) & (found > 0)).all():
         said = ", ".join(f"{name}={value:g}" for name, value in {"rope_theta": theta, **options}.items())
         raise ValueError(
-            f"config.json: rope_type={kind!r} with {said} gives frequencies that are no positive numbers; correct them."
+            f"config.json: rope_type={kind!r} with {said} gives no frequencies above 0; correct these numbers."
         )
     return tuple(found.tolist())
 
@@ -93,7 +93,7 @@ def _llama3(
 ) -> np.ndarray:
     plain = theta**-exponent
     turns = original * plain / (2 * math.pi)  # full turns within the original context
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else np.nan
     return np.asarray(keep * plain + (1 - keep) * plain / factor)
 
 
