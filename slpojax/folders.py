@@ -80,10 +80,12 @@ def resolve(
     if not str(path_or_hub_name):
         raise ValueError(f"no model given; set config.{key} to a local folder or a hub name.")
     require_local(key, path_or_hub_name)
-    folder = pathlib.Path(path_or_hub_name).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_name)
+    name, folder = str(path_or_hub_name), pathlib.Path(path_or_hub_name).expanduser()
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ValueError(f"config.{key}={name[:200]!r}: {error.strerror}. Give a folder that can be read.") from error
     try:
         found = snapshot_download(name, allow_patterns=list(files), ignore_patterns=list(_OF_OTHERS), etag_timeout=5)
         return pathlib.Path(found)
@@ -191,13 +193,17 @@ def listed(names: Sequence[str]) -> str:
 def _promised(index: pathlib.Path) -> dict[str, str]:
     """The index's map from tensors to files in its folder."""
     names = read_json(index).get("weight_map")
-    plain = isinstance(names, dict) and all(isinstance(f, str) and pathlib.Path(f).name == f for f in names.values())
-    if not names or not plain:
+    if not isinstance(names, dict) or not names or not all(map(_is_plain, names.values())):
         raise ValueError(
             f"{index}: weight_map is no object of names of files in the folder; save the checkpoint anew, or download "
             "the index again."
         )
     return names
+
+
+def _is_plain(name: object) -> bool:
+    """Whether a value is the name of a file, with no way out of its folder."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]{1,200}", name) is not None
 
 
 def _foreign(path: pathlib.Path) -> str:

@@ -159,11 +159,15 @@ def _refuse_window(o: dict[str, Any], kind: Variant, layers: int, length: int) -
     window = options.whole(o, "sliding_window", None if "sliding_window" in o else kind.window)
     used = options.flag(o, "use_sliding_window", kind.window is not None)
     first = options.whole(o, "max_window_layers", 0, least=0) or 0
-    kinds = o.pop("layer_types", None) or ["sliding_attention" if used and first < layers else "full_attention"]
+    kinds = o.pop("layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if used and first < layers else "full_attention"] * layers
     known = ("sliding_attention", "full_attention")
     if not isinstance(kinds, list | tuple) or any(kind not in known for kind in kinds):
         others = sorted({str(kind)[:40] for kind in kinds if kind not in known}) if isinstance(kinds, list) else ()
         raise ValueError(f"config.json: layer_types has {', '.join(others[:8]) or 'no list'}; expected full_attention.")
+    if len(kinds) != layers:
+        raise ValueError(f"config.json: layer_types has {len(kinds)} entries for {layers} layers; expected as many.")
     if used and window is not None and window < length and "sliding_attention" in kinds:
         raise ValueError(
             f"config.json: sliding_window={window} is shorter than the longest sequence, {length} tokens, and sliding "

@@ -96,7 +96,8 @@ def flag(options: dict[str, Any], key: str, default: bool) -> bool:
 
 def choose(options: dict[str, Any], key: str, default: str, allowed: Iterable[str]) -> str:
     """Take a name out of `options`; raise ValueError with the names that are supported if it is not one of them."""
-    value = options.pop(key, None) or default
+    value = options.pop(key, None)
+    value = default if value is None else value
     if value not in (allowed := sorted(allowed)):
         raise named.unknown(f"{key} of config.json", value if isinstance(value, str) else _short(value), allowed)
     return value
