@@ -59,6 +59,8 @@ class Bench(NamedTuple):
         tokenizer: that makes the tokens.
         tokenizer_folder: where it lies.
         keys: streams of random keys.
+        dtype: of an export's weights.
+        beside: what an export holds beside config.json and weights, as it was found at the start.
     """
 
     grid: Grid
@@ -68,6 +70,8 @@ class Bench(NamedTuple):
     tokenizer: data.Tokenizer | None
     tokenizer_folder: pathlib.Path | None
     keys: Keys
+    dtype: str = "float32"
+    beside: hf.Beside = hf.NOTHING
 
 
 def keys(seed: int) -> Keys:
@@ -95,9 +99,22 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
     hf_config = hf.read_config(folder)
     other = config.data.tokenizer
     tokenizer_folder = hf.resolve(other, key="data.tokenizer", files=folders.SMALL) if other else folder
-    tokenizer = data.load_tokenizer(str(tokenizer_folder))
+    tokenizer, own = data.load_tokenizer(str(tokenizer_folder)), config.data.chat_template
+    dtype = config.export_dtype
+    if dtype == "source":
+        dtype = hf.stored_dtype(folder if config.model.weights == "load" else None, hf_config)
+    template = templates.chat_template(tokenizer, own) if own else None
+    generation = folder / folders.GENERATION
     return Bench(
-        mesh, folder, hf_config, model(config, hf_config, mesh), tokenizer, tokenizer_folder, keys(config.seed)
+        mesh,
+        folder,
+        hf_config,
+        model(config, hf_config, mesh),
+        tokenizer,
+        tokenizer_folder,
+        keys(config.seed),
+        dtype,
+        hf.Beside(tokenizer_folder, folders.read_json(generation) if generation.is_file() else {}, template),
     )
 
 
@@ -154,22 +171,17 @@ def draw_params(bench: Bench) -> Params:
     return jax.jit(bench.model.init, out_shardings=where)(bench.keys.init)
 
 
-def export(config: Config, bench: Bench, path: pathlib.Path, params: Params, examples: data.Examples) -> None:
+def export(bench: Bench, path: pathlib.Path, params: Params, examples: data.Examples) -> None:
     """Write the parameters as a folder that transformers loads, with the tokenizer and template that made the tokens.
 
     Args:
-        config: its keys `export_dtype` and `data.chat_template`.
         bench: model and tokenizer.
         path: the folder.
         params: the policy's, on their devices; those of readers are left out.
         examples: that were trained on; generation from the folder stops at what ended their responses.
     """
-    params, dtype, own = readers.without(params), config.export_dtype, config.data.chat_template
-    if dtype == "source":
-        dtype = hf.stored_dtype(bench.folder, bench.hf_config) if bench.folder is not None else "float32"
-    ends = vocabulary.ends(examples, bench.tokenizer)
-    template = templates.chat_template(bench.tokenizer, own) if own else None
-    beside = hf.Beside(bench.tokenizer_folder, bench.folder, template, ends)
+    params, dtype, ends = readers.without(params), bench.dtype, vocabulary.ends(examples, bench.tokenizer)
+    beside = bench.beside._replace(ends=ends)
     hf.save(path, params, bench.model, bench.hf_config, dtype=dtype, beside=beside)
     kept = "" if dtype == "float32" else ", rounded from float32 (export_dtype=float32 keeps all digits)"
     stops = (

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from slpojax import folders, named
+from slpojax import cached, folders, named
 from slpojax.base import Array, Model, Params
 from slpojax.folders import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, listed, read_config, resolve
 from slpojax.grid import Grid, tree
@@ -76,15 +76,15 @@ def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Pa
         )
 
 
-def stored_dtype(path: str | pathlib.Path, hf_config: Mapping[str, Any]) -> str:
+def stored_dtype(path: pathlib.Path | None, hf_config: Mapping[str, Any]) -> str:
     """The dtype of a folder's weights: the widest among its tensors, or where there are none, what config.json says.
 
     Args:
-        path: the folder.
+        path: the folder; None where its weights are not used.
         hf_config: the content of its config.json.
     """
-    path, kinds = pathlib.Path(path), set()
-    if (path / WEIGHTS).is_file() or (path / INDEX).is_file():
+    kinds: set[str] = set()
+    if path is not None and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
         for file in set(folders.tensor_files(path).values()):
             with folders.open_tensors(file) as tensors:
                 kinds |= {_STORED.get(tensors.get_slice(name).get_dtype(), "") for name in tensors.keys()}
@@ -98,13 +98,13 @@ class Beside(NamedTuple):
 
     Attributes:
         tokenizer: a folder whose tokenizer goes along, or None.
-        generation: a folder whose generation_config.json goes along, or None.
+        generation: the content of generation_config.json.
         template: the chat template that was trained with, in place of the tokenizer's; None for the tokenizer's.
         ends: ids that ended the responses trained on; generation stops there, and where it did before.
     """
 
     tokenizer: pathlib.Path | None = None
-    generation: pathlib.Path | None = None
+    generation: Mapping[str, Any] = {}
     template: str | None = None
     ends: tuple[int, ...] = ()
 
@@ -158,32 +158,29 @@ def save(
     several = any(map(_is_shared, leaves.values()))
     writer, part = not several or jax.process_index() == 0, path / ".part"
     shards = _shards(model, shapes, _DTYPES[dtype].itemsize, shard_bytes)
-    try:
-        if writer:
-            shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
-            part.mkdir(parents=True)
-        for file, shard in shards.items():
-            tensors = {}
-            for name, (param, layer) in shard.items():
-                tensor = _stored(name, _tensor(leaves[param], layer), dtype)
-                if writer:
-                    tensors[name] = tensor
-            if writer:
-                save_file(tensors, part / file, metadata={"format": "pt"})
-        if writer:
-            total = sum(int(leaf.size) for leaf in shapes.values()) * _DTYPES[dtype].itemsize
-            _write_rest(part, shards, total, dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}, beside)
-            _replace(path, part)
-    except (OSError, SafetensorError) as error:
+    problem = _problem(lambda: _begin(part)) if writer else ""
+    for file, shard in shards.items():  # to its end on every host, since a tensor comes to all of them together
+        tensors = {}
+        for name, (param, layer) in shard.items():
+            tensor = _stored(name, _tensor(leaves[param], layer), dtype)
+            if writer and not problem:
+                tensors[name] = tensor
+        if writer and not problem:
+            problem = _problem(functools.partial(save_file, tensors, part / file, metadata={"format": "pt"}))
+    if writer and not problem:
+        total = sum(int(leaf.size) for leaf in shapes.values()) * _DTYPES[dtype].itemsize
+        config = dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}
+        problem = _problem(lambda: _finish(path, part, shards, total, config, beside))
+    if writer:
+        shutil.rmtree(part, ignore_errors=True)
+    if several:  # they wait for the first one here
+        told = cached.from_first_host([np.array([problem != ""], np.int32)])
+        problem = problem or ("said by the first host" if told is None or told[0][0] else "")
+    if problem:
         raise ValueError(
-            f"{path} was not written ({str(error)[:200]}); what it held is as it was. Make room, or let it be written "
-            "to, and repeat the command: it goes on where it stopped."
-        ) from error
-    finally:
-        if writer:
-            shutil.rmtree(part, ignore_errors=True)
-    if several:
-        multihost_utils.sync_global_devices(f"{path} is there")
+            f"{path} was not written ({problem}); what it held is as it was. Make room, or let it be written to, and "
+            "repeat the command: it goes on where it stopped."
+        )
 
 
 # ---- parameters from files -------------------------------------------------------------------------------------------
@@ -294,6 +291,34 @@ def _gather(tensor: Array) -> np.ndarray:
     return multihost_utils.process_allgather(tensor, tiled=True) if _is_shared(tensor) else np.asarray(tensor)
 
 
+def _problem(act: Callable[[], None]) -> str:
+    """Act, and return what the disk had against it; "" for nothing."""
+    try:
+        act()
+    except (OSError, SafetensorError) as error:
+        return str(error)[:200] or type(error).__name__
+    return ""
+
+
+def _begin(part: pathlib.Path) -> None:
+    """Make an empty folder, where an export that was killed may have left something."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
+def _finish(
+    path: pathlib.Path,
+    part: pathlib.Path,
+    shards: dict[str, dict[str, Any]],
+    total: int,
+    config: dict[str, Any],
+    beside: Beside,
+) -> None:
+    """Write what goes along, and put the complete export in its place."""
+    _write_rest(part, shards, total, config, beside)
+    _replace(path, part)
+
+
 def _stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     """Return a tensor as a file holds it."""
     with np.errstate(over="ignore"):
@@ -318,11 +343,9 @@ def _write_rest(
     if family := families().get(config["model_type"]):
         config = config | {"architectures": [family.ARCHITECTURES[config["model_type"]]]}
     _write(folder / CONFIG, _ending(config, beside.ends))
-    source = beside.generation / GENERATION if beside.generation is not None else None
-    generation = folders.read_json(source) if source is not None and source.is_file() else {}
-    if generation or beside.ends:
+    if beside.generation or beside.ends:
         special = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-        _write(folder / GENERATION, _ending(generation or special, beside.ends))
+        _write(folder / GENERATION, _ending(beside.generation or special, beside.ends))
     _write_tokenizer(folder, beside)
 
 

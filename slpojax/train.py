@@ -93,7 +93,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
         run.close()
     if config.export:
         policy = setup.views.policy(state.params, weights)
-        benches.export(config, bench, pathlib.Path(config.output) / "hf", policy, parts[0].examples)
+        benches.export(bench, pathlib.Path(config.output) / "hf", policy, parts[0].examples)
 
 
 def check(config: Config, method: Method) -> None:

@@ -165,9 +165,9 @@ def test_no_file_of_an_earlier_export_stays_and_those_of_others_do(tmp_path):
     config, model, params = _made("llama_tied")
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("tokenizer.json", "chat_template.json", "generation_config.json"):
+    for name in ("tokenizer.json", "chat_template.json"):
         (source / name).write_text("{}")
-    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, source, "{{ old }}", (3,)))
+    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, {"do_sample": False}, "{{ old }}", (3,)))
     (tmp_path / "out" / "notes.txt").write_text("of somebody else")
     hf.save(tmp_path / "out", params, model, config)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"config.json", hf.WEIGHTS, "notes.txt"}
@@ -213,10 +213,8 @@ def test_generation_stops_at_what_ended_the_responses_and_where_it_did_before(
 ):
     config, model, params = _made("llama_tied")
     config = config | ({"eos_token_id": model_s} if model_s is not None else {})
-    if generation_s:
-        (tmp_path / "generation_config.json").write_text(json.dumps(generation_s))
     out = tmp_path / "out"
-    hf.save(out, params, model, config, beside=hf.Beside(generation=tmp_path, ends=ends))
+    hf.save(out, params, model, config, beside=hf.Beside(generation=generation_s or {}, ends=ends))
     file = out / "generation_config.json"
     generation = json.loads(file.read_text()) if file.is_file() else {}
     assert (hf.read_config(out).get("eos_token_id"), generation.get("eos_token_id")) == expected
@@ -227,10 +225,9 @@ def test_tokenizer_and_generation_config_go_along(tmp_path):
     config, model, params = _made("llama_tied")
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "pytorch_model.bin"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "pytorch_model.bin"):
         (source / name).write_text("{}")
-    (source / "generation_config.json").write_text('{"do_sample": false}')
-    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, source))
+    hf.save(tmp_path / "out", params, model, config, beside=hf.Beside(source, {"do_sample": False}))
     copied = {file.name for file in (tmp_path / "out").iterdir()} - {"config.json", hf.WEIGHTS}
     assert copied == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
 
