@@ -71,15 +71,16 @@ def require_same_tokens(
     except ValueError as error:
         raise ValueError(f"config.{key}: its own tokenizer cannot be compared: {error}") from error
     used = np.unique(np.concatenate([examples.token for examples in parts])).tolist()
-    pairs = [*zip(used, *(one.convert_ids_to_tokens(used) for one in (tokenizer, theirs)), strict=True)]
+    common = [number for number in used if number < len(theirs)]
+    pairs = [*zip(common, *(one.convert_ids_to_tokens(common) for one in (tokenizer, theirs)), strict=True)]
     if other := [number for number, a, b in pairs if b is not None and a != b]:
         raise ValueError(
             f"config.{key}: {folder} has another tokenizer than {made_by}: of {len(used)} ids in the data {len(other)} "
             f"are other tokens there, the first is {other[0]}. Log-probs of other tokens cannot be compared; give a "
             "model with the policy's tokenizer"
         )
-    lacking = [number for number, _, b in pairs if b is None]
-    return f"config.{key}: {len(lacking)} ids of the data have no token in its own tokenizer" if lacking else ""
+    lacking = len(used) - sum(b is not None for *_, b in pairs)
+    return f"config.{key}: {lacking} ids of the data have no token in its own tokenizer" if lacking else ""
 
 
 def ends(examples: Examples, tokenizer: Any) -> tuple[int, ...]:
