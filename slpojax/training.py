@@ -223,7 +223,9 @@ def make(
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
         picks = jax.jit(pick, out_shardings=devices.everywhere)
-    weights = flops.weights(shape, jax.eval_shape(model.unembed, shape))
+    weights, ref_weights = (
+        flops.weights(of, jax.eval_shape(one.unembed, of)) for one, of in ((model, shape), reference or (model, shape))
+    )
     return Training(
         method=method,
         layout=layout,
@@ -235,7 +237,7 @@ def make(
         like=like,
         notes=notes,
         operations=functools.partial(
-            _operations, weights, method, picks is not None, online or method.moving is not None
+            _operations, weights, ref_weights, method, picks is not None, online or method.moving is not None
         ),
     )
 
@@ -330,6 +332,7 @@ def _first_state(
 
 def _operations(
     weights: tuple[int, int],
+    ref_weights: tuple[int, int],
     method: Method,
     scored_first: bool,
     online: bool,
@@ -341,6 +344,8 @@ def _operations(
     def reference(needs: frozenset[str]) -> int:
         return flops.FORWARD if online and ("ref" in needs or scores.takes_weights(needs)) else 0
 
-    step = flops.TRAIN + reference(method.objective.needs if scored_first else method.needs)
-    scoring = flops.FORWARD + reference(method.selector.needs) if method.selector and scored_first else 0
-    return flops.of_step(*weights, (step, trained), (scoring, whole))
+    beside = reference(method.objective.needs if scored_first else method.needs)
+    first = flops.FORWARD if method.selector and scored_first else 0
+    beside_first = reference(method.selector.needs) if method.selector and scored_first else 0
+    policy = flops.of_step(*weights, (flops.TRAIN, trained), (first, whole))
+    return policy + flops.of_step(*ref_weights, (beside, trained), (beside_first, whole))
