@@ -10,12 +10,22 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, grid, hf, log, models, named, readers
+from slpojax import data, folders, grid, hf, log, models, named, readers, vocabulary
 from slpojax.base import Key, Model, Params, named_key
+from slpojax.data import templates
 from slpojax.grid import Grid
 from slpojax.settings import Config
 
 WEIGHTS = ("load", "random")
+_PATHS = (
+    "output",
+    "compiled",
+    "model.path",
+    "data.tokenizer",
+    "reference.path",
+    "reference.previous",
+    "reference.cache",
+)
 
 
 class Keys(NamedTuple):
@@ -45,10 +55,12 @@ class Bench(NamedTuple):
         grid: the devices.
         folder: of the model; None where only its config.json's content is known.
         hf_config: the content of its config.json.
-        model: the policy's and the frozen ones'.
+        model: the policy's, and those frozen ones' that are like it.
         tokenizer: that makes the tokens.
         tokenizer_folder: where it lies.
         keys: streams of random keys.
+        dtype: of an export's weights.
+        beside: what an export holds beside config.json and weights, as it was found at the start.
     """
 
     grid: Grid
@@ -58,6 +70,8 @@ class Bench(NamedTuple):
     tokenizer: data.Tokenizer | None
     tokenizer_folder: pathlib.Path | None
     keys: Keys
+    dtype: str = "float32"
+    beside: hf.Beside = hf.NOTHING
 
 
 def keys(seed: int) -> Keys:
@@ -81,15 +95,26 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
     """
     _set_up_jax(config)
     mesh = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
-    folder = hf.resolve(config.model.path)
+    folder = hf.resolve(config.model.path, files=folders.ALL if config.model.weights == "load" else folders.SMALL)
     hf_config = hf.read_config(folder)
     other = config.data.tokenizer
-    tokenizer_folder = (
-        hf.resolve(other, key="data.tokenizer", files=(*hf.TOKENIZER, "config.json")) if other else folder
-    )
-    tokenizer = data.load_tokenizer(str(tokenizer_folder))
+    tokenizer_folder = hf.resolve(other, key="data.tokenizer", files=folders.SMALL) if other else folder
+    tokenizer, own = data.load_tokenizer(str(tokenizer_folder)), config.data.chat_template
+    dtype = config.export_dtype
+    if dtype == "source":
+        dtype = hf.stored_dtype(folder if config.model.weights == "load" else None, hf_config)
+    template = templates.chat_template(tokenizer, own) if own else None
+    generation = folder / folders.GENERATION
     return Bench(
-        mesh, folder, hf_config, model(config, hf_config, mesh), tokenizer, tokenizer_folder, keys(config.seed)
+        mesh,
+        folder,
+        hf_config,
+        model(config, hf_config, mesh),
+        tokenizer,
+        tokenizer_folder,
+        keys(config.seed),
+        dtype,
+        hf.Beside(tokenizer_folder, folders.read_json(generation) if generation.is_file() else {}, template),
     )
 
 
@@ -104,7 +129,9 @@ def of_model(config: Config, hf_config: dict[str, Any], devices: Grid) -> Bench:
     return Bench(devices, None, hf_config, model(config, hf_config, devices), None, None, keys(config.seed))
 
 
-def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention: str = "") -> Model:
+def model(
+    config: Config, hf_config: dict[str, Any], devices: Grid, *, attention: str = "", family: str | None = None
+) -> Model:
     """Build the model of a config.json as a configuration computes it.
 
     Args:
@@ -112,6 +139,7 @@ def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention
         hf_config: the content of config.json.
         devices: over which rows and weights are split.
         attention: the kernel; "" for the configuration's.
+        family: the module of the family; None for the configuration's.
     """
     return models.build(
         hf_config,
@@ -120,7 +148,7 @@ def model(config: Config, hf_config: dict[str, Any], devices: Grid, *, attention
         attention=attention or config.model.attention,
         max_length=config.data.max_length,
         grid=devices,
-        family=config.model.family,
+        family=config.model.family if family is None else family,
     )
 
 
@@ -132,9 +160,9 @@ def first_params(config: Config, bench: Bench) -> Params:
     return draw_params(bench)
 
 
-def load_params(bench: Bench, folder: pathlib.Path) -> Params:
-    """Load a model folder's parameters, each to its devices."""
-    return hf.load(folder, bench.model, bench.grid)
+def load_params(bench: Bench, folder: pathlib.Path, model: Model | None = None) -> Params:
+    """Load a model folder's parameters, each to its devices; `model` is whose they are where not the policy's."""
+    return hf.load(folder, model or bench.model, bench.grid)
 
 
 def draw_params(bench: Bench) -> Params:
@@ -143,34 +171,38 @@ def draw_params(bench: Bench) -> Params:
     return jax.jit(bench.model.init, out_shardings=where)(bench.keys.init)
 
 
-def export(bench: Bench, path: pathlib.Path, params: Params) -> None:
-    """Write the parameters as a folder that transformers loads, with the tokenizer that made the tokens.
+def export(bench: Bench, path: pathlib.Path, params: Params, examples: data.Examples) -> None:
+    """Write the parameters as a folder that transformers loads, with the tokenizer and template that made the tokens.
 
     Args:
         bench: model and tokenizer.
         path: the folder.
         params: the policy's, on their devices; those of readers are left out.
+        examples: that were trained on; generation from the folder stops at what ended their responses.
     """
-    params = readers.without(params)
-    hf.save(
-        path,
-        params,
-        bench.model,
-        bench.hf_config,
-        tokenizer_from=bench.tokenizer_folder,
-        generation_from=bench.folder,
+    params, dtype, ends = readers.without(params), bench.dtype, vocabulary.ends(examples, bench.tokenizer)
+    beside = bench.beside._replace(ends=ends)
+    hf.save(path, params, bench.model, bench.hf_config, dtype=dtype, beside=beside)
+    kept = "" if dtype == "float32" else ", rounded from float32 (export_dtype=float32 keeps all digits)"
+    stops = (
+        f"stops at id {ends[0]}" if ends else "stops where the model's folder said: no special token ended a response"
     )
-    log.say(f"wrote {path}, which transformers loads")
+    log.say(f"wrote {path}, which transformers loads: {dtype}{kept}; generation {stops}")
 
 
 def refuse(config: Config) -> None:
-    """Refuse what a configuration says of the model and cannot mean.
+    """Refuse what a configuration says of the model and cannot mean, and paths that are not on this machine.
 
     Raises:
         ValueError: names the key.
     """
     if config.model.weights not in WEIGHTS:
         raise named.unknown("config.model.weights", config.model.weights, WEIGHTS)
+    if config.export_dtype not in hf.EXPORT_DTYPES:
+        raise named.unknown("config.export_dtype", config.export_dtype, hf.EXPORT_DTYPES)
+    for key in _PATHS:
+        group, _, leaf = key.rpartition(".")
+        folders.require_local(key, config[group][leaf] if group else config[leaf])
 
 
 def _set_up_jax(config: Config) -> None:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 CHANGE_NO_NUMBER = (
     *("output", "compiled", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
-    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "nonfinite", "nonfinite_limit"),
+    *("checkpoint_every", "keep_last", "keep_best", "resume", "nonfinite", "nonfinite_limit"),
+    *("export", "export_dtype"),
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
 )
 
@@ -86,6 +87,7 @@ def get_config() -> ConfigDict:
     # and list it; for a lower learning rate, say)
     c.resume = "auto"
     c.export = True  # write <output>/hf at the end, a folder that transformers loads
+    c.export_dtype = "source"  # of its weights: source (as the model's folder has them) | float32 | bfloat16 | float16
     # A step whose loss or gradient is not finite: stop | skip (leave the state as it was, say so, and go on)
     c.nonfinite = "stop"
     c.nonfinite_limit = 10  # so many steps may be skipped in a run; one more stops it

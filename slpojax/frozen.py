@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import cached, columns, data, hf, log, named, prompts, scores
-from slpojax.base import Batch, Frozen, Logps, Params, Shapes
+from slpojax import cached, columns, data, hf, log, models, named, prompts, scores, vocabulary
+from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Columns, Part
 from slpojax.grid import Grid
@@ -33,11 +33,13 @@ class Prepared(NamedTuple):
         parts: of the data, with cached log-probs.
         frozen: weights that a step reads and never changes.
         reference: the parameters that a moving reference starts from; None where it does not move.
+        model: of the reference's parameters; None where it is a model like the policy.
     """
 
     parts: list[Part]
     frozen: Frozen
     reference: Params | None
+    model: Model | None
 
 
 def refuse(config: Config, asked: Mapping[str, str]) -> None:
@@ -91,29 +93,39 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
     """
     mode, needs, parts = config.reference.mode, method.needs, list(parts)
     cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
-    compiled = scores.scorer(bench.model, scan, bench.grid)
+    of_weights = scores.takes_weights(needs)
+    used = {
+        "reference.previous": "previous" in needs,
+        "reference.path": config.data.match_prompts or mode == "moving" or "ref" in needs or of_weights,
+    }
+    sources = {key: _source(config, bench, key, parts) for key, asked in used.items() if asked}
 
     def log_probs_of(name: str, source: Source) -> list[Columns]:
+        compiled = scores.scorer(source.model, scan, bench.grid)
+
         def score(batch: Batch) -> Logps:
             return compiled(source.params(), batch)[0]
 
         return [log_probs(bench.grid, part, scan, score, name=name, cache=cache, key=source.key) for part in parts]
 
-    if "previous" in needs:  # its weights go before the reference's come: one frozen model at a time
-        before = log_probs_of("previous", _source(config, bench, "reference.previous", config.reference.previous))
+    if used["reference.previous"]:  # its weights go before the reference's come: one frozen model at a time
+        before = log_probs_of("previous", sources.pop("reference.previous"))
         parts = [part._replace(previous=columns) for part, columns in zip(parts, before, strict=True)]
-    source = _source(config, bench, "reference.path", config.reference.path)
+    if not used["reference.path"]:
+        return Prepared(parts, Frozen(), None, None)
+    source = sources["reference.path"]
     if config.data.match_prompts:
         parts = match_prompts(bench, parts, source, cache=cache, batch=config.batch_size, seed=config.seed)
     if mode == "moving":
-        return Prepared(parts, Frozen(), source.params())
+        return Prepared(parts, Frozen(), source.params(), None)
     if mode == "cached" and "ref" in needs:
         parts = [
             part._replace(ref=columns) for part, columns in zip(parts, log_probs_of("reference", source), strict=True)
         ]
-        return Prepared(parts, Frozen(), None)
-    online = "ref" in needs or scores.takes_weights(needs)
-    return Prepared(parts, Frozen(reference=source.params() if online else None), None)
+        return Prepared(parts, Frozen(), None, None)
+    online = mode != "none" and ("ref" in needs or of_weights)
+    weights = Frozen(reference=source.params() if online else None)
+    return Prepared(parts, weights, None, source.model if online and source.model is not bench.model else None)
 
 
 class Source(NamedTuple):
@@ -122,33 +134,70 @@ class Source(NamedTuple):
     Attributes:
         params: brings it to the devices, once; its weights go with the last reference to this record.
         key: what its log-probs depend on, by name, but for the examples.
+        model: of its own config.json; the policy's where both mean the same function.
     """
 
     params: Callable[[], Params]
     key: dict[str, str]
+    model: Model
 
 
-def _source(config: Config, bench: Bench, key: str, path: str) -> Source:
-    """Return the frozen model of a folder, or where `path` is empty the one that the policy starts from."""
+def _source(config: Config, bench: Bench, key: str, parts: Sequence[Part]) -> Source:
+    """Return the frozen model of a folder, or where the key is empty the one that the policy starts from.
+
+    Raises:
+        ValueError: its log-probs cannot be compared with the policy's, or its weights not mixed with them.
+    """
+    path = config.reference[key.removeprefix("reference.")]
     folder = hf.resolve(path, key=key) if path else bench.folder
     assert folder is not None
+    hf_config, model = bench.hf_config, bench.model
+    if path:
+        hf_config, model = hf.read_config(folder), _model(config, bench, key, folder)
+        if bench.tokenizer_folder is not None:
+            examples, made_by = [part.examples for part in parts], bench.tokenizer_folder
+            if note := vocabulary.require_same_tokens(examples, bench.tokenizer, made_by, folder, key=key):
+                log.say(note)
 
     @functools.cache
     def params() -> Params:
-        return benches.load_params(bench, folder) if path else benches.first_params(config, bench)
+        return benches.load_params(bench, folder, model) if path else benches.first_params(config, bench)
 
-    loaded = path or config.model.weights == "load"
+    loaded, family = path or config.model.weights == "load", [config.model.family] if config.model.family else []
     depends = {
         "weights": columns.weights_digest(folder) if loaded else f"drawn, seed {config.seed}",
-        "model": json.dumps(hf.read_config(folder), sort_keys=True),
+        "model": json.dumps(hf_config, sort_keys=True),
         "dtype": config.model.dtype,
         "attention": config.model.attention,
-        "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows"),
+        "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows", "slpojax.hf", *family),
         "jax": jax.__version__,
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
         **{f"data.{name}": str(config.data[name]) for name in data.FIELDS},
     }
-    return Source(params, depends)
+    return Source(params, depends, model)
+
+
+def _model(config: Config, bench: Bench, key: str, folder: pathlib.Path) -> Model:
+    """Return the model of a frozen model's own config.json; the policy's own where both mean the same function."""
+    theirs, policy = hf.read_config(folder), bench.hf_config
+    family = config.model.family if theirs.get("model_type") == policy["model_type"] else ""
+    model = benches.model(config, theirs, bench.grid, family=family)
+    both, limit = (config.model.family, family), config.data.max_length
+    sizes = [models.vocabulary(c, max_length=limit, family=f) for c, f in zip((policy, theirs), both, strict=True)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"config.{key}: {folder} has a vocabulary of {sizes[1]} (vocab_size), the policy of {sizes[0]}: log-probs "
+            "over other vocabularies cannot be compared. Give a model with the policy's vocabulary, or bring one of "
+            "them to the other's size (transformers: resize_token_embeddings, then save_pretrained)"
+        )
+    different = models.differences(policy, theirs, max_length=limit, family=both)
+    if different and config.reference.mode == "moving" and key == "reference.path":
+        raise ValueError(
+            f"config.{key}: {folder}, held against the policy's config.json, differs in {', '.join(different)}, and a "
+            "moving reference mixes its weights with the policy's. Set --config.reference.mode=cached, or give a "
+            "reference of the policy's kind"
+        )
+    return model if different else bench.model
 
 
 def log_probs(
@@ -205,7 +254,11 @@ def match_prompts(
     def make() -> list[np.ndarray]:
         embedded = [
             prompts.embed(
-                bench.model, source.params(), [every[i].prompt for i in range(len(every))], batch=batch, grid=bench.grid
+                source.model,
+                source.params(),
+                [every[i].prompt for i in range(len(every))],
+                batch=batch,
+                grid=bench.grid,
             )
             for every in examples
         ]

@@ -28,7 +28,7 @@ from slpojax.grid import Grid, lookup, scatter
 
 TokenScores: TypeAlias = dict[str, Array]  # "log_odds" and what else was requested, [G, S] each
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add_part`
-Reference: TypeAlias = tuple[Float[Array, "R L D"], Float[Array, "D V"]]
+Reference: TypeAlias = tuple[Float[Array, "R L E"], Float[Array, "E V"]]  # of a width of its own
 
 # As many logits exist at once on a CPU as this many positions have: 64 x 50,304 in float32 is 13 MB, which stays in a
 # processor's cache from the product to the sums. From 96 on, scoring takes a third longer.
@@ -135,6 +135,7 @@ def predictors(hidden: Float[Array, "R L D"], source: Int[Array, "G S"]) -> Floa
 
 
 Side: TypeAlias = tuple[Float[Array, "G S D"], Float[Array, "V D"]]
+RefSide: TypeAlias = tuple[Float[Array, "G S E"], Float[Array, "V E"]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -143,7 +144,7 @@ def _scores(
     parts: int,
     grid: Grid | None,
     policy: Side,
-    reference: tuple[Side, ...],
+    reference: tuple[RefSide, ...],
     target: Array,
 ) -> TokenScores:
     return _forward(requested, parts, grid, policy, reference, target)[0]
@@ -154,7 +155,7 @@ def _forward(
     parts: int,
     grid: Grid | None,
     policy: Side,
-    reference: tuple[Side, ...],
+    reference: tuple[RefSide, ...],
     target: Array,
 ) -> tuple[TokenScores, tuple]:
     """Return the scores, and what the backward pass needs beside the arguments: [R, S] each, nothing larger."""

@@ -1,7 +1,8 @@
-"""Hugging Face folders in and out: config.json, safetensors, tokenizer files.
+"""Hugging Face folders in and out: the tensors of a checkpoint as parameters, and parameters as an export.
 
-Knows files and a model's table of tensors (`Model.tensors`: lines with `param`, `file`, `spec`); knows no family. Every
-tensor of a checkpoint is used exactly once and every parameter filled exactly once, or a ValueError names them.
+Knows a model's table of tensors (`Model.tensors`: lines with `param`, `file`, `spec`); knows no family. Every tensor of
+a checkpoint is used exactly once and every parameter filled exactly once, or a ValueError names them. What the files of
+a folder are called and hold is in `slpojax.folders`.
 """
 
 import contextlib
@@ -9,71 +10,38 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import ml_dtypes
 import numpy as np
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from jax.experimental import multihost_utils
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from slpojax import named
+from slpojax import cached, folders, named
 from slpojax.base import Array, Model, Params
+from slpojax.folders import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, listed, read_config, resolve
 from slpojax.grid import Grid, tree
 from slpojax.models import families
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+__all__ = [
+    "EXPORT_DTYPES",
+    "INDEX",
+    "TOKENIZER",
+    "WEIGHTS",
+    "Beside",
+    "load",
+    "read_config",
+    "resolve",
+    "save",
+    "stored_dtype",
+]
+
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-_STORED = ("F32", "F16", "BF16")  # the same, as the files name them
-TOKENIZER = tuple(
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json tokenizer.model vocab.json "
-    "merges.txt chat_template.jinja chat_template.json".split()
-)
-_MODEL = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-
-
-def resolve(
-    path_or_hub_name: str | pathlib.Path, *, key: str = "model.path", files: Sequence[str] = _MODEL
-) -> pathlib.Path:
-    """The local folder of a model; a hub name is downloaded, or found in the hub's cache.
-
-    Args:
-        path_or_hub_name: a folder, or "owner/name".
-        key: of the configuration, which gave it, for the error.
-        files: patterns of what is downloaded.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: where there is neither, saying what was tried and what resembles it.
-    """
-    if not str(path_or_hub_name):
-        raise ValueError(f"no model given; set config.{key} to a local folder or a hub name.")
-    folder = pathlib.Path(path_or_hub_name).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_name)
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=list(files), etag_timeout=5))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError) as error:
-        near = named.near_paths(name, constants.HF_HUB_CACHE, "models")
-        raise ValueError(
-            f"config.{key}={name!r}: no folder {folder.absolute()}, and the hub gave no such model "
-            f"({type(error).__name__}){near}. Give a local folder in Hugging Face layout, or go online."
-        ) from error
-
-
-def read_config(path: str | pathlib.Path) -> dict[str, Any]:
-    """The content of the config.json in folder `path`; ValueError where there is none."""
-    file = pathlib.Path(path) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"no {file}; expected a model folder in Hugging Face layout.")
-    return json.loads(file.read_text())
+EXPORT_DTYPES = ("source", *_DTYPES)  # "source": that of the folder that a model came from
+_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the same, as the files name them
 
 
 def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Params:
@@ -108,6 +76,42 @@ def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Pa
         )
 
 
+def stored_dtype(path: pathlib.Path | None, hf_config: Mapping[str, Any]) -> str:
+    """The dtype of a folder's weights: the widest among its tensors, or where there are none, what config.json says.
+
+    Args:
+        path: the folder; None where its weights are not used.
+        hf_config: the content of its config.json.
+    """
+    kinds: set[str] = set()
+    if path is not None and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
+        for file in set(folders.tensor_files(path).values()):
+            with folders.open_tensors(file) as tensors:
+                kinds |= {_STORED.get(tensors.get_slice(name).get_dtype(), "") for name in tensors.keys()}
+    said = hf_config.get("dtype") or hf_config.get("torch_dtype")
+    kinds = {kind for kind in kinds if kind} or {str(said)} & _DTYPES.keys()
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
+class Beside(NamedTuple):
+    """What an export holds beside config.json and the weights.
+
+    Attributes:
+        tokenizer: a folder whose tokenizer goes along, or None.
+        generation: the content of generation_config.json.
+        template: the chat template that was trained with, in place of the tokenizer's; None for the tokenizer's.
+        ends: ids that ended the responses trained on; generation stops there, and where it did before.
+    """
+
+    tokenizer: pathlib.Path | None = None
+    generation: Mapping[str, Any] = {}
+    template: str | None = None
+    ends: tuple[int, ...] = ()
+
+
+NOTHING = Beside()
+
+
 def save(
     path: str | pathlib.Path,
     params: Params,
@@ -115,14 +119,14 @@ def save(
     hf_config: Mapping[str, Any],
     *,
     dtype: str = "float32",
-    tokenizer_from: str | pathlib.Path | None = None,
-    generation_from: str | pathlib.Path | None = None,
+    beside: Beside = NOTHING,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a folder that `transformers` loads.
 
     The tensors come from the devices one at a time, one layer of a parameter; the host that writes holds those of one
-    file, at most `shard_bytes`. An older export in the folder stays as it is until the new one is complete beside it.
+    file, at most `shard_bytes`. An older export in the folder stays as it is until the new one is complete beside it;
+    then all its files go, and those of other programs stay.
 
     Where the parameters are split over several processes, all of them must call this. The first one writes, and none
     returns before the folder is there.
@@ -133,12 +137,12 @@ def save(
         model: whose table names the tensors.
         hf_config: the config.json the model was built from.
         dtype: of the tensors: float32, float16 or bfloat16.
-        tokenizer_from: a folder whose tokenizer goes along.
-        generation_from: a folder whose generation_config.json goes along.
+        beside: what goes along.
         shard_bytes: largest size of one file; beyond it, several files and an index are written.
 
     Raises:
-        ValueError: for an unknown dtype, or parameters that are not the model's.
+        ValueError: for an unknown dtype, parameters that are not the model's or that the dtype cannot hold, or a disk
+            that takes no more.
     """
     if dtype not in _DTYPES:
         raise named.unknown("dtype", dtype, _DTYPES)
@@ -150,35 +154,33 @@ def save(
     if wrong := [
         k for k in {**leaves, **shapes} if k not in leaves or k not in shapes or leaves[k].shape != shapes[k].shape
     ]:
-        raise ValueError(f"parameters that are not the model's: {_list(wrong)}; export with the model they belong to.")
+        raise ValueError(f"parameters that are not the model's: {listed(wrong)}; export with the model they belong to.")
     several = any(map(_is_shared, leaves.values()))
     writer, part = not several or jax.process_index() == 0, path / ".part"
     shards = _shards(model, shapes, _DTYPES[dtype].itemsize, shard_bytes)
+    problem = _problem(lambda: _begin(part)) if writer else ""
+    for file, shard in shards.items():  # to its end on every host, since a tensor comes to all of them together
+        tensors = {}
+        for name, (param, layer) in shard.items():
+            tensor = _stored(name, _tensor(leaves[param], layer), dtype)
+            if writer and not problem:
+                tensors[name] = tensor
+        if writer and not problem:
+            problem = _problem(functools.partial(save_file, tensors, part / file, metadata={"format": "pt"}))
+    if writer and not problem:
+        total = sum(int(leaf.size) for leaf in shapes.values()) * _DTYPES[dtype].itemsize
+        config = dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}
+        problem = _problem(lambda: _finish(path, part, shards, total, config, beside))
     if writer:
-        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
-        part.mkdir(parents=True)
-    try:
-        for file, shard in shards.items():
-            tensors = {}
-            for name, (param, layer) in shard.items():
-                tensor = _tensor(leaves[param], layer)
-                if writer:
-                    tensors[name] = np.ascontiguousarray(tensor, _DTYPES[dtype])
-            if writer:
-                save_file(tensors, part / file, metadata={"format": "pt"})
-        if writer:
-            total = sum(int(leaf.size) for leaf in shapes.values()) * _DTYPES[dtype].itemsize
-            _write_rest(part, shards, total, dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype})
-            for folder, files in ((tokenizer_from, TOKENIZER), (generation_from, ("generation_config.json",))):
-                for source in (pathlib.Path(folder) / name for name in files) if folder is not None else ():
-                    if source.is_file():
-                        shutil.copyfile(source, part / source.name)
-            _replace(path, part)
-    finally:
-        if writer:
-            shutil.rmtree(part, ignore_errors=True)
-    if several:
-        multihost_utils.sync_global_devices(f"{path} is there")
+        shutil.rmtree(part, ignore_errors=True)
+    if several:  # they wait for the first one here
+        told = cached.from_first_host([np.array([problem != ""], np.int32)])
+        problem = problem or ("said by the first host" if told is None or told[0][0] else "")
+    if problem:
+        raise ValueError(
+            f"{path} was not written ({problem}); what it held is as it was. Make room, or let it be written to, and "
+            "repeat the command: it goes on where it stopped."
+        )
 
 
 # ---- parameters from files -------------------------------------------------------------------------------------------
@@ -193,26 +195,31 @@ def _sources(
     path: pathlib.Path, model: Model, shapes: dict[str, Any], stack: contextlib.ExitStack
 ) -> dict[str, Sources]:
     """Open the files and tie every parameter to their tensors, whose shapes and dtypes are checked by the headers."""
-    places, files = _places(model, shapes), _files(path)
+    places, files = _places(model, shapes), folders.tensor_files(path)
     known = {name for names in places.values() for name in names} | _ignored(model, shapes)
     missing = [" or ".join(names) for names in places.values() if not any(name in files for name in names)]
     unknown = [name for name in files if name not in known]
     if missing or unknown:
         raise ValueError(
-            f"{path}: the checkpoint does not fit its config. Missing: {_list(missing)}. Unknown: {_list(unknown)}. "
+            f"{path}: the checkpoint does not fit its config. Missing: {listed(missing)}. Unknown: {listed(unknown)}. "
             "Correct config.json, or convert the checkpoint with transformers' save_pretrained."
         )
-    handles = {file: stack.enter_context(safe_open(file, framework="np")) for file in set(files.values())}
+    handles = {file: stack.enter_context(folders.open_tensors(file)) for file in set(files.values())}
     sources: dict[str, Sources] = {}
     for (param, layer), names in places.items():
         expected = list(shapes[param].shape[0 if layer is None else 1 :])
         tensors = {name: handles[files[name]].get_slice(name) for name in names if name in files}
         for name, tensor in tensors.items():
             shape, dtype = tensor.get_shape(), tensor.get_dtype()
-            if shape != expected or dtype not in _STORED:
+            if dtype not in _STORED:
                 raise ValueError(
-                    f"{path}: {name} is {dtype}{shape}; expected {expected} in {', '.join(_STORED)}. "
-                    "Check that config.json belongs to the checkpoint."
+                    f"{path}: {name} is {dtype}{shape}; expected {', '.join(_STORED)}. If quantised: "
+                    f"{folders.UNQUANTISED}."
+                )
+            if shape != expected:
+                raise ValueError(
+                    f"{path}: {name} is {dtype}{shape}; expected {expected}. Check that config.json belongs to the "
+                    "checkpoint."
                 )
         sources.setdefault(param, []).append(tensors)
     return sources
@@ -284,28 +291,97 @@ def _gather(tensor: Array) -> np.ndarray:
     return multihost_utils.process_allgather(tensor, tiled=True) if _is_shared(tensor) else np.asarray(tensor)
 
 
-def _write_rest(folder: pathlib.Path, shards: dict[str, dict[str, Any]], total: int, config: dict[str, Any]) -> None:
-    """Write config.json, and the index where there are several files of tensors, of `total` bytes.
+def _problem(act: Callable[[], None]) -> str:
+    """Act, and return what the disk had against it; "" for nothing."""
+    try:
+        act()
+    except (OSError, SafetensorError) as error:
+        return str(error)[:200] or type(error).__name__
+    return ""
 
-    The class that it names is the model type's, or that of the config itself where a family of another package made it.
+
+def _begin(part: pathlib.Path) -> None:
+    """Make an empty folder, where an export that was killed may have left something."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
+def _finish(
+    path: pathlib.Path,
+    part: pathlib.Path,
+    shards: dict[str, dict[str, Any]],
+    total: int,
+    config: dict[str, Any],
+    beside: Beside,
+) -> None:
+    """Write what goes along, and put the complete export in its place."""
+    _write_rest(part, shards, total, config, beside)
+    _replace(path, part)
+
+
+def _stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """Return a tensor as a file holds it."""
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(tensor, _DTYPES[dtype])
+    if not np.isfinite(stored).all():
+        held = f"{dtype} cannot hold all numbers; set config.export_dtype=float32"
+        raise ValueError(f"no export: {name}: {held if np.isfinite(tensor).all() else 'its numbers are not finite'}.")
+    return stored
+
+
+def _write_rest(
+    folder: pathlib.Path, shards: dict[str, dict[str, Any]], total: int, config: dict[str, Any], beside: Beside
+) -> None:
+    """Write all but the tensors: the index where these are in several files, of `total` bytes, and what goes along.
+
+    The class that config.json names is the model type's, or that of the config itself where a family of another package
+    made it.
     """
     if len(shards) > 1:
         weight_map = {name: file for file, shard in shards.items() for name in shard}
         _write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     if family := families().get(config["model_type"]):
         config = config | {"architectures": [family.ARCHITECTURES[config["model_type"]]]}
-    _write(folder / "config.json", config)
+    _write(folder / CONFIG, _ending(config, beside.ends))
+    if beside.generation or beside.ends:
+        special = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
+        _write(folder / GENERATION, _ending(beside.generation or special, beside.ends))
+    _write_tokenizer(folder, beside)
+
+
+def _ending(config: Mapping[str, Any], ends: tuple[int, ...]) -> dict[str, Any]:
+    """Return a config under which generation stops at `ends`, and where it did before."""
+    before = config.get("eos_token_id")
+    former = before if isinstance(before, list) else [] if before is None else [before]
+    every = list(dict.fromkeys([*ends, *former]))
+    return dict(config) | ({"eos_token_id": every if len(every) > 1 else every[0]} if ends else {})
+
+
+def _write_tokenizer(folder: pathlib.Path, beside: Beside) -> None:
+    """Copy a tokenizer's files; a chat template that was trained with takes the place of all that they hold."""
+    files = [beside.tokenizer / name for name in TOKENIZER] if beside.tokenizer is not None else []
+    for file in files:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if beside.template is not None:
+        (folder / "chat_template.json").unlink(missing_ok=True)
+        if (settings := folder / "tokenizer_config.json").is_file():
+            _write(
+                settings, {key: value for key, value in folders.read_json(settings).items() if key != "chat_template"}
+            )
+        (folder / "chat_template.jinja").write_text(beside.template, encoding="utf-8")
 
 
 def _replace(path: pathlib.Path, part: pathlib.Path) -> None:
-    """Put the files of a complete export in the place of an older one.
+    """Put the files of a complete export in the place of an older one, of which no file stays.
 
     Without config.json a folder is refused: it goes first and comes last, so that a process which is killed in between
     leaves no mixture of both that could be loaded.
     """
-    for old in [path / "config.json", *path.glob("model*.safetensors"), path / INDEX]:
+    others = (INDEX, GENERATION, *TOKENIZER)
+    for old in [path / CONFIG, *path.glob("model*.safetensors"), *(path / name for name in others)]:
         old.unlink(missing_ok=True)
-    for file in sorted(part.iterdir(), key=lambda file: file.name == "config.json"):
+    for file in sorted(part.iterdir(), key=lambda file: file.name == CONFIG):
         file.replace(path / file.name)
 
 
@@ -326,30 +402,6 @@ def _places(model: Model, shapes: dict[str, Any]) -> dict[tuple[str, int | None]
 def _ignored(model: Model, shapes: dict[str, Any]) -> set[str]:
     layers = max(shapes[line.param].shape[0] for line in model.tensors if line.param and "{}" in line.file)
     return {line.file.format(layer) for line in model.tensors if not line.param for layer in range(layers)}
-
-
-def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The name of each tensor -> the file that holds it."""
-    if (path / INDEX).is_file():
-        promised = json.loads((path / INDEX).read_text())["weight_map"]
-        files = [path / name for name in sorted(set(promised.values()))]
-    else:
-        promised, files = None, [path / WEIGHTS]
-    if absent := [str(file) for file in files if not file.is_file()]:
-        raise ValueError(f"no {', '.join(absent)}; expected {WEIGHTS}, or {INDEX} with all the files it names.")
-    found: dict[str, pathlib.Path] = {}
-    for file in files:
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():
-                if name in found:
-                    raise ValueError(f"{path}: {name} is in both {found[name].name} and {file.name}; remove one.")
-                found[name] = file
-    if promised is None:
-        return found
-    actual = {name: file.name for name, file in found.items()}
-    if wrong := [name for name in promised | actual if promised.get(name) != actual.get(name)]:
-        raise ValueError(f"{path}: {INDEX} and the files disagree about {_list(wrong)}; save the checkpoint anew.")
-    return found
 
 
 def _shards(
@@ -380,10 +432,6 @@ def _nested(flat: dict[str, Array]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
 def _write(file: pathlib.Path, content: dict[str, Any]) -> None:

@@ -107,14 +107,16 @@ def model_inputs(
         frozen: weights beside the state.
     """
     requested = needs.beside_log_probs(objective.needs)
-    with_requested = scores.scorer(bench.model, scan, bench.grid, requested)
+    ref_model = views.reference_model or bench.model
+    with_requested = scores.scorer(bench.model, scan, bench.grid, requested, ref_model if requested else None)
     plain = scores.scorer(bench.model, scan, bench.grid) if requested else with_requested
+    ref_plain = plain if ref_model is bench.model else scores.scorer(ref_model, scan, bench.grid)
 
     def inputs(state: State, batch: Batch) -> Inputs:
         ref_params, params, ref = views.reference(state, frozen), views.policy(state.params, frozen), batch.ref
         policy, others = with_requested(params, batch, ref_params)
         if ref is None and ref_params is not None:
-            ref = plain(ref_params, batch, None)[0]
+            ref = ref_plain(ref_params, batch, None)[0]
         if ref is not None and requested:  # by the reference's program: equal weights give equal numbers, bit for bit
             policy = plain(readers.without(params), batch, None)[0]
         return {"policy": policy, **others, **step.columns(batch), "ref": ref}
@@ -173,7 +175,7 @@ def _diagnostics(config: Config, bench: Bench, method: Method, views: Views, hel
     )
     shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come
     batch = next(columns.batches(bench.grid, held_out, shapes, [index]))
-    logps_of = scores.scorer(bench.model, shapes, bench.grid)
+    logps_of = scores.scorer(views.reference_model or bench.model, shapes, bench.grid)
     # An attention that has a forward derivative.
     forward_model = benches.model(config, bench.hf_config, bench.grid, attention="dense")
     diagnose = explore.make_diagnostics(
@@ -183,6 +185,7 @@ def _diagnostics(config: Config, bench: Bench, method: Method, views: Views, hel
         bench.grid,
         selector=method.selector,
         forward_model=forward_model,
+        ref_model=views.reference_model,
     )
 
     def measure(n: int, state: State) -> dict[str, float]:

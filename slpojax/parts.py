@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slpojax import data, log, selectors
+from slpojax import data, log, models, selectors, vocabulary
 from slpojax.base import Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -17,7 +17,7 @@ from slpojax.step import Method
 
 
 def load(config: Config, bench: Bench) -> list[Part]:
-    """Load what is trained on and, if there is any, what is held out."""
+    """Load what is trained on and, if there is any, what is held out; refuse tokens that the policy does not know."""
     d = config.data
     if not d.path:
         raise ValueError("config.data.path is empty: give a hub name, a folder or a file with preference pairs")
@@ -30,6 +30,12 @@ def load(config: Config, bench: Bench) -> list[Part]:
     parts = [part("train", d.path, d.split, d.rows)]
     if d.eval_path or d.eval_split or d.eval_rows:
         parts.append(part("eval", d.eval_path or d.path, d.eval_split or d.split, d.eval_rows))
+    vocabulary.require_ids(
+        {part.name: part.examples for part in parts},
+        models.vocabulary(bench.hf_config, max_length=d.max_length, family=config.model.family),
+        key="model.path",
+        tokenizer=bench.tokenizer,
+    )
     return parts
 
 

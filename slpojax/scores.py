@@ -26,14 +26,17 @@ TokenScorer = Callable[..., TokenScores]
 Scorer = Callable[..., tuple[Logps, dict[str, Any]]]
 
 
-def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = ()) -> TokenScorer:
+def token_scorer(
+    model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = (), ref_model: Model | None = None
+) -> TokenScorer:
     """Return (params, rows, scored, ref_params) -> scores of the scored tokens, [G, S] and for readers [G, S, ...].
 
     Args:
-        model: the policy's, and the reference's.
+        model: the policy's.
         shapes: sizes of the batch.
         grid: the devices; how many logits exist at once depends on their kind.
         requested: what is asked for beside the log-odds: of the head's distribution, or what a reader gives.
+        ref_model: the reference's; None where it is the policy's.
     """
     of_head = sorted(set(requested) & set(needs.of_source("head")))
     used = readers.needed(requested)
@@ -41,7 +44,7 @@ def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection
     takes_reference = takes_weights(requested)
     platform = grid.mesh.devices.flat[0].platform
 
-    def states_of(params: Params, rows: Rows, scored: Scored) -> tuple[Array, Array | None]:
+    def states_of(model: Model, params: Params, rows: Rows, scored: Scored) -> tuple[Array, Array | None]:
         if of_layers:
             return model.layers(params, rows, lambda x: head.predictors(x, scored.source))
         return model.apply(params, rows, None)[0], None
@@ -50,10 +53,13 @@ def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection
         reference: tuple[Any, Any] | None = None
         states: dict[str, tuple[Array, Array | None]] = {}
         if takes_reference:
-            states["reference"] = jax.lax.stop_gradient(states_of(ref_params, rows, scored))
-            reference = states["reference"][0], jax.lax.stop_gradient(model.unembed(ref_params))
+            other = ref_model or model
+            states["reference"] = jax.lax.stop_gradient(states_of(other, ref_params, rows, scored))
+            reference = states["reference"][0], jax.lax.stop_gradient(other.unembed(ref_params))
         layers = any(reader.layers and reader.of == "policy" for reader in used)
-        states["policy"] = states_of(params, rows, scored) if layers else (model.apply(params, rows, None)[0], None)
+        states["policy"] = (
+            states_of(model, params, rows, scored) if layers else (model.apply(params, rows, None)[0], None)
+        )
         hidden, table = states["policy"][0], model.unembed(params)
         groups = max(1, scored.source.shape[0] // row_devices(grid))  # that a device holds here
         chunk = max(1, min(shapes.scored, head.positions_at_once(platform, table.shape[1]) // groups))
@@ -67,22 +73,25 @@ def token_scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection
     return score
 
 
-def scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = ()) -> Scorer:
+def scorer(
+    model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] = (), ref_model: Model | None = None
+) -> Scorer:
     """Return the jitted (params, batch, ref_params) -> scores of a whole batch, without gradient, on every device.
 
     One compiled program serves every batch of these sizes, whether it carries the log-probs of frozen models (an
     evaluation) or not yet (the pass that makes the reference's), and every call with equal arguments.
 
     Args:
-        model: the policy's, and the reference's.
+        model: the policy's.
         shapes: sizes of the batch.
         grid: the devices.
         requested: what is asked for beside the log-probs, as `token_scorer` takes it.
+        ref_model: the reference's; None where it is the policy's.
 
     Returns:
         ([B, K, T] `Logps` of the responses, what else was requested by name), as `place` returns them.
     """
-    compiled = _scorer(model, shapes, grid, frozenset(requested))
+    compiled = _scorer(model, shapes, grid, frozenset(requested), ref_model)
 
     def score(params: Params, batch: Batch, ref_params: Params | None = None) -> tuple[Logps, dict[str, Any]]:
         return compiled(params, batch._replace(ref=None, previous=None), ref_params)
@@ -92,9 +101,9 @@ def scorer(model: Model, shapes: Shapes, grid: Grid, requested: Collection[str] 
 
 @functools.lru_cache(maxsize=8)
 def _scorer(
-    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str]
+    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str], ref_model: Model | None
 ) -> Callable[..., tuple[Logps, dict[str, Any]]]:
-    score = token_scorer(model, shapes, grid, requested)
+    score = token_scorer(model, shapes, grid, requested, ref_model)
 
     def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Any]]:
         out = score(params, batch.rows, batch.scored, ref_params)
@@ -145,19 +154,31 @@ def takes_weights(names: Collection[str]) -> bool:
     return bool(needs.takes_reference_weights(names))
 
 
-def learned(model: Model, params: Params, requested: Collection[str], candidates: int) -> dict[str, Any]:
+def learned(
+    model: Model,
+    params: Params,
+    requested: Collection[str],
+    candidates: int,
+    reference: tuple[Model, Params] | None = None,
+) -> dict[str, Any]:
     """Return the sizes of the parameters that the requested readers learn, as `readers.draw` takes them.
 
     Args:
-        model: the policy's, and the reference's.
+        model: the policy's.
         params: like its parameters; shapes do.
         requested: what an objective asks for.
         candidates: K of the data.
+        reference: the reference's model and the like of its parameters; None where they are the policy's.
     """
-    used = readers.needed(requested)
-    if not used:
-        return {}
+    sizes: dict[str, Any] = {}
+    for reader in readers.needed(requested):
+        of = reference if reference and reader.of == "reference" else (model, params)
+        sizes |= readers.learned((reader,), readers.Sizes(*_depth_and_width(*of), candidates), requested)
+    return sizes
+
+
+def _depth_and_width(model: Model, params: Params) -> tuple[int, int]:
     one = np.ones((1, 1), np.int32)
     rows = Rows(one, one, one, one)
     layers, *_, width = jax.eval_shape(lambda params: model.layers(params, rows, lambda x: x)[1], params).shape
-    return readers.learned(used, readers.Sizes(layers, width, candidates), requested)
+    return layers, width

@@ -79,10 +79,12 @@ class Views(NamedTuple):
         policy: (trained parameters, frozen) -> the policy's parameters, those of readers among them. The gradient flows
             through it.
         reference: (state, frozen) -> the reference's parameters, or None where its log-probs come with the batch.
+        reference_model: what these are parameters of; None where the reference is a model like the policy.
     """
 
     policy: Callable[[Params, Frozen], Params]
     reference: Callable[[State, Frozen], Params | None]
+    reference_model: Model | None = None
 
 
 # All of the policy's weights are trained; the reference stands among the frozen, or in the state where it moves.
@@ -211,7 +213,7 @@ def update(
     """Return the pure (state, frozen, batch, hyper) -> (state, metrics): one step.
 
     Args:
-        model: the policy's, and the reference's.
+        model: the policy's, and where `views` has no other the reference's.
         views: how policy and reference follow from the state and what is frozen.
         method: objective, selector and how the reference moves.
         optimizer: a rule that takes `learning_rate` as an extra argument where `hyper` has one.
@@ -223,9 +225,10 @@ def update(
     the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there.
     """
     objective, accumulate = method.objective, shapes.groups // grid.devices
-    score = token_scorer(model, shapes, grid, needs.beside_log_probs(objective.needs))
+    ref_model = views.reference_model or model
+    score = token_scorer(model, shapes, grid, needs.beside_log_probs(objective.needs), ref_model)
     coupled = objective.state is not None or couples_examples(objective, shapes)
-    reference_of = _reference(model, shapes, grid)
+    reference_of = _reference(ref_model, shapes, grid)
 
     def tokens(params: Params, context: Context, rows: Rows, scored: Scored) -> TokenScores:
         return score(views.policy(params, context.frozen), rows, scored, context.reference)
@@ -293,7 +296,7 @@ def picks(
     Candidate 0 comes first. The keys are those of `update`, so that a step with the selector picks, and reports, the
     same.
     """
-    score, reference_of = token_scorer(model, shapes, grid), _reference(model, shapes, grid)
+    score, reference_of = token_scorer(model, shapes, grid), _reference(views.reference_model or model, shapes, grid)
 
     def pick(
         state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT

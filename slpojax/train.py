@@ -11,7 +11,6 @@ import traceback
 from slpojax import bench as benches
 from slpojax import (
     contents,
-    folder,
     frozen,
     grid,
     log,
@@ -20,6 +19,7 @@ from slpojax import (
     objectives,
     optim,
     outcome,
+    outputs,
     selectors,
     settings,
     simulate,
@@ -84,7 +84,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     """
     method = training.method(config)
     check(config, method)
-    with folder.alone(config.output):
+    with outputs.alone(config.output):
         _train(config, method, score)
 
 
@@ -98,8 +98,9 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 
-    parts, weights, first_reference = frozen.prepare(config, bench, method, layout.scan, parts)
-    setup = training.make(config, bench, method, layout, online=weights.reference is not None)
+    parts, weights, first_reference, ref_model = frozen.prepare(config, bench, method, layout.scan, parts)
+    online = weights.reference is not None
+    setup = training.make(config, bench, method, layout, online=online, ref_model=ref_model)
     held_out = parts[1] if len(parts) > 1 else None
     evaluate = measure.make(config, bench, method, setup.views, layout.scan, held_out, weights, score)
     compare = measure.comparison(bench, method, setup.views, layout.scan, weights, parts[0])
@@ -116,12 +117,13 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
     finally:
         run.close()
     if config.export:
-        benches.export(bench, pathlib.Path(config.output) / "hf", setup.views.policy(state.params, weights))
+        policy = setup.views.policy(state.params, weights)
+        benches.export(bench, pathlib.Path(config.output) / "hf", policy, parts[0].examples)
 
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
-    folder.check(config.output)
+    outputs.check(config.output)
     benches.refuse(config)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, step
-from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
+from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
 from slpojax.grid import Grid
@@ -187,7 +187,15 @@ def _at_once(config: Config, parts: Sequence[data.Examples]) -> int:
     return min(size, max(count))
 
 
-def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online: bool = False) -> Training:
+def make(
+    config: Config,
+    bench: Bench,
+    method: Method,
+    layout: Layout,
+    *,
+    online: bool = False,
+    ref_model: Model | None = None,
+) -> Training:
     """Return the training of a configuration, compiled when it first runs.
 
     Args:
@@ -196,10 +204,13 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
         method: objective, selector and how the reference moves.
         layout: sizes of the batches.
         online: whether a reference that stays is computed in the step; it is counted among the operations.
+        ref_model: that reference's model; None where it is like the policy's.
     """
-    model, devices, views, rule = bench.model, bench.grid, step.WHOLE, optimizer(config, layout.steps)
+    model, devices, rule = bench.model, bench.grid, optimizer(config, layout.steps)
+    views = step.WHOLE._replace(reference_model=ref_model)
     shape = jax.eval_shape(model.init, bench.keys.init)
-    learned = scores.learned(model, shape, method.objective.needs, layout.train.candidates)
+    reference = (ref_model, jax.eval_shape(ref_model.init, bench.keys.init)) if ref_model else None
+    learned = scores.learned(model, shape, method.objective.needs, layout.train.candidates, reference)
     first = functools.partial(_first_state, rule, method, learned, bench)
     like = jax.eval_shape(first, shape, shape if method.moving else None)
     where, notes = grid.tree(devices, model.sharding, like)
@@ -214,7 +225,9 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
         picks = jax.jit(pick, out_shardings=devices.everywhere)
-    weights = flops.weights(shape, jax.eval_shape(model.unembed, shape))
+    weights, ref_weights = (
+        flops.weights(of, jax.eval_shape(one.unembed, of)) for one, of in ((model, shape), reference or (model, shape))
+    )
     return Training(
         method=method,
         layout=layout,
@@ -226,7 +239,7 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
         like=like,
         notes=notes,
         operations=functools.partial(
-            _operations, weights, method, picks is not None, online or method.moving is not None
+            _operations, weights, ref_weights, method, picks is not None, online or method.moving is not None
         ),
     )
 
@@ -321,6 +334,7 @@ def _first_state(
 
 def _operations(
     weights: tuple[int, int],
+    ref_weights: tuple[int, int],
     method: Method,
     scored_first: bool,
     online: bool,
@@ -332,6 +346,8 @@ def _operations(
     def reference(needs: frozenset[str]) -> int:
         return flops.FORWARD if online and ("ref" in needs or scores.takes_weights(needs)) else 0
 
-    step = flops.TRAIN + reference(method.objective.needs if scored_first else method.needs)
-    scoring = flops.FORWARD + reference(method.selector.needs) if method.selector and scored_first else 0
-    return flops.of_step(*weights, (step, trained), (scoring, whole))
+    beside = reference(method.objective.needs if scored_first else method.needs)
+    first = flops.FORWARD if method.selector and scored_first else 0
+    beside_first = reference(method.selector.needs) if method.selector and scored_first else 0
+    policy = flops.of_step(*weights, (flops.TRAIN, trained), (first, whole))
+    return policy + flops.of_step(*ref_weights, (beside, trained), (beside_first, whole))

@@ -1,5 +1,6 @@
 """The cache of a frozen model's log-probs: when it is read, what makes it worthless, and what a kill leaves of it."""
 
+import json
 import os
 import re
 import shutil
@@ -328,10 +329,33 @@ def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monke
     monkeypatch.setattr(scores, "scorer", lambda *what: noted)
     before, drawn = held(), jax.eval_shape(made.model.init, jax.random.key(0))
     weights = sum(4 * leaf.size for leaf in jax.tree.leaves(drawn))
-    (pairs, _), stays, moving = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    (pairs, _), stays, moving, _ = frozen_models.prepare(config, made, training.method(config), scan, parts)
     assert stays == Frozen() and moving is None and np.isfinite(pairs.ref.token).all() and (pairs.ref.token < 0).all()
     assert min(during) >= before + weights, "the weights were never there"
     assert held() <= before + 64, "weights, or batches, are still on the devices"
+
+
+@pytest.mark.parametrize(
+    ("change", "own"), [({"rope_theta": 5e5}, True), ({"num_hidden_layers": 2}, True), ({"unsloth_fixed": True}, False)]
+)
+@pytest.mark.parametrize("mode", ["cached", "online"])
+def test_a_frozen_model_is_that_of_its_own_config(folder, tmp_path, said, monkeypatch, mode, change, own):
+    path = tmp_path / "reference"
+    shutil.copytree(folder / "model", path)
+    (path / "config.json").write_text(json.dumps(tiny.MODEL | change))
+    config = configuration(folder, tmp_path / "cache", **{"reference.path": str(path), "reference.mode": mode})
+    made, parts, scan = prepared(config, 1)
+    loaded, scored = [], []
+    monkeypatch.setattr(bench, "load_params", lambda bench, folder, model: loaded.append(model) or "weights")
+
+    def scorer(model, *_):
+        scored.append(model)
+        return lambda params, batch: (Model()(params, batch), {})
+
+    monkeypatch.setattr(scores, "scorer", scorer)
+    result = frozen_models.prepare(config, made, training.method(config), scan, parts)
+    assert loaded and all((model is not made.model) == own for model in (*loaded, *scored))
+    assert bool(scored) == (mode == "cached") and (result.model is not None) == (own and mode == "online")
 
 
 def held():

@@ -145,5 +145,5 @@ def test_counts_are_those_of_the_examples():
 def test_the_reference_costs_where_its_weights_are_asked_for(online, needs, cost):
     objective = objectives.build("sft.token_mean")._replace(needs=frozenset(needs))
     one = {"tokens": 1, "scored": 0}
-    operations = training._operations((1, 0), step.Method(objective), False, online, one, one)
-    assert operations == flops.TRAIN + cost
+    operations = training._operations((1, 0), (3, 0), step.Method(objective), False, online, one, one)
+    assert operations == flops.TRAIN + 3 * cost  # of a reference three times as large

@@ -40,7 +40,8 @@ def prepared(tmp_path_factory):
         hf_config = hf.read_config(config.model.path) | {"initializer_range": 0.2}
         model = models.build(hf_config)
         params = jax.jit(model.init)(jax.random.key(config.seed))
-        hf.save(pathlib.Path(config.output) / "hf", params, model, hf_config, tokenizer_from=config.model.path)
+        beside = hf.Beside(tokenizer=pathlib.Path(config.model.path))
+        hf.save(pathlib.Path(config.output) / "hf", params, model, hf_config, beside=beside)
 
     output = tmp_path_factory.mktemp("world") / "run"
     with pytest.MonkeyPatch.context() as patch:

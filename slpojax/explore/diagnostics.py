@@ -35,6 +35,7 @@ def make_diagnostics(
     *,
     selector: Selector | None = None,
     forward_model: Model | None = None,
+    ref_model: Model | None = None,
 ) -> Callable[[Params, Batch, Inputs, Params | None, Key], Metrics]:
     """Return the jitted (params, batch, inputs, ref_params, key) -> diagnostics of a few examples.
 
@@ -42,13 +43,15 @@ def make_diagnostics(
     gradients are in memory at a time.
 
     Args:
-        model: the policy's, and the reference's where `ref_params` is given (for an objective that asks for "kl").
+        model: the policy's.
         objective: an objective of pairs, of labelled responses or of more candidates.
         shapes: the batch's sizes.
         grid: the devices.
         selector: picks the candidates that the objective sees; None for all.
         forward_model: the same model with attention="dense": on rows of more than `models.attention.SHORT` tokens the
             faster ones have no forward derivative. None where the rows are shorter.
+        ref_model: the reference's where `ref_params` is given (for an objective that asks for "kl"); None where it is
+            the policy's.
 
     `inputs` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the
     log-probs of the policy are computed here. The diagnostics are means over the examples that have both responses, but
@@ -81,7 +84,7 @@ def make_diagnostics(
     requested = needs.beside_log_probs(objective.needs)
 
     def diagnose(params: Params, batch: Batch, inputs: Inputs, ref_params: Params | None, key: Key) -> Metrics:
-        forward = forward_function(model, shapes, batch, requested, ref_params, grid)
+        forward = forward_function(model, shapes, batch, requested, ref_params, grid, ref_model)
         (policy, more), pull = pull_back(forward, params)
         inputs = {"state": objective.state} | inputs | {"policy": policy, **more}
         metrics, _, by_outputs = by_model_outputs(objective, inputs, key, selector)

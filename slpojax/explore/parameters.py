@@ -102,9 +102,10 @@ def forward_function(
     requested: Collection[str],
     ref_params: Params | None,
     grid: Grid,
+    ref_model: Model | None = None,
 ) -> Scorer:
-    """Return params -> the log-probs of a batch, see `scorer`."""
-    token_scores = token_scorer(model, shapes, grid, requested)
+    """Return params -> the log-probs of a batch, see `scorer`; the reference may be another model than the policy."""
+    token_scores = token_scorer(model, shapes, grid, requested, ref_model)
 
     def forward(params: Params) -> tuple[Logps, dict[str, Any]]:
         return place(token_scores(params, batch.rows, batch.scored, ref_params), batch.scored, batch.length, shapes)

@@ -6,6 +6,7 @@ ties each parameter to its sharding and to the tensor of a checkpoint; everythin
 this package is found by its model types, one of another package by its name.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -57,12 +58,12 @@ def find_family(model_type: str, name: str = "") -> Any:
         known = families()
         if model_type not in known:
             also = "those of another family, by model.family=package.module"
-            raise named.unknown("model_type of config.json", model_type, known, also=also)
+            raise named.unknown("model_type of config.json", model_type[:80], known, also=also)
         return known[model_type]
     family = named.find_module("model.family", name, __name__, having=_PARTS)
     if model_type not in family.ARCHITECTURES:
         raise ValueError(
-            f"model.family={name!r} does not know model_type={model_type!r} of config.json; it knows "
+            f"model.family={name!r} does not know model_type={model_type[:80]!r} of config.json; it knows "
             f"{', '.join(family.ARCHITECTURES)}."
         )
     return family
@@ -106,7 +107,7 @@ def build(
         >>> sorted(jax.eval_shape(build(config).init, jax.random.key(0)))
         ['embed', 'final_norm', 'head', 'layers']
     """
-    module = find_family(hf_config.get("model_type", ""), family)
+    module = find_family(str(hf_config.get("model_type", "")), family)
     _check(dtype, remat, attention, grid)
     attend = ATTENTIONS[attention] if isinstance(attention, str) else attention
     if attention == "splash":
@@ -138,6 +139,41 @@ def build(
     tensors = _tensors(module.TENSORS, init, config.tied)
     rules = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
     return base.Model(init, apply, layers, unembed, cache_of, rules, tensors)
+
+
+def vocabulary(hf_config: Mapping[str, Any], *, max_length: int | None = None, family: str = "") -> int:
+    """Return how many words the vocabulary of a config.json's model has; arguments as in `build`."""
+    module = find_family(str(hf_config.get("model_type", "")), family)
+    return module.Config.from_hf(hf_config, max_length).vocabulary
+
+
+def differences(
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    *,
+    max_length: int | None = None,
+    family: tuple[str, str] = ("", ""),
+) -> list[str]:
+    """Return in which words of the families' `Config` two config.json mean different functions of their parameters.
+
+    Args:
+        one: the content of a config.json.
+        other: that of another.
+        max_length: as in `build`.
+        family: as in `build`, of each.
+
+    Example:
+        >>> config = {"model_type": "llama", "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 2,
+        ...           "num_attention_heads": 2, "intermediate_size": 12}
+        >>> differences(config, config | {"torch_dtype": "bfloat16"}), differences(config, config | {"rope_theta": 5e5})
+        ([], ['frequencies'])
+    """
+    modules = [find_family(str(c.get("model_type", "")), name) for c, name in zip((one, other), family, strict=True)]
+    a, b = (module.Config.from_hf(c, max_length) for module, c in zip(modules, (one, other), strict=True))
+    if modules[0] is not modules[1] or not dataclasses.is_dataclass(a) or type(a) is not type(b):
+        return [] if modules[0] is modules[1] and a == b else ["model_type"]
+    names = [field.name for field in dataclasses.fields(a) if field.name != "scale"]  # that of random weights
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
 def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -> None:

@@ -99,7 +99,7 @@ class Config:
             {"rope_theta": 10000.0, "partial_rotary_factor": 0.25},
             {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
         )
-        max_position = o.pop("max_position_embeddings", None) or 2048
+        max_position = options.whole(o, "max_position_embeddings", 2048) or 2048
         config = cls(
             vocabulary=vocabulary,
             width=width,
@@ -110,11 +110,11 @@ class Config:
             hidden=hidden,
             activation=options.choose(o, "hidden_act", "gelu", ACTIVATIONS),
             frequencies=frequencies(rope, head_dim=width // heads, max_position=max_position, max_length=max_length),
-            eps=o.pop("layer_norm_eps", 1e-5),
-            scale=o.pop("initializer_range", 0.02),
-            tied=o.pop("tie_word_embeddings", False),
-            bias=o.pop("attention_bias", True),
-            parallel=o.pop("use_parallel_residual", True),
+            eps=options.number(o, "layer_norm_eps", 1e-5),
+            scale=options.number(o, "initializer_range", 0.02),
+            tied=options.flag(o, "tie_word_embeddings", False),
+            bias=options.flag(o, "attention_bias", True),
+            parallel=options.flag(o, "use_parallel_residual", True),
         )
         options.finish(o)
         return config

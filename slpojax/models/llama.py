@@ -122,16 +122,17 @@ class Config:
         vocabulary, width, layers, heads, hidden = options.require(
             o, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"
         )
-        kv_heads = o.pop("num_key_value_heads", kind.kv_heads) or heads
-        head_dim = o.pop("head_dim", None) or width // heads
+        given = "num_key_value_heads" in o
+        kv_heads = options.whole(o, "num_key_value_heads", heads if given else kind.kv_heads or heads) or heads
+        head_dim = options.whole(o, "head_dim", width // heads) or 0
         if heads % kv_heads:
             raise ValueError(f"config.json: num_attention_heads={heads} is no multiple of {kv_heads} key-value heads.")
         rope = options.rope(o, {"rope_theta": 10000.0}, {})
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(f"config.json: partial_rotary_factor={rope['partial_rotary_factor']!r}; expected 1.0.")
-        max_position = o.pop("max_position_embeddings", None) or kind.max_position
+        max_position = options.whole(o, "max_position_embeddings", None) or kind.max_position
         _refuse_window(o, kind, layers, max_length or max_position)
-        attention_bias = o.pop("attention_bias", False) if kind.qkv_bias is None else kind.qkv_bias
+        attention_bias = options.flag(o, "attention_bias", False) if kind.qkv_bias is None else kind.qkv_bias
         config = cls(
             vocabulary=vocabulary,
             width=width,
@@ -142,12 +143,12 @@ class Config:
             hidden=hidden,
             activation=options.choose(o, "hidden_act", "silu", ACTIVATIONS),
             frequencies=frequencies(rope, head_dim=head_dim, max_position=max_position, max_length=max_length),
-            eps=o.pop("rms_norm_eps", 1e-6),
-            scale=o.pop("initializer_range", 0.02),
-            tied=o.pop("tie_word_embeddings", False),
+            eps=options.number(o, "rms_norm_eps", 1e-6),
+            scale=options.number(o, "initializer_range", 0.02),
+            tied=options.flag(o, "tie_word_embeddings", False),
             qkv_bias=attention_bias,
             out_bias=attention_bias if kind.out_bias is None else kind.out_bias,
-            mlp_bias=o.pop("mlp_bias", False) if kind.mlp_bias is None else kind.mlp_bias,
+            mlp_bias=options.flag(o, "mlp_bias", False) if kind.mlp_bias is None else kind.mlp_bias,
         )
         options.finish(o)
         return config
@@ -155,11 +156,18 @@ class Config:
 
 def _refuse_window(o: dict[str, Any], kind: Variant, layers: int, length: int) -> None:
     """A sliding window is no obstacle where it is off, reaches no layer, or is as long as the longest sequence."""
-    window = o.pop("sliding_window", kind.window)
-    used, first = o.pop("use_sliding_window", kind.window is not None), o.pop("max_window_layers", 0)
-    kinds = o.pop("layer_types", None) or ["sliding_attention" if used and first < layers else "full_attention"]
-    if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ValueError(f"config.json: layer_types has {', '.join(sorted(unknown))}; expected full_attention.")
+    window = options.whole(o, "sliding_window", None if "sliding_window" in o else kind.window)
+    used = options.flag(o, "use_sliding_window", kind.window is not None)
+    first = options.whole(o, "max_window_layers", 0, least=0) or 0
+    kinds = o.pop("layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if used and first < layers else "full_attention"] * layers
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(kinds, list | tuple) or any(kind not in known for kind in kinds):
+        others = sorted({str(kind)[:40] for kind in kinds if kind not in known}) if isinstance(kinds, list) else ()
+        raise ValueError(f"config.json: layer_types has {', '.join(others[:8]) or 'no list'}; expected full_attention.")
+    if len(kinds) != layers:
+        raise ValueError(f"config.json: layer_types has {len(kinds)} entries for {layers} layers; expected as many.")
     if used and window is not None and window < length and "sliding_attention" in kinds:
         raise ValueError(
             f"config.json: sliding_window={window} is shorter than the longest sequence, {length} tokens, and sliding "

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax.base import Array, Float, Int
+from slpojax.models.options import number
 
 
 def frequencies(
@@ -42,24 +43,36 @@ def frequencies(
     rope = dict(rope)
     kind, legacy = rope.pop("rope_type", None), rope.pop("type", None)
     kind = kind or legacy or "default"
-    if kind not in _SCALE:
+    if kind not in list(_SCALE):
         raise ValueError(
-            f"config.json: rope_type={kind!r} is not supported; expected one of {', '.join(sorted(_SCALE))}."
+            f"config.json: rope_type={str(kind)[:40]!r} is not supported; expected one of {', '.join(sorted(_SCALE))}."
         )
     scale, names = _SCALE[kind]
-    theta, fraction = rope.pop("rope_theta", 10000.0), rope.pop("partial_rotary_factor", 1.0)
+    theta = number(rope, "rope_theta", 10000.0)
+    fraction = number(rope, "partial_rotary_factor", 1.0)
     if kind == "llama3":
         rope.setdefault("original_max_position_embeddings", max_position)
     if missing := [name for name in names if name not in rope]:
         raise ValueError(f"config.json: rope_type={kind!r} needs {', '.join(missing)} in rope_parameters.")
     if unknown := [name for name in rope if name not in names]:
-        raise ValueError(f"config.json: rope_type={kind!r} does not know {', '.join(unknown)}; remove or correct it.")
-    rotated = int(head_dim * fraction)
+        shown = ", ".join(name[:80] for name in unknown[:8])
+        raise ValueError(f"config.json: rope_type={kind!r} does not know {shown}; remove or correct it.")
+    options = {name: number(rope, name, 0.0) for name in names}
+    rotated = int(min(head_dim * fraction, head_dim + 1))
     if rotated % 2 or not 0 < rotated <= head_dim:
         raise ValueError(f"config.json: {rotated} of {head_dim} head dimensions rotated; expected an even number >= 2.")
     length = max(max_length or 0, max_position) / max_position
-    options = (float(rope[name]) for name in names)
-    return tuple(scale(float(theta), np.arange(0, rotated, 2) / rotated, length, *options).tolist())
+    with np.errstate(all="ignore"):
+        try:
+            found = scale(theta, np.arange(0, rotated, 2) / rotated, length, *options.values())
+        except (ZeroDivisionError, OverflowError):
+            found = np.full(1, np.nan)
+    if not (np.isfinite(found) & (found > 0)).all():
+        said = ", ".join(f"{name}={value:g}" for name, value in {"rope_theta": theta, **options}.items())
+        raise ValueError(
+            f"config.json: rope_type={kind!r} with {said} gives no frequencies above 0; correct these numbers."
+        )
+    return tuple(found.tolist())
 
 
 def _default(theta: float, exponent: np.ndarray, _: float) -> np.ndarray:
@@ -80,7 +93,7 @@ def _llama3(
 ) -> np.ndarray:
     plain = theta**-exponent
     turns = original * plain / (2 * math.pi)  # full turns within the original context
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else np.nan
     return np.asarray(keep * plain + (1 - keep) * plain / factor)
 
 
