@@ -20,8 +20,8 @@ import numpy as np
 
 from slpojax import cached, checkpoint, defaults, grid, hf, log, models, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
-from slpojax.outputs import agreed, alone
 from slpojax.grid import Grid
+from slpojax.outputs import agreed, alone
 from slpojax.settings import Config
 from slpojax.worlds import World
 
