@@ -47,10 +47,11 @@ def compiled():
 def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, capsys, compiled):
     train.train(configuration(folder, "whole", steps=6))
     # One program for the reference's log-probs and every evaluation's; none behind the first step, which comes behind
-    # the first evaluation, but for the parts in which orbax saves, and the export writes, an array of several devices.
+    # the first evaluation, but for the sums over bits, and the parts in which orbax saves, and the export writes, an
+    # array of several devices.
     expected = ("log_probs", "objective_step", "step")
     assert {name: compiled.count(f"jit({name})") for name in expected} == dict.fromkeys(expected, 1)
-    assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)", "jit(_layer)"}
+    assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)", "jit(_layer)", "jit(_of_array)"}
     last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
     assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
@@ -69,6 +70,14 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
         np.testing.assert_array_equal(ours[name], theirs[name])
     with pytest.raises(ValueError, match=r"objective.name was 'dpo.sigmoid' and is 'dpo.ipo'"):
         train.train(configuration(folder, "parts", steps=6, **{"objective.name": "dpo.ipo"}))
+    pairs = (folder / "pairs.jsonl").read_text()
+    moved, other = folder / "moved.jsonl", folder / "other.jsonl"
+    moved.write_text(pairs)
+    train.train(configuration(folder, "parts", steps=6, **{"data.path": str(moved)}))
+    assert "resumed behind step 6 of 6" in capsys.readouterr().out
+    other.write_text(pairs.replace(" w3", " w4", 1))
+    with pytest.raises(ValueError, match=r"step 6 of a run .*: the examples \(train\) changed\. Set this back"):
+        train.train(configuration(folder, "parts", steps=6, **{"data.path": str(other)}))
 
 
 @pytest.mark.check
