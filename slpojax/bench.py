@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, grid, hf, log, models, named, readers
+from slpojax import data, grid, hf, log, models, readers
 from slpojax.base import Key, Model, Params, named_key
 from slpojax.grid import Grid
 from slpojax.settings import Config
-
-WEIGHTS = ("load", "random")
 
 
 class Keys(NamedTuple):
@@ -161,16 +159,6 @@ def export(bench: Bench, path: pathlib.Path, params: Params) -> None:
         generation_from=bench.folder,
     )
     log.say(f"wrote {path}, which transformers loads")
-
-
-def refuse(config: Config) -> None:
-    """Refuse what a configuration says of the model and cannot mean.
-
-    Raises:
-        ValueError: names the key.
-    """
-    if config.model.weights not in WEIGHTS:
-        raise named.unknown("config.model.weights", config.model.weights, WEIGHTS)
 
 
 def _set_up_jax(config: Config) -> None:

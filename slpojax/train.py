@@ -96,7 +96,6 @@ def train(config: Config, score: measure.Score | None = None) -> None:
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
-    benches.refuse(config)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows

@@ -21,6 +21,9 @@ from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.step import Method, Metrics, Views
 
+# Examples of a run and cells of a batch that a host has the memory for: some ten gigabytes each.
+_MOST_EXAMPLES, _MOST_CELLS = 10**9, 2**29
+
 
 class Layout(NamedTuple):
     """How long a run is, and the sizes of its batches.
@@ -124,17 +127,25 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
         devices: over which the rows are split; each takes its share of the micro-batches.
 
     Raises:
-        ValueError: the examples fill no batch, or do not fit the rows.
+        ValueError: the examples fill no batch, do not fit the rows, or are more than memory takes.
     """
     examples, prompts = parts[0], "prompt" in method.needs
     size, packing = config.batch_size, {"row_length": config.data.row_length, "pack": config.data.pack}
     steps, unused = data.passes(len(examples), size, epochs=config.epochs, steps=config.steps)
+    if steps * size > _MOST_EXAMPLES:
+        raise ValueError(
+            f"{steps:,} steps of batch_size={size:,} are more than {_MOST_EXAMPLES:,} examples, whose order is kept in "
+            f"memory; lower config.{'steps' if config.steps else 'epochs'} or batch_size"
+        )
     order = data.order(examples.lengths, size, seed=config.seed, steps=steps, kind=config.data.order)
-    if config.accumulate < 1:
-        raise ValueError(f"config.accumulate={config.accumulate}: expected a number of micro-batches from 1")
     groups = devices.devices * -(-config.accumulate // devices.devices)  # a device's micro-batches: all, shared out
     first = score_first(config, method, examples)
     train = data.plan(examples, order, multiple_of=groups, prompts=prompts and not first, **packing)
+    if train.rows * train.length > _MOST_CELLS:
+        raise ValueError(
+            f"a batch is {train.rows:,} rows of {train.length:,} tokens, more than {_MOST_CELLS:,} cells; lower "
+            "config.data.row_length, accumulate or batch_size"
+        )
     picked = None
     if method.selector and first:
         picks = selectors.count(method.selector, train.candidates) - 1
@@ -158,13 +169,7 @@ def describe(config: Config, method: Method, layout: Layout) -> None:
 
 
 def score_first(config: Config, method: Method, examples: data.Examples) -> bool:
-    """Tell whether all candidates are scored without gradient before the picked ones are trained on.
-
-    Raises:
-        ValueError: `config.selection` is none of cheaper, together and score_first.
-    """
-    if config.selection not in ("cheaper", "together", "score_first"):
-        raise ValueError(f"config.selection={config.selection!r}: expected cheaper, together or score_first")
+    """Tell whether all candidates are scored without gradient before the picked ones are trained on."""
     if method.selector is None or config.selection != "cheaper":
         return method.selector is not None and config.selection == "score_first"
     picks = selectors.count(method.selector, examples.candidates) - 1
@@ -182,8 +187,6 @@ def _at_once(config: Config, parts: Sequence[data.Examples]) -> int:
     count = [len(examples) for examples in parts]
     batches = -(-min(count) // (4 * micro))
     size = config.reference.batch_size or max(micro, -(-min(count) // batches))
-    if size < 1:
-        raise ValueError(f"config.reference.batch_size={size}: expected examples, or 0 for a number that fits")
     return min(size, max(count))
 
 

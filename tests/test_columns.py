@@ -309,12 +309,6 @@ def test_how_many_examples_are_scored_at_once(folder, tmp_path, said, changes, e
     assert prepared(config, 2)[2].examples == examples
 
 
-def test_fewer_than_no_examples_at_once_are_refused(folder, tmp_path, said):
-    config = configuration(folder, tmp_path, **{"reference.batch_size": -1})
-    with pytest.raises(ValueError, match=r"config.reference.batch_size=-1: expected"):
-        prepared(config, 1)
-
-
 def test_the_reference_s_weights_leave_the_devices(folder, tmp_path, said, monkeypatch):
     """A model of its own, so that nothing else holds its weights."""
     config = configuration(folder, tmp_path)

@@ -73,8 +73,3 @@ def test_devices_share_the_micro_batches_of_one(accumulate, devices, each):
     config = config_of("dpo_hh", accumulate=accumulate, steps=2)
     shapes = layout_of(config, made_up(2)[0], devices).train
     assert shapes.groups == each * devices and shapes.rows % shapes.groups == 0
-
-
-def test_no_micro_batch_is_an_error():
-    with pytest.raises(ValueError, match=r"config.accumulate=0: expected a number of micro-batches from 1"):
-        layout_of(config_of("dpo_hh", accumulate=0), made_up(2)[0], 1)

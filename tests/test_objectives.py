@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import textwrap
 
 import jax
@@ -341,10 +342,10 @@ def test_what_a_module_of_ones_own_misses_is_said(own):
 
 
 @pytest.mark.parametrize("name", objectives.names())
-def test_a_number_that_is_not_finite_is_refused(name):
+def test_a_number_that_float32_does_not_compute_with_is_refused(name):
     for key, default in objectives.defaults(name).items():
-        for value in (math.inf, -math.inf, math.nan) if isinstance(default, float) else ():
-            with pytest.raises(ValueError, match=rf"objective.{key} = {value}: expected a finite number"):
+        for value in (math.inf, -math.inf, math.nan, 1e38) if isinstance(default, float) else ():
+            with pytest.raises(ValueError, match=rf"objective.{key} = {re.escape(str(value))}: expected a number from"):
                 objectives.build(name, **{key: value})
 
 

@@ -64,7 +64,7 @@ def test_another_name_starts_from_its_own_defaults():
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        ("512", "temperature", 512),
+        ("512", "temperature", 512.0),
         ("length", "temperature", "length"),
         ("1.5", "clip", 1.5),
         ("(0.8, 0.9)", "betas", (0.8, 0.9)),
@@ -107,6 +107,46 @@ def test_mistakes_are_named(overrides, words):
         resolve(overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("learning_rate", "-5", "config.learning_rate = -5.0: expected a number from 0 to"),
+        ("learning_rate", "1e999", "config.learning_rate = inf: expected a number from 0 to"),
+        ("learning_rate", "1" + "0" * 400, "config.learning_rate = inf: expected"),
+        ("learning_rate", "nan", "config.learning_rate: got 'nan', expected a float"),
+        ("warmup_steps", "-1", "config.warmup_steps = -1: expected a whole number from 0 to"),
+        ("clip_norm", "-1", "config.clip_norm = -1.0"),
+        ("batch_size", "999999999999", "config.batch_size = 999999999999: expected a whole number from 1 to 131,072"),
+        ("accumulate", "0", "config.accumulate = 0: expected a whole number from 1 to"),
+        ("seed", "-1", "config.seed = -1: expected a whole number from 0"),
+        ("epochs", "0", "config.epochs = 0.0: expected a number from above 0"),
+        ("checkpoint_every", "-7", "config.checkpoint_every = -7: expected a whole number from -1"),
+        ("reference.batch_size", "-1", "config.reference.batch_size = -1: expected"),
+        ("reference.mix", "1.5", "config.reference.mix = 1.5: expected a number from above 0 to 1"),
+        ("optimizer.b1", "1", "config.optimizer.b1 = 1.0: expected a number from 0 to below 1"),
+        ("schedule", "liner", "unknown config.schedule 'liner' (near: linear); there are constant, linear, cosine"),
+        ("objective.beta", "1e38", "config.objective.beta = 1e+38: expected a number from -1e+15 to 1e+15"),
+        ("batch_size", "x" * 100_000, "config.batch_size: got 'xxx"),
+        ("x" * 100_000, "1", "unknown key 'config.xxx"),
+        ("steps", "(" * 5000, "config.steps: got '((("),
+        ("model.path", "x" * 300, "config.model.path = 'xxx"),
+        ("data.path", "a\x00b", "config.data.path = 'a\\x00b': expected a text on one line"),
+        ("output", "a/" * 50_000, "expected at most 16,384 characters"),
+    ],
+)
+def test_values_that_no_run_can_mean_are_refused_in_a_short_line(key, text, words):
+    with pytest.raises(ValueError) as caught:
+        resolve({key: text})
+    assert words in str(caught.value) and len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_what_a_file_sets_is_checked_like_an_override():
+    config = base.get_config()
+    config.learning_rate = -1.0
+    with pytest.raises(ValueError, match=r"config.learning_rate = -1.0"):
+        resolve({}, config)
 
 
 def test_result_is_frozen_and_the_file_untouched():
@@ -158,6 +198,8 @@ def test_files(tmp_path, capsys):
     typo = write("typo.py", "def get_config():\n    c = base.get_config()\n    c.batchsize = 3\n    return c\n")
     kind = write("kind.py", "def get_config():\n    c = base.get_config()\n    c.batch_size = 'x'\n    return c\n")
     none = write("none.py", "")
+    prose = write("prose.py", "This is no program.\n")
+    empty = write("empty.py", "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n")
 
     def run(*arguments):
         return settings.from_command_line(arguments, default=good, choices=CHOICES)
@@ -167,6 +209,9 @@ def test_files(tmp_path, capsys):
         (typo, "batchsize"),
         (kind, "batch_size"),
         (none, "get_config"),
+        (prose, "no Python (line 2"),
+        (empty, "keys such as"),
+        ("x" * 300, "at most 255 bytes"),
         (good[:-4] + ".py", "near: "),
     ]:
         with pytest.raises(SystemExit, match="error: --config=.*") as caught:
