@@ -523,3 +523,13 @@ def test_one_program_serves_many_values(name):
 )
 def test_which_numbers_may_be_arrays(own, name, settings, expected):
     assert objectives.numeric(objectives.build(name, **settings)) == expected
+
+
+def test_mse_of_a_mass_of_exactly_one_is_finite():
+    """No token of a complement that is `ABSENT`: a square of 1e30 would be no float32."""
+    ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+    sure = Logps(jnp.float32([[0.0], [-1.0]]), jnp.float32([[ABSENT], [-0.46]]), jnp.int32([1, 1]))
+    loss, gradient = jax.value_and_grad(lambda token: objectives.find("slpo.mse")(sure._replace(token=token), ref)[0])(
+        sure.token
+    )
+    assert np.isfinite(loss) and np.all(np.isfinite(gradient)) and gradient[0, 0] > 0
