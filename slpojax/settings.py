@@ -6,6 +6,7 @@ hyperparameters they have, it learns from `Choices`.
 
 import ast
 import json
+import math
 import pathlib
 import re
 import runpy
@@ -162,6 +163,38 @@ def check(key: str, value: Any) -> None:
         named.within(f"config.{key}", value, *RANGES[key])
     if isinstance(value, str):
         _check_text(f"config.{key}", value)
+
+
+def notes(config: ConfigDict, steps: int, *, reference: bool) -> list[str]:
+    """Return what a run of this configuration will do that its keys do not say at first sight, a line each.
+
+    Args:
+        config: every key of slpojax/defaults.py.
+        steps: of the run.
+        reference: whether the objective compares with a reference.
+    """
+    lines, d = [], config.data
+    if config.warmup_steps >= steps:
+        reached = steps / (config.warmup_steps + 1)
+        lines.append(
+            f"warning: the warm-up of {config.warmup_steps:,} steps is as long as the run of {steps:,}: the learning "
+            f"rate ends at {reached:.0%} of its peak; lower config.warmup_steps"
+        )
+    evaluated = config.world or d.eval_path or d.eval_split or d.eval_rows
+    often, every = config.checkpoint_every, config.eval_every
+    if config.keep_best and often > 0 and evaluated and (every == 0 or often % every):
+        both = math.lcm(often, every)
+        ranked = f"those of every {both:,} steps and " if 0 < both < steps else ""
+        lines.append(
+            f"warning: keep_best={config.keep_best} ranks {ranked}the last checkpoint alone: no evaluation falls on "
+            f"the others; let config.checkpoint_every={often} be a multiple of eval_every={every}"
+        )
+    if reference and config.model.dtype == "bfloat16":
+        lines.append(
+            "model.dtype=bfloat16: a step scores the policy by another program than the reference was scored by; until "
+            "the policy moves, margins in training are rounding, of some 0.05 nats, while those of evaluations are 0"
+        )
+    return lines
 
 
 def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:

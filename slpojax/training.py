@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, step
+from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, settings, step
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -157,7 +157,9 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
 
 
 def describe(config: Config, method: Method, layout: Layout) -> None:
-    """Show what the selector takes from the objective, and how its candidates are scored."""
+    """Show what the keys do not say at first sight, what a selector takes from the objective, and how it scores."""
+    for note in settings.notes(config, layout.steps, reference="ref" in method.needs):
+        log.say(note)
     if method.selector is None:
         return
     for key, value in method.selector.hyperparameters.items():
@@ -210,7 +212,9 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
     notes = [f"sharding: {note}" for note in notes]
 
     trained = method._replace(selector=None) if layout.picked else method
-    update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
+    update = _with_rate(
+        config, layout.steps, step.update(model, views, trained, rule, layout.picked or layout.train, devices)
+    )
     picks = None
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
@@ -230,6 +234,25 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
             _operations, weights, method, picks is not None, online or method.moving is not None
         ),
     )
+
+
+def _with_rate(config: Config, steps: int, update: step.Update) -> step.Update:
+    """Return an update whose metrics have the learning rate that it used, `learning_rate`."""
+
+    @functools.wraps(update)  # its name is the compiled program's
+    def with_rate(
+        state: State, frozen: Frozen, batch: Batch, hyper: step.Hyper = step.AS_BUILT
+    ) -> tuple[State, Metrics]:
+        rate = optim.make_schedule(
+            config.schedule,
+            learning_rate=config.learning_rate if hyper.learning_rate is None else hyper.learning_rate,
+            warmup_steps=config.warmup_steps,
+            total_steps=steps,
+        )
+        after, metrics = update(state, frozen, batch, hyper)
+        return after, metrics | {"learning_rate": rate(state.step)}
+
+    return with_rate
 
 
 def batch_like(shapes: Shapes, devices: Grid, *, cached: bool) -> Batch:

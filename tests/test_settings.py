@@ -165,6 +165,29 @@ def test_replace_checks_like_an_override():
         settings.replace(config, {"modle.path": "a"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"warmup_steps": 0}, []),
+        ({"warmup_steps": 40}, ["the warm-up of 40 steps is as long as the run of 40: the learning rate ends at 98%"]),
+        ({"warmup_steps": 0, "checkpoint_every": 10, "eval_every": 4}, ["ranks those of every 20 steps and the last"]),
+        (
+            {"warmup_steps": 0, "checkpoint_every": 30, "eval_every": 20},
+            ["keep_best=1 ranks the last checkpoint alone"],
+        ),
+        ({"warmup_steps": 0, "checkpoint_every": 20, "eval_every": 0}, ["keep_best=1 ranks the last checkpoint alone"]),
+        ({"warmup_steps": 0, "checkpoint_every": 30, "eval_every": 20, "keep_best": 0}, []),
+        ({"warmup_steps": 0, "model.dtype": "bfloat16"}, ["margins in training are rounding"]),
+    ],
+    ids=str,
+)
+def test_what_the_keys_do_not_say_at_first_sight_is_said(changes, says):
+    notes = settings.notes(resolve({"data.eval_rows": "0:9"} | changes), 40, reference=True)
+    assert len(notes) == len(says)
+    for note, words in zip(notes, says, strict=True):
+        assert words in note
+
+
 def test_json_round_trip():
     config = resolve({"objective.name": "slpo.shift"})
     assert settings.load(settings.dump(config)) == config
