@@ -25,6 +25,7 @@ Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
 
 Config = ConfigDict | FrozenConfigDict  # what `resolve` returns, and what bench and acts read
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # of them, what is no character at all
 _LONGEST, _PART = 2**14, 255  # characters of a text; bytes of a file's name, more of which no file system takes
 
 
@@ -98,10 +99,8 @@ def load_file(path: str) -> ConfigDict:
         config = namespace["get_config"]()
     except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises for unknown keys and types
         raise ValueError(f"--config={path}: {error}") from error
-    lacks = (
-        flat(get_config().to_dict()).keys() - flat(config.to_dict() if isinstance(config, ConfigDict) else {}).keys()
-    )
-    if lacks:
+    has = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
+    if lacks := flat(get_config().to_dict()).keys() - has.keys():
         raise ValueError(
             f"--config={path}: get_config() returned {type(config).__name__}, which lacks {len(lacks)} keys such as "
             f"{min(lacks)}; start from configs.base.get_config() and change some of them"
@@ -260,7 +259,7 @@ def _convert(key: str, value: Any, old: Any) -> Any:
 def _check_text(key: str, text: str) -> None:
     """Refuse a text that can be neither a name nor a path, nor several of them."""
     named.require(len(text) <= _LONGEST, key, text, f"at most {_LONGEST:,} characters")
-    named.require(text.isprintable(), key, text, "a text on one line, without control characters")
+    named.require(not _CONTROL.search(text), key, text, "a text on one line, without control characters")
     longest = max((len(part.encode(errors="replace")) for part in re.split("[/,+]", text)), default=0)
     named.require(longest <= _PART, key, text, f"names of files of at most {_PART} bytes")
 

@@ -132,6 +132,11 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
     examples, prompts = parts[0], "prompt" in method.needs
     size, packing = config.batch_size, {"row_length": config.data.row_length, "pack": config.data.pack}
     steps, unused = data.passes(len(examples), size, epochs=config.epochs, steps=config.steps)
+    if not steps:
+        raise ValueError(
+            f"config.epochs={config.epochs:g} of {len(examples):,} examples do not fill one batch of config.batch_size="
+            f"{size:,}; lower batch_size, or raise epochs"
+        )
     if steps * size > _MOST_EXAMPLES:
         raise ValueError(
             f"{steps:,} steps of batch_size={size:,} are more than {_MOST_EXAMPLES:,} examples, whose order is kept in "

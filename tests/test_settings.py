@@ -142,6 +142,11 @@ def test_values_that_no_run_can_mean_are_refused_in_a_short_line(key, text, word
     assert words in str(caught.value) and len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
+def test_names_of_files_may_hold_any_letter():
+    for path in ("runs/é 語\u3000x", "a\u200db \N{PARTY POPPER}", "lr[1e-6],b.jsonl", "~/%d%s"):
+        assert resolve({"output": path}).output == path
+
+
 def test_what_a_file_sets_is_checked_like_an_override():
     config = base.get_config()
     config.learning_rate = -1.0

@@ -54,7 +54,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
     last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
     assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
-    assert "examples is exactly 0" in shown and "20 read, 20 kept" in shown
+    assert "every margin of the first batch is exactly 0" in shown and "20 read, 20 kept" in shown
     start = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
     assert start["step"] == 0 and start["rewards/margins"] == 0 and start["rewards/accuracies"] == 0.5
     assert start["loss"] == pytest.approx(np.log(2), abs=1e-7)
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
         ({"data.format": "pair"}, r"pairs"),
         ({"data.tokenizer": "nowhere"}, r"config.data.tokenizer='nowhere': no folder"),
         ({"data.row_length": 8}, r"raise data.row_length"),
-        ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch; lower batch_size"),
+        ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch of config.batch_size=64; lower"),
         ({"mesh.data": 3}, r"does not fill 8 devices"),
         (
             {"diagnostics": 4, "data.eval_rows": ""},

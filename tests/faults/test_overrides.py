@@ -83,7 +83,7 @@ def test_overrides_are_read_or_refused_by_their_key(outcomes, key, text):
     assert configuration.load(configuration.dump(got)) == got
     value = configuration.flat(got.to_dict())[key]
     if isinstance(value, str):
-        assert value == text and value.isprintable()
+        assert value == text and len(value.splitlines()) <= 1
     elif not isinstance(value, bool):
         least, most, *_ = defaults.RANGES.get(key, (-named.LARGEST, named.LARGEST))
         assert least <= value <= most and math.isclose(value, float(eval(text)), rel_tol=1e-12)  # noqa: S307
