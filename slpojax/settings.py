@@ -191,7 +191,7 @@ def notes(config: ConfigDict, steps: int, *, reference: bool) -> list[str]:
     if reference and config.model.dtype == "bfloat16":
         lines.append(
             "model.dtype=bfloat16: a step scores the policy by another program than the reference was scored by; until "
-            "the policy moves, margins in training are rounding, of some 0.05 nats, while those of evaluations are 0"
+            "the policy moves, margins in training are rounding (0.05 nats and more), while those of evaluations are 0"
         )
     return lines
 
