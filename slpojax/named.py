@@ -21,8 +21,8 @@ import numpy as np
 _MANY = 20  # an error lists no more names than this; what are more has a list of its own somewhere
 _LONG = 80  # characters of a value that an error shows
 
-# The largest hyperparameter: its square is a float32, with room for what it is multiplied by. The smallest one of an
-# objective, beside 0, is its inverse, for those that are divided by.
+# The largest hyperparameter: its square times a log-prob's is a float32. The smallest one of an objective beside 0 is
+# its inverse, since some are divided by.
 LARGEST = 1e15
 
 _Value = TypeVar("_Value")
@@ -72,9 +72,8 @@ def find(
     function = getattr(module, function_name, None)
     if function is not None and _takes(function, first):
         return function
-    inside = (
-        [f"{module_name}.{other}" for other, value in vars(module).items() if _takes(value, first)] if module else []
-    )
+    here = vars(module) if module else {}
+    inside = [f"{module_name}.{other}" for other, value in here.items() if _takes(value, first)]
     also = f"any importable module.function whose first parameter is `{first}`{near(name, inside)}"
     raise unknown(kind, name, known, listed=listed, also=also)
 
@@ -307,7 +306,8 @@ def typed(key: str, value: Any, like: Any) -> Any:
     """
     value = _plain(value)
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**1000 else math.inf  # as float("1e400") is
+        large = abs(value) >= 2**1000
+        return (math.inf if value > 0 else -math.inf) if large else float(value)  # as float("1e400") is
     if isinstance(like, int) and not isinstance(like, bool) and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e4 steps
     if type(value) is not type(like):
