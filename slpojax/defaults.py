@@ -16,8 +16,15 @@ from ml_collections import ConfigDict
 CHANGE_NO_NUMBER = (
     *("output", "compiled", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
-    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "abort_on_nonfinite"),
+    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "nonfinite", "nonfinite_limit"),
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
+)
+
+# Keys that name the place of something. Where a run is resumed, what lies there is compared by its digest, so it may
+# have moved.
+PLACES = (
+    *("model.path", "data.path", "data.eval_path", "data.tokenizer", "data.chat_template"),
+    *("reference.path", "reference.previous"),
 )
 
 FLOAT32 = 3.4028234e38  # the largest number that a run computes with
@@ -51,7 +58,7 @@ RANGES: Mapping[str, Range] = {
     "epochs": Range(0, 10**6, above=True),
     "learning_rate": Range(0, FLOAT32),
     "clip_norm": Range(0, FLOAT32),
-    **dict.fromkeys(("steps", "warmup_steps", "eval_every"), _STEPS),
+    **dict.fromkeys(("steps", "warmup_steps", "eval_every", "nonfinite_limit"), _STEPS),
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), Range(-1, 2**20)),
     "diagnostics": Range(0, 2**12),
     "log_every": Range(1, 10**9),
@@ -78,6 +85,8 @@ RANGES: Mapping[str, Range] = {
 
 # Every key that is one of a few words, and which.
 WORDS: Mapping[str, tuple[str, ...]] = {
+    "resume": ("auto", "never", "force"),
+    "nonfinite": ("stop", "skip"),
     "selection": ("together", "score_first", "cheaper"),
     "moments": ("float32", "bfloat16"),
     "schedule": ("constant", "linear", "cosine"),
@@ -148,9 +157,13 @@ def get_config() -> ConfigDict:
     c.keep_last = 2
     c.keep_best = 1
     c.best_metric = "eval/loss"  # lower is better; prefix "-" for higher is better
-    c.resume = True  # go on from the newest checkpoint in output, if there is one
+    # Where output holds checkpoints: auto (go on from the newest) | never (refuse) | force (go on whatever has changed,
+    # and list it; for a lower learning rate, say)
+    c.resume = "auto"
     c.export = True  # write <output>/hf at the end, a folder that transformers loads
-    c.abort_on_nonfinite = True  # stop with the step's number when the loss or gradient is not finite
+    # A step whose loss or gradient is not finite: stop | skip (leave the state as it was, say so, and go on)
+    c.nonfinite = "stop"
+    c.nonfinite_limit = 10  # so many steps may be skipped in a run; one more stops it
 
     c.lock()  # an experiment that sets a key which is not above is stopped
     for group in (c.objective, c.selector, c.optimizer):  # hyperparameters belong to the function named

@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -102,16 +102,15 @@ class Log:
     Attributes:
         total: the steps of the run.
         every: steps between lines; steps between them are checked and counted all the same.
-        abort: raise where the loss or the gradient is not finite.
         peak: floating-point operations a second that all devices could do, or None where nobody knows.
         sinks: where lines go; none but on the first host.
         console: where progress is shown; None for standard output.
         bar: the progress bar of a terminal, and None elsewhere, where a line appears every `log.PATIENCE` seconds.
+        broken: metrics of the steps whose loss or gradient is not finite, by step; whoever looks empties it.
     """
 
     total: int
     every: int
-    abort: bool
     sinks: list[Sink]
     console: Console | None
     peak: float | None = None
@@ -120,6 +119,7 @@ class Log:
     watcher: concurrent.futures.Executor = dataclasses.field(
         default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, "step ends")
     )
+    broken: dict[int, Row] = dataclasses.field(default_factory=dict)
     pending: Pending | None = None
     begun: tuple[int, float] | None = None
     printed: float = -math.inf
@@ -136,9 +136,6 @@ class Log:
                 of the time in which no step was under way: the device waited for a batch.
             **counts: what the batch holds, each written as a rate: examples, tokens, flops (which gives mfu, the share
                 of `peak`), ...; "slots" is the room in its rows and gives padding_share.
-
-        Raises:
-            FloatingPointError: the loss or gradient norm of the step before was not finite.
         """
         before = self.pending
         self.pending = Pending(step, metrics, counts, dispatched, self.watcher.submit(_end, metrics))
@@ -184,13 +181,8 @@ class Log:
             for sink in self.sinks:
                 sink.write(step, "train", values)
             self._show(step, now, values)
-        if broken and self.abort:
-            self.pending = None
-            names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
-            raise FloatingPointError(
-                f"step {step} is not finite: {names}. Lower the learning rate, or look at the batch of this step; "
-                "--config.abort_on_nonfinite=False goes on regardless"
-            )
+        if broken:
+            self.broken[step] = values
 
     def _show(self, step: int, now: float, values: Mapping[str, float]) -> None:
         """Bring the console up to date."""
@@ -222,7 +214,6 @@ def open_log(
     tensorboard: bool = False,
     wandb: str = "",
     config: Mapping[str, Any] | None = None,
-    abort: bool = True,
     peak: float | None = None,
     console: Console | None = None,
 ) -> Log:
@@ -237,14 +228,13 @@ def open_log(
         tensorboard: write <folder>/tensorboard too.
         wandb: the project to report to, "" for none.
         config: shown with the run in W&B.
-        abort: raise where the loss or the gradient is not finite.
         peak: floating-point operations a second that all devices could do, if known.
         console: where progress is shown; standard output by default.
 
     Raises:
         ImportError: the package of a sink is not installed.
     """
-    opened = Log(total, max(1, every), abort, [], console, peak)
+    opened = Log(total, max(1, every), [], console, peak)
     if jax.process_index() != 0:
         return opened
     require_sinks(tensorboard, wandb)
@@ -313,22 +303,28 @@ def peak_memory() -> dict[str, float]:
 
 
 def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:
-    """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out."""
-    rows = []
-    for line in pathlib.Path(path).read_text().split("\n"):
+    """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out.
+
+    JSON has no number that is not finite; there null stands for all of them, and is read as NaN.
+    """
+    rows = [row for row in _parsed(pathlib.Path(path)) if split in (None, row["split"])]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _parsed(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the lines of a metrics.jsonl that are whole."""
+    for line in path.read_text().split("\n"):
         try:
-            rows.append(json.loads(line))
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-    return [row for row in rows if split in (None, row["split"])]
 
 
 def _jsonl(path: pathlib.Path, step: int | None) -> Sink:
     """Open metrics.jsonl, cut behind `step`; None sets an earlier one aside."""
     if step is not None and path.exists():
-        keep = [json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] <= step]
         shorter = path.with_suffix(".tmp")
-        shorter.write_text("".join(keep))
+        shorter.write_text("".join(json.dumps(row) + "\n" for row in _parsed(path) if row["step"] <= step))
         os.replace(shorter, path)  # a kill here leaves the old file or the new one
     elif path.exists():
         used = len(list(path.parent.glob("metrics.*.jsonl")))
@@ -336,7 +332,8 @@ def _jsonl(path: pathlib.Path, step: int | None) -> Sink:
     file = path.open("a", buffering=1)  # a line at a time reaches the system, and outlives the process
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # as JSON has them
+        file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
 
     return Sink(write, file.close)
 

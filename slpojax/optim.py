@@ -232,6 +232,12 @@ def build(
     return optax.GradientTransformationExtraArgs(fixed.init, update)
 
 
+def updates(state: Any) -> Int[Array, ""]:
+    """Return how many updates the state of an optimiser from `build` has behind it: what its schedule counts."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return next(leaf for path, leaf in leaves if getattr(path[-1], "name", "") == "count")
+
+
 _MOMENTS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {
     "float32": lambda optimizer: optimizer,
     "bfloat16": in_bfloat16,

@@ -9,8 +9,11 @@ import traceback
 
 from slpojax import bench as benches
 from slpojax import (
+    contents,
+    folder,
     frozen,
     grid,
+    log,
     loop,
     measure,
     objectives,
@@ -18,6 +21,7 @@ from slpojax import (
     selectors,
     settings,
     simulate,
+    stopping,
     training,
 )
 from slpojax import parts as data
@@ -46,6 +50,11 @@ def main() -> None:
             simulate.report(config)
         else:
             train(config)
+    except stopping.Stopped as stopped:
+        log.say(str(stopped))
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; the same command goes on from the newest checkpoint in {config.output}") from None
     except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
@@ -63,13 +72,21 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     Raises:
         ValueError: something in the configuration, the model folder or the data is wrong; the message says what to do.
         FloatingPointError: a loss or gradient is not finite.
+        Stopped: a signal asked the run to end, and it can go on.
     """
     method = training.method(config)
     check(config, method)
+    with folder.alone(config.output):
+        _train(config, method, score)
+
+
+def _train(config: Config, method: Method, score: measure.Score | None) -> None:
+    """Train in a folder that belongs to this run alone."""
     bench = benches.make(config)
     parts = data.load(config, bench)
     data.refuse(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
+    held = contents.digests(config, bench, method, parts)
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 
@@ -80,7 +97,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     compare = measure.comparison(bench, method, setup.views, layout.scan, weights, parts[0])
     take = training.take(setup, bench, parts[0])
 
-    run = loop.start(config, setup.like, parts[0], layout.train, layout.steps, bench.grid.share, evaluate)
+    run = loop.start(config, setup.like, parts[0], layout.train, layout.steps, bench.grid.share, evaluate, held)
     try:
         state = run.restored or setup.first(benches.first_params(config, bench), first_reference)
         del first_reference  # it moves: from here on it is part of the state
@@ -96,6 +113,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
+    folder.check(config.output)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows

@@ -217,9 +217,10 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
     notes = [f"sharding: {note}" for note in notes]
 
     trained = method._replace(selector=None) if layout.picked else method
-    update = _with_rate(
-        config, layout.steps, step.update(model, views, trained, rule, layout.picked or layout.train, devices)
-    )
+    update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
+    if config.nonfinite == "skip":
+        update = step.skipping(update)
+    update = _with_rate(config, layout.steps, update)
     picks = None
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
@@ -255,7 +256,7 @@ def _with_rate(config: Config, steps: int, update: step.Update) -> step.Update:
             total_steps=steps,
         )
         after, metrics = update(state, frozen, batch, hyper)
-        return after, metrics | {"learning_rate": rate(state.step)}
+        return after, metrics | {"learning_rate": rate(optim.updates(state.optimizer))}
 
     return with_rate
 
