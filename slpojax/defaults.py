@@ -148,11 +148,14 @@ def get_config() -> ConfigDict:
 
     c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end, with 0 only there
     c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore/); 0 for none
+    c.scorer = (
+        ""  # your own judge of the policy: module.function, see slpojax/measure.py; logged as score/...; "" for none
+    )
     c.log_every = 1  # steps between lines of metrics.jsonl and updates of the console
     c.profile = ""  # "first:last" steps whose trace goes to <output>/profile, for XProf; "" for none
     c.compiled = ""  # folder that keeps compiled programs from run to run; "" for none
     c.tensorboard = False
-    c.wandb = ""  # project; "" for none
+    c.wandb = ""  # project, in which the run is called after its output folder; "" for none
     c.checkpoint_every = 100  # steps; 0 saves only at the end, -1 never
     c.keep_last = 2
     c.keep_best = 1

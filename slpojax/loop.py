@@ -228,7 +228,8 @@ def refuse(config: Config, names: Collection[str]) -> None:
     """
     metrics.profile_steps(config.profile)
     metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
-    checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
+    groups = {"eval/diagnostic/": config.diagnostics, "eval/score/": config.scorer}
+    checkpoint.check_best_metric(config.best_metric, names, [group for group, asked in groups.items() if asked])
 
 
 def start(

@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 import jax
 import rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from slpojax import log
 
 # What the console shows of a step where it is there, under a shorter name.
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
 SHOWN |= {"logps/rejected": "rejected", "world/gold_reward": "gold reward", "world/kl": "KL"}
+
+_TAG = 64  # characters of a tag that W&B takes
 
 WORTH_SHOWING = 0.05  # the least share of the time that the device waits of which the console speaks
 
@@ -193,16 +195,15 @@ class Log:
         if values.get("device_waited_share", 0.0) >= WORTH_SHOWING:
             text += f"  device waits {values['device_waited_share']:.0%}"
         first, since = self.begun or (step, now)
-        if step > first:
-            text += f"  {log.clock((self.total - step) * (now - since) / (step - first))} left"
+        left = f"{log.clock((self.total - step) * (now - since) / (step - first))} left" if step > first else ""
         if step >= self.total:
             text += "".join(f"  {_PEAKS[name]} {values[name] / 2**30:.3g} GiB" for name in _PEAKS if name in values)
         if self.bar is not None:
             progress, task = self.bar
-            progress.update(task, completed=step, text=text)
+            progress.update(task, completed=step, left=left, text=text)
         elif now - self.printed >= log.PATIENCE or step >= self.total:
             self.printed = now
-            log.say(f"step {step}/{self.total}  {text}", console=self.console)
+            log.say(f"step {step}/{self.total}  {text}" + f"  {left}" * bool(left), console=self.console)
 
 
 def open_log(
@@ -247,9 +248,8 @@ def open_log(
         opened.sinks.append(_wandb(folder, wandb, config or {}))
     console = console or rich.get_console()
     if console.is_terminal:
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        progress = Progress(*columns, console=console)
-        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, text="compiling")
+        progress = log.bar(console)
+        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, left="", text="compiling")
         progress.start()
     return opened
 
@@ -355,13 +355,35 @@ def _wandb(folder: pathlib.Path, project: str, config: Mapping[str, Any]) -> Sin
     if not name.exists():
         name.write_text(uuid.uuid4().hex)
     run = _import("wandb", "wandb").init(
-        project=project, id=name.read_text(), resume="allow", dir=str(folder), config=dict(config)
+        project=project,
+        id=name.read_text(),
+        resume="allow",
+        dir=str(folder),
+        config=dict(config),
+        **run_names(folder, config),
     )
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
         run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     return Sink(write, run.finish)
+
+
+def run_names(folder: str | pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name, group and tags by which W&B lists a run: its folder, the folder's folder, and what it trains.
+
+    Example:
+        >>> run_names("output/sweep/seed1", {"objective": {"name": "dpo.ipo"}, "model": {"path": "output/sft_hh/hf"}})
+        {'name': 'seed1', 'group': 'sweep', 'tags': ['dpo.ipo', 'sft_hh']}
+        >>> run_names("output/mine", {})
+        {'name': 'mine', 'group': None, 'tags': []}
+    """
+    folder = pathlib.Path(folder)
+    parent = folder.parent.name
+    tags = [config.get("objective", {}).get("name", ""), config.get("world", "")]
+    tags += [config.get(part, {}).get("path", "").removesuffix("/hf").rpartition("/")[2] for part in ("model", "data")]
+    tags = [tag[:_TAG] for tag in dict.fromkeys(tags) if tag]
+    return {"name": folder.name, "group": parent if parent not in ("", "output") else None, "tags": tags}
 
 
 def _import(package: str, key: str) -> Any:

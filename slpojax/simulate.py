@@ -17,9 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.table import Table
 
-from slpojax import cached, checkpoint, defaults, grid, hf, log, metrics, models, plots, sampling, settings, worlds
+from slpojax import cached, checkpoint, defaults, grid, hf, log, models, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
 from slpojax.folder import agreed, alone
 from slpojax.grid import Grid
@@ -28,15 +27,6 @@ from slpojax.worlds import World
 
 BATCH = 512  # answers sampled at once
 METRICS = ("world/gold_reward", "world/gold_lift", "world/kl", "world/spread", "world/finished")  # of `judge`
-SHOWN = {  # the head of the final table
-    "world/gold_reward": "gold reward",
-    "world/gold_lift": "gained, in standard deviations of the reference",
-    "world/kl": "KL to the reference, nats per answer",
-    "rewards/accuracies": "preference accuracy",
-    "rewards/margins": "implicit reward margin",
-    "logps/chosen": "log-prob of chosen",
-    "logps/rejected": "log-prob of rejected",
-}
 
 _VERSION = 1  # of how this module makes reference and pairs; another number makes them anew
 _SHARED = ("seed", "compiled", "log_every", "mesh.data", "mesh.fsdp", "mesh.tensor")  # keys of a run that reach its SFT
@@ -152,33 +142,6 @@ def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
         }
 
     return score
-
-
-def report(config: Config) -> None:
-    """Show what training did: the first and the last evaluation as a table, and the curves as a picture."""
-    output = pathlib.Path(config.output)
-    rows = metrics.read_jsonl(output / "metrics.jsonl", "eval")
-    log.say(table(config.objective.name, rows[0], rows[-1]))
-    if jax.process_index() != 0:
-        return
-    try:
-        title = f"{config.objective.name} in the world {config.world}"
-        plots.curves(output / "metrics.jsonl", output / "curves.png", title=title)
-        log.say(f"curves: {output / 'curves.png'}")
-    except ImportError as error:
-        log.say(f"no picture of the curves: {error}")
-
-
-def table(title: str, before: metrics.Row, after: metrics.Row) -> Table:
-    """Return two evaluations side by side: the world's metrics first, then every other one."""
-    labels = {name: label for name, label in SHOWN.items() if name in before or name in after}
-    labels |= {name: name for name in after if name not in (*labels, "step", "split")}
-    made = Table("", title=f"{title}, held-out pairs and fresh samples")
-    for row in (before, after):
-        made.add_column(f"step {row['step']}", justify="right")
-    for name, label in labels.items():
-        made.add_row(label, *(f"{row[name]:.4g}" if name in row else "" for row in (before, after)))
-    return made
 
 
 def _key(config: Config, module: str, world: World) -> dict[str, str]:

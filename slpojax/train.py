@@ -3,6 +3,7 @@
 The whole run from top to bottom: bench, method, data, frozen models, the step, the loop, the export.
 """
 
+import errno
 import pathlib
 import sys
 import traceback
@@ -18,6 +19,7 @@ from slpojax import (
     measure,
     objectives,
     optim,
+    outcome,
     selectors,
     settings,
     simulate,
@@ -30,6 +32,8 @@ from slpojax.step import Method
 
 DEFAULT = "configs/quickstart.py"
 HERE = pathlib.Path(__file__).parent
+# What a full disk, a quota, a read-only or broken file system and missing permissions make of reads and writes.
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
@@ -47,9 +51,9 @@ def main() -> None:
             check(config, training.method(config))  # before minutes go into a world
             config = simulate.prepare(config, train)
             train(config, simulate.judge(config))
-            simulate.report(config)
         else:
             train(config)
+        outcome.show(config.output, config.objective.name + f" in the world {config.world}" * bool(config.world))
     except stopping.Stopped as stopped:
         log.say(str(stopped))
         raise SystemExit(stopped.status) from None
@@ -60,6 +64,10 @@ def main() -> None:
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
             raise SystemExit(f"error: {error}") from error
         raise
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        raise SystemExit(f"error: {error}; mend this and repeat the command: checkpoints are whole") from error
 
 
 def train(config: Config, score: measure.Score | None = None) -> None:
@@ -117,7 +125,8 @@ def check(config: Config, method: Method) -> None:
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
-    loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
+    names = [f"eval/{name}" for name in metrics] if evaluated else []
+    loop.refuse(config, [*names, *measure.own_metrics(config)])
 
 
 if __name__ == "__main__":

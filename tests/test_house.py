@@ -46,8 +46,8 @@ KEYS = """
     epochs eval_every export keep_best keep_last learning_rate log_every mesh.data mesh.distributed mesh.fsdp
     mesh.tensor model.attention model.dtype model.family model.path model.remat model.weights moments nonfinite
     nonfinite_limit objective.name optimizer.name output profile reference.batch_size reference.cache reference.every
-    reference.mix reference.mode reference.path reference.previous resume schedule seed selection selector.name steps
-    tensorboard wandb warmup_steps world
+    reference.mix reference.mode reference.path reference.previous resume schedule scorer seed selection selector.name
+    steps tensorboard wandb warmup_steps world
 """.split()
 
 

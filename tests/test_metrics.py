@@ -147,6 +147,7 @@ def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
         log.write(1 + (step or 0), {"loss": 0.5})
         log.close()
     assert fake.inits[0] == fake.inits[1] and fake.inits[0]["project"] == "project"
+    assert {"name", "group", "tags"} <= fake.inits[0].keys()
     (first, one), after, (second, two), last = fake.logged
     assert (first, after, second, last) == (1, "finished", 2, "finished")
     assert one["train/loss"] == two["train/loss"] == 0.5
