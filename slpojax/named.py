@@ -265,7 +265,7 @@ def hyperparameter(key: str, value: Any, default: Any) -> Any:
     else:
         value = typed(key, value, 0.0 if isinstance(default, str) and _is_number(value) else default)
     for number in _numbers(value):
-        require(abs(number) <= LARGEST, key, value, f"a number from {-LARGEST:g} to {LARGEST:g}")
+        require(abs(number) <= LARGEST, key, value, f"a finite number from {-LARGEST:g} to {LARGEST:g}")
     return value
 
 

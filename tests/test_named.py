@@ -122,9 +122,9 @@ def test_trees_are_flattened_in_their_order():
         (1.5, 1, "beta: got 1.5, expected an int such as 1"),
         (True, "length", "beta: got True, expected a str"),
         ({"a": 1}, None, "beta = {'a': 1}: expected a number, a word, or several of them"),
-        (-(10**400), 0.1, "beta = -inf: expected a number from -1e+15 to 1e+15"),
+        (-(10**400), 0.1, "beta = -inf: expected a finite number from -1e+15 to 1e+15"),
         (math.nan, "length", "beta = nan: expected"),
-        ((0.9, -1e300), (0.9, 0.95), "expected a number from"),
+        ((0.9, -1e300), (0.9, 0.95), "expected a finite number from"),
         (1e38, None, "beta = 1e+38: expected"),
     ],
 )

@@ -129,7 +129,7 @@ def test_mistakes_are_named(overrides, words):
         ("reference.mix", "1.5", "config.reference.mix = 1.5: expected a number from above 0 to 1"),
         ("optimizer.b1", "1", "config.optimizer.b1 = 1.0: expected a number from 0 to below 1"),
         ("schedule", "liner", "unknown config.schedule 'liner' (near: linear); there are constant, linear, cosine"),
-        ("objective.beta", "1e38", "config.objective.beta = 1e+38: expected a number from -1e+15 to 1e+15"),
+        ("objective.beta", "1e38", "config.objective.beta = 1e+38: expected a finite number from -1e+15 to 1e+15"),
         ("batch_size", "x" * 100_000, "config.batch_size: got 'xxx"),
         ("x" * 100_000, "1", "unknown key 'config.xxx"),
         ("steps", "(" * 5000, "config.steps: got '((("),
