@@ -345,7 +345,7 @@ def test_what_a_module_of_ones_own_misses_is_said(own):
 def test_a_number_that_float32_does_not_compute_with_is_refused(name):
     for key, default in objectives.defaults(name).items():
         for value in (math.inf, -math.inf, math.nan, 1e38) if isinstance(default, float) else ():
-            with pytest.raises(ValueError, match=rf"objective.{key} = {re.escape(str(value))}: expected a finite number"):
+            with pytest.raises(ValueError, match=rf"objective.{key} = {re.escape(str(value))}: expected a finite"):
                 objectives.build(name, **{key: value})
 
 
