@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from slpojax import data, folders, grid, hf, log, models, named, readers, vocabulary
+from slpojax import data, folders, grid, hf, log, models, readers, vocabulary
 from slpojax.base import Key, Model, Params, named_key
 from slpojax.data import templates
 from slpojax.grid import Grid
 from slpojax.settings import Config
 
-WEIGHTS = ("load", "random")
 _PATHS = (
     "output",
     "compiled",
@@ -191,15 +190,11 @@ def export(bench: Bench, path: pathlib.Path, params: Params, examples: data.Exam
 
 
 def refuse(config: Config) -> None:
-    """Refuse what a configuration says of the model and cannot mean, and paths that are not on this machine.
+    """Refuse paths that are not on this machine.
 
     Raises:
         ValueError: names the key.
     """
-    if config.model.weights not in WEIGHTS:
-        raise named.unknown("config.model.weights", config.model.weights, WEIGHTS)
-    if config.export_dtype not in hf.EXPORT_DTYPES:
-        raise named.unknown("config.export_dtype", config.export_dtype, hf.EXPORT_DTYPES)
     for key in _PATHS:
         group, _, leaf = key.rpartition(".")
         folders.require_local(key, config[group][leaf] if group else config[leaf])

@@ -17,8 +17,11 @@ import json
 import os
 import pathlib
 import re
+import struct
+import tokenize
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -31,6 +34,10 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 _KEY = "key"  # the member of a file that holds its key
 _SENT = (np.dtype(np.int32), np.dtype(np.float32))
+
+# What NumPy and zipfile raise of a file whose bytes were changed: its header may name any method, size or type.
+_DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, SyntaxError)
+_DAMAGED += (OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError)
 
 
 class Entry(NamedTuple):
@@ -52,12 +59,13 @@ class Stored(NamedTuple):
 
     Attributes:
         whole: its arrays by name, or None.
-        parts: the arrays of each part that was finished before a run stopped; empty where there is the whole.
+        parts: the arrays of each part that was finished before a run stopped, by its file; empty where there is the
+            whole.
         reason: why there is no whole; "" where there is.
     """
 
     whole: Arrays | None
-    parts: list[Arrays]
+    parts: dict[pathlib.Path, Arrays]
     reason: str
 
 
@@ -77,16 +85,23 @@ def file(entry: Entry) -> pathlib.Path:
 
 
 def load(entry: Entry) -> Stored:
-    """Return what this host finds of an entry: the whole, or the parts that are done and why there is no more."""
+    """Return what this host finds of an entry: the whole, or the parts that are done and why there is no more.
+
+    Raises:
+        ValueError: a folder stands where the file belongs, or a file where the folder does.
+    """
     path = file(entry)
+    if path.is_dir() or (entry.folder.exists() and not entry.folder.is_dir()):
+        at, kind = (path, "folder") if path.is_dir() else (entry.folder, "file")
+        raise ValueError(f"{at} is a {kind}, where {entry.name} is to be cached; move it, or set reference.cache")
     whole = _read(path, entry.key)
     if whole is not None:
-        return Stored(whole, [], "")
-    read = [_read(part, entry.key) for part in _parts(entry)]
-    parts = [part for part in read if part is not None]
-    damaged = len(read) - len(parts) + path.exists()
+        return Stored(whole, {}, "")
+    read = {part: _read(part, entry.key) for part in _parts(entry)}
+    parts = {part: arrays for part, arrays in read.items() if arrays is not None}
+    damaged = [part for part in (path, *read) if part.exists() and part not in parts]
     if damaged:
-        return Stored(None, parts, f"{damaged} damaged file(s) not used")
+        return Stored(None, parts, f"damaged, and computed anew: {', '.join(map(str, damaged))}")
     return Stored(None, parts, "" if parts else _why_none(entry))
 
 
@@ -116,7 +131,7 @@ def get(
         say: takes a line that says whether they were read, and if not, why.
         what: they are; it begins that line.
     """
-    stored = load(entry) if jax.process_index() == 0 else Stored(None, [], "")
+    stored = load(entry) if jax.process_index() == 0 else Stored(None, {}, "")
     known = from_first_host(None if stored.whole is None else [*stored.whole.values()])
     say(f"{what}: {f'computing: {stored.reason}' if known is None else f'read from {entry.folder}'}")
     if known is not None:
@@ -184,7 +199,7 @@ def _read(path: pathlib.Path, key: Mapping[str, str]) -> Arrays | None:
             if json.loads(str(arrays[_KEY])) != dict(key):
                 return None
             return {name: arrays[name] for name in arrays.files if name != _KEY}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
 
 
@@ -194,7 +209,7 @@ def _read_key(path: pathlib.Path) -> dict[str, str] | None:
         with open(path, "rb") as f, np.load(f) as arrays:
             key = json.loads(str(arrays[_KEY]))
             return key if isinstance(key, dict) else None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
 
 

@@ -217,14 +217,15 @@ def _known(entry: cached.Entry, response_lengths: np.ndarray) -> tuple[list[Piec
     stored = cached.load(entry)
     if stored.whole is not None and (whole := _piece(stored.whole, response_lengths)):
         return [whole], True, f"read from {entry.folder}"
-    pieces = [piece for part in stored.parts if (piece := _piece(part, response_lengths))]
+    found = {path: _piece(part, response_lengths) for path, part in stored.parts.items()}
+    pieces = [piece for piece in found.values() if piece]
     report = ["computing"]
     if pieces:
         many = len(np.unique(_concatenate(pieces).example))
         report.append(f"{many} of {len(response_lengths)} examples are cached from a run that was stopped")
-    unusable = len(stored.parts) - len(pieces) + (stored.whole is not None)
+    unusable = [cached.file(entry)] * (stored.whole is not None) + [path for path, piece in found.items() if not piece]
     report += [stored.reason] if stored.reason else []
-    report += [f"{unusable} file(s) of other shapes not used"] if unusable else []
+    report += [f"not of these examples, and computed anew: {', '.join(map(str, unusable))}"] if unusable else []
     return pieces, False, "; ".join(report)
 
 
@@ -238,4 +239,5 @@ def _piece(arrays: cached.Arrays, response_lengths: np.ndarray) -> Piece | None:
     if not np.all((piece.example >= 0) & (piece.example < len(response_lengths))):
         return None
     tokens = int(response_lengths[piece.example].sum())
-    return piece if piece.token.shape == piece.other.shape == (tokens,) else None
+    fits = piece.token.shape == piece.other.shape == (tokens,) and all(np.isfinite(x).all() for x in piece[1:])
+    return piece if fits else None

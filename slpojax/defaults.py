@@ -1,9 +1,12 @@
-"""Every key there is, once, with its default, and which of them change no number.
+"""Every key there is, once, with its default, what it may be, and which of them change no number.
 
 An experiment is a file in `configs/` that changes some of them; it starts from `configs/base.py`, which is this file.
 Any key can be overridden on the command line: `--config.batch_size=32 --config.objective.beta=0.2`. Knows keys; knows
 nothing of what they do.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -24,6 +27,82 @@ PLACES = (
     *("model.path", "data.path", "data.eval_path", "data.tokenizer", "data.chat_template"),
     *("reference.path", "reference.previous"),
 )
+
+FLOAT32 = 3.4028234e38  # the largest number that a run computes with
+
+
+class Range(NamedTuple):
+    """What a number may be.
+
+    Attributes:
+        least: the smallest.
+        most: the largest.
+        above: whether it is above `least`, which is then refused itself.
+        below: likewise, of `most`.
+    """
+
+    least: float | int
+    most: float | int
+    above: bool = False
+    below: bool = False
+
+
+_STEPS, _SHARE, _ANY = Range(0, 10**9), Range(0, 1, below=True), Range(0, 10**15)
+
+# Every key that is a number, and what it may be; the hyperparameters of optimisers, too, while objectives and selectors
+# refuse those of theirs themselves. A size is at most what some machine could hold, so that a slip of the keyboard is
+# refused before anybody asks for the memory.
+RANGES: Mapping[str, Range] = {
+    "seed": Range(0, 2**63 - 1),
+    "batch_size": Range(1, 2**17),
+    "accumulate": Range(1, 2**14),
+    "epochs": Range(0, 10**6, above=True),
+    "learning_rate": Range(0, FLOAT32),
+    "clip_norm": Range(0, FLOAT32),
+    **dict.fromkeys(("steps", "warmup_steps", "eval_every", "nonfinite_limit"), _STEPS),
+    **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), Range(-1, 2**20)),
+    "diagnostics": Range(0, 2**12),
+    "log_every": Range(1, 10**9),
+    "checkpoint_every": Range(-1, 10**9),
+    "keep_last": Range(1, 10**6),
+    "keep_best": Range(0, 10**6),
+    "data.candidates": Range(1, 2**10),
+    "data.accept": Range(0, 2**10),
+    "data.accept_beta": Range(0, FLOAT32, above=True),
+    "data.degrade": Range(0, 2**8),
+    "data.max_length": Range(2, 2**24),
+    "data.max_prompt_length": Range(1, 2**24),
+    "data.row_length": Range(0, 2**24),
+    "reference.batch_size": Range(0, 2**20),
+    "reference.every": Range(1, 10**9),
+    "reference.mix": Range(0, 1, above=True),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.decay"), _SHARE),
+    **dict.fromkeys((f"optimizer.{name}" for name in ("eps", "eps_root", "initial_scale", "weight_decay")), _ANY),
+    "optimizer.weight_decay_rate": _ANY,
+    "optimizer.min_dim_size_to_factor": Range(1, 10**9),
+    "optimizer.decay_rate": Range(0, 1),
+    "optimizer.clipping_threshold": Range(0, 10**15, above=True),
+}
+
+# Every key that is one of a few words, and which.
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "resume": ("auto", "never", "force"),
+    "nonfinite": ("stop", "skip"),
+    "export_dtype": ("source", "float32", "bfloat16", "float16"),
+    "selection": ("together", "score_first", "cheaper"),
+    "moments": ("float32", "bfloat16"),
+    "schedule": ("constant", "linear", "cosine"),
+    "model.weights": ("load", "random"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("tiles", "cudnn", "splash", "dense"),
+    "model.remat": ("none", "dots", "layer", "offload"),
+    "data.ties": ("drop", "keep"),
+    "data.pairs": ("", "best", "all", "random"),
+    "data.bos": ("tokenizer", "always", "never"),
+    "data.too_long": ("drop", "cut_prompt", "cut_response", "original"),
+    "data.order": ("balanced", "shuffled", "by_length", "source", "original"),
+    "reference.mode": ("cached", "online", "moving", "none"),
+}
 
 
 def get_config() -> ConfigDict:

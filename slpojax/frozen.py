@@ -15,15 +15,13 @@ import jax
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import cached, columns, data, hf, log, models, named, prompts, scores, vocabulary
+from slpojax import cached, columns, data, hf, log, models, prompts, scores, vocabulary
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Columns, Part
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.step import Method
-
-MODES = ("cached", "online", "moving", "none")
 
 
 class Prepared(NamedTuple):
@@ -53,8 +51,6 @@ def refuse(config: Config, asked: Mapping[str, str]) -> None:
         ValueError: says who asks for what, and which key helps.
     """
     mode = config.reference.mode
-    if mode not in MODES:
-        raise named.unknown("config.reference.mode", mode, MODES)
     if "ref" in asked and mode == "none":
         raise ValueError(
             f"{asked['ref']} compares with a reference, but config.reference.mode is 'none'; "
@@ -70,11 +66,6 @@ def refuse(config: Config, asked: Mapping[str, str]) -> None:
         raise ValueError(
             f"{asked['previous']} compares with a second frozen model, the iterate that training starts from; set "
             "--config.reference.previous to its folder"
-        )
-    if mode == "moving" and not (config.reference.every >= 1 and 0 < config.reference.mix <= 1):
-        raise ValueError(
-            f"config.reference.every={config.reference.every} and mix={config.reference.mix}: expected steps from 1 "
-            "and a share above 0, up to 1"
         )
 
 

@@ -15,13 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax import checkpoint, data, flops, log, metrics, named, settings, stopping, sums, tracing
+from slpojax import checkpoint, data, flops, log, metrics, settings, stopping, sums, tracing
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
-
-RESUME = ("auto", "never", "force")
-NONFINITE = ("stop", "skip")
 
 _LISTED = 8  # rows of a batch that a message names
 
@@ -231,9 +228,6 @@ def refuse(config: Config, names: Collection[str]) -> None:
     """
     metrics.profile_steps(config.profile)
     metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
-    for key, names_of in (("resume", RESUME), ("nonfinite", NONFINITE)):
-        if config[key] not in names_of:
-            raise named.unknown(f"config.{key}", config[key], names_of)
     groups = {"eval/diagnostic/": config.diagnostics, "eval/score/": config.scorer}
     checkpoint.check_best_metric(config.best_metric, names, [group for group, asked in groups.items() if asked])
 

@@ -226,7 +226,7 @@ def difference(policy: Logps, ref: Logps) -> str:
     margin = ratio[:, 0] - ratio[:, 1] if ratio.shape[1] > 1 else ratio[:, 0]
     largest = float(np.abs(margin).max())
     if largest == 0.0:
-        return "step 0: policy == reference, every margin is exactly 0 (DPO's loss is log 2 = 0.6931)"
+        return "step 0: policy == reference, every margin of the first batch is exactly 0"
     if largest < 1e-3:
         return f"step 0: policy == reference up to rounding, largest |margin| {largest:.1e} nats (0 expected)"
     return f"step 0: policy != reference, largest |margin| {largest:.3g} nats, mean {float(margin.mean()):+.3g}"

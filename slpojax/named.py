@@ -19,6 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 _MANY = 20  # an error lists no more names than this; what are more has a list of its own somewhere
+_LONG = 80  # characters of a value that an error shows
+
+# The largest hyperparameter: its square times a log-prob's is a float32. The smallest one of an objective beside 0 is
+# its inverse, since some are divided by.
+LARGEST = 1e15
 
 _Value = TypeVar("_Value")
 
@@ -67,9 +72,10 @@ def find(
     function = getattr(module, function_name, None)
     if function is not None and _takes(function, first):
         return function
-    raise unknown(
-        kind, name, known, listed=listed, also=f"any importable module.function whose first parameter is `{first}`"
-    )
+    here = vars(module) if module else {}
+    inside = [f"{module_name}.{other}" for other, value in here.items() if _takes(value, first)]
+    also = f"any importable module.function whose first parameter is `{first}`{near(name, inside)}"
+    raise unknown(kind, name, known, listed=listed, also=also)
 
 
 def find_module(kind: str, name: str, package: str, *, having: Collection[str] = ()) -> ModuleType:
@@ -131,7 +137,19 @@ def unknown(kind: str, name: str, names: Iterable[str], *, listed: str = "", als
         return ValueError(f"unknown {kind} {name!r}; expected {also}")
     there = f"there are {', '.join(known)}" if len(known) <= _MANY else f"there are {len(known)}"
     there += f" ({listed})" if listed else ""
-    return ValueError(f"unknown {kind} {name!r}{near(name, known)}; {there}{f', or {also}' if also else ''}")
+    return ValueError(f"unknown {kind} {shown(name)}{near(name, known)}; {there}{f', or {also}' if also else ''}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: on one line, and in no more than its beginning where it is long.
+
+    Example:
+        >>> shown("many"), shown("x" * 100_000)
+        ("'many'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... (100,002 characters)")
+    """
+    # Python refuses to write out a whole number of thousands of digits, but for bits.
+    text = hex(value) if isinstance(value, int) and value.bit_length() > 999 else repr(value).replace("\n", " ")
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]}... ({len(text):,} characters)"
 
 
 def near(word: str, words: Iterable[str]) -> str:
@@ -144,7 +162,7 @@ def near(word: str, words: Iterable[str]) -> str:
         (' (near: objective.beta)', ' (near: sigmoid)', '')
     """
     known = {str(other).casefold(): str(other) for other in words}
-    word = str(word).casefold()
+    word = str(word).casefold()[:1000]
     last = word.rpartition(".")[2]
     close = [other for other in known if last and other.rpartition(".")[2] == last]
     close += difflib.get_close_matches(word, known, n=3)
@@ -209,14 +227,119 @@ def bind(kind: str, name: str, function: Callable[..., Any], values: Mapping[str
     """Return all hyperparameters: these values, the others by default; `beta=1` on a command line means 1.0.
 
     Raises:
-        ValueError: the function has no such hyperparameter, and lists those it has; or a number is not finite.
+        ValueError: the function has no such hyperparameter, and lists those it has; or see `hyperparameter`.
     """
     known = defaults(function)
     check_keys(kind, name, known, values)
-    numbers = {k: float(v) if type(v) is int and type(known[k]) in (float, str) else v for k, v in values.items()}
-    for key, value in numbers.items():
-        require(not isinstance(value, float) or math.isfinite(value), f"{kind}.{key}", value, "a finite number")
-    return known | numbers
+    bound = known | {key: hyperparameter(f"{kind}.{key}", value, known[key]) for key, value in values.items()}
+    for key in values:
+        for number in _numbers(bound[key]):
+            fits = number == 0 or abs(number) >= 1 / LARGEST
+            require(fits, f"{kind}.{key}", number, f"0, or a number of at least {1 / LARGEST:g}")
+    return bound
+
+
+def hyperparameter(key: str, value: Any, default: Any) -> Any:
+    """Return the value of a hyperparameter, of the type that its default says.
+
+    A word as default also admits a number (a temperature of "length", or 512), and None admits anything that a
+    configuration can hold.
+
+    Args:
+        key: its name, for the error.
+        value: as it was set.
+        default: its default.
+
+    Example:
+        >>> hyperparameter("objective.beta", 1, 0.1), hyperparameter("objective.temperature", 512, "length")
+        (1.0, 512.0)
+
+    Raises:
+        ValueError: the value is of another type, or holds a number that float32 does not compute with.
+    """
+    if default is not None and not is_plain(default):
+        return value
+    value = _plain(value)
+    if default is None:
+        require(is_plain(value), key, value, "a number, a word, or several of them")
+    else:
+        value = typed(key, value, 0.0 if isinstance(default, str) and _is_number(value) else default)
+    for number in _numbers(value):
+        require(abs(number) <= LARGEST, key, value, f"a finite number from {-LARGEST:g} to {LARGEST:g}")
+    return value
+
+
+def within(
+    key: str, value: Any, least: float | int, most: float | int, above: bool = False, below: bool = False
+) -> None:
+    """Refuse a number out of its range.
+
+    Args:
+        key: its name, for the error.
+        value: as it was set; None is no number, and what a key without one has.
+        least: the smallest.
+        most: the largest.
+        above: whether it is above `least`, which is then refused itself.
+        below: likewise, of `most`.
+
+    Example:
+        >>> within("optimizer.b1", 1.0, 0, 1, below=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: optimizer.b1 = 1.0: expected a number from 0 to below 1
+
+    Raises:
+        ValueError: it is out of it; says what was expected.
+    """
+    kind = "a whole number" if isinstance(value, int) else "a number"
+    end = f"{most:,}" if isinstance(most, int) else f"{most:g}"
+    expected = f"{kind} from {'above ' * above}{least} to {'below ' * below}{end}"
+    require(value is None or _is_number(value), key, value, expected)
+    if value is not None:
+        inside = least <= value <= most and not (above and value == least) and not (below and value == most)
+        require(inside, key, value, expected)
+
+
+def typed(key: str, value: Any, like: Any) -> Any:
+    """Return a value as the type of the one that it replaces: 1 for a float is 1.0, 1e4 for an int is 10000.
+
+    Raises:
+        ValueError: it is of another type, or no number that a float can be.
+    """
+    value = _plain(value)
+    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        large = abs(value) >= 2**1000
+        return (math.inf if value > 0 else -math.inf) if large else float(value)  # as float("1e400") is
+    if isinstance(like, int) and not isinstance(like, bool) and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e4 steps
+    if type(value) is not type(like):
+        name = type(like).__name__
+        raise ValueError(f"{key}: got {shown(value)}, expected a{'n' * (name[0] in 'aeiou')} {name} such as {like!r}")
+    return value
+
+
+def is_plain(value: Any) -> bool:
+    """Say whether JSON can hold `value` (a tuple becomes a list, which comes back as a tuple)."""
+    plain = isinstance(value, type(None) | bool | int | float | str)
+    return plain or (isinstance(value, tuple | list) and all(map(is_plain, value)))
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy or JAX as Python's, and anything else as it is."""
+    scalar = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    return value.item() if scalar and value.ndim == 0 else value
+
+
+def _numbers(value: Any) -> Iterator[float | int]:
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from _numbers(one)
+    elif _is_number(value):
+        yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_keys(kind: str, name: str, known: Collection[str], keys: Iterable[str]) -> None:
@@ -228,7 +351,8 @@ def check_keys(kind: str, name: str, known: Collection[str], keys: Iterable[str]
     for key in keys:
         if key not in known:
             raise ValueError(
-                f"{kind} {name!r} has no hyperparameter {key!r}{near(key, known)}; it has {', '.join(known) or 'none'}"
+                f"{kind} {shown(name)} has no hyperparameter {shown(key)}{near(key, known)}; it has "
+                f"{', '.join(known) or 'none'}"
             )
 
 
@@ -261,7 +385,7 @@ def require(holds: Any, key: str, value: Any, expected: str) -> None:
         ValueError: `holds` is false; names the key, the value and what was expected.
     """
     if not isinstance(holds, jax.core.Tracer) and not np.all(holds):
-        raise ValueError(f"{key} = {value!r}: expected {expected}")
+        raise ValueError(f"{key} = {shown(value)}: expected {expected}")
 
 
 def numeric(values: Mapping[str, Any], same: Callable[[dict[str, jax.ShapeDtypeStruct]], bool]) -> tuple[str, ...]:

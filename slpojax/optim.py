@@ -16,6 +16,7 @@ import optax
 
 from slpojax import named
 from slpojax.base import Array, Float, Int, Params
+from slpojax.defaults import RANGES
 
 # Keyword hyperparameters and their defaults. rmsprop and adamw are PyTorch's (no decay of weights unless asked for),
 # lion and adafactor are their papers'. The state has the parameters' dtype, float32, unless `build` gets another.
@@ -198,16 +199,20 @@ def build(
         **kwargs: some of the hyperparameters that `defaults(name)` lists.
 
     Raises:
-        ValueError: an unknown name, schedule, hyperparameter or dtype of the moments.
+        ValueError: an unknown name, schedule, hyperparameter or dtype of the moments, or a value out of its range.
     """
     settings = defaults(name)
     named.check_keys("optimizer", name, settings, kwargs)
+    for key, value in kwargs.items():
+        settings[key] = named.hyperparameter(f"optimizer.{key}", value, settings[key])
+        if f"optimizer.{key}" in RANGES:
+            named.within(f"optimizer.{key}", settings[key], *RANGES[f"optimizer.{key}"])
     named.choose("schedule", schedule, _SHAPES)
     rounded = named.choose("moments", moments, _MOMENTS)
 
     def at(peak: float | Float[Array, ""]) -> optax.GradientTransformation:
         rate = make_schedule(schedule, learning_rate=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-        rule = getattr(optax, name)(rate, **{**settings, **kwargs})
+        rule = getattr(optax, name)(rate, **settings)
         rule = rounded(per_layer(rule) if name == "adafactor" else rule)
         return optax.chain(clip_by_norm(clip_norm), rule) if clip_norm > 0 else rule
 
@@ -225,6 +230,12 @@ def build(
         return rule.update(gradients, state, params)
 
     return optax.GradientTransformationExtraArgs(fixed.init, update)
+
+
+def updates(state: Any) -> Int[Array, ""]:
+    """Return how many updates the state of an optimiser from `build` has behind it: what its schedule counts."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return next(leaf for path, leaf in leaves if getattr(path[-1], "name", "") == "count")
 
 
 _MOMENTS: dict[str, Callable[[optax.GradientTransformation], optax.GradientTransformation]] = {

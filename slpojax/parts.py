@@ -29,7 +29,9 @@ def load(config: Config, bench: Bench) -> list[Part]:
 
     parts = [part("train", d.path, d.split, d.rows)]
     if d.eval_path or d.eval_split or d.eval_rows:
-        parts.append(part("eval", d.eval_path or d.path, d.eval_split or d.split, d.eval_rows))
+        held_out = part("eval", d.eval_path or d.path, d.eval_split or d.split, d.eval_rows)
+        report = data.with_overlap(held_out.report, held_out.examples, parts[0].examples)
+        parts.append(held_out._replace(report=report))
     vocabulary.require_ids(
         {part.name: part.examples for part in parts},
         models.vocabulary(bench.hf_config, max_length=d.max_length, family=config.model.family),

@@ -7,6 +7,7 @@ hyperparameters they have, it learns from `Choices`.
 import ast
 import inspect
 import json
+import math
 import pathlib
 import re
 import runpy
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from slpojax import named
-from slpojax.defaults import get_config
+from slpojax.defaults import RANGES, WORDS, get_config
 
 # Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
 # name that does not exist.
@@ -26,7 +27,8 @@ Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
 
 Config = ConfigDict | FrozenConfigDict  # what `resolve` returns, and what bench and acts read
 
-_PLAIN = (type(None), bool, int, float, str)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # of them, what is no character at all
+_LONGEST, _PART = 2**14, 255  # characters of a text; bytes of a file's name, more of which no file system takes
 
 
 def from_command_line(arguments: Sequence[str], *, default: str, choices: Choices) -> FrozenConfigDict:
@@ -65,11 +67,11 @@ def parse(arguments: Sequence[str], *, default: str) -> tuple[str, dict[str, str
             continue
         match = re.fullmatch(r"--?config(?:\.([\w.]+))?(?:=(.*))?", argument, flags=re.DOTALL)
         if match is None:
-            raise ValueError(f"{argument}: expected --config=FILE or --config.KEY=VALUE")
+            raise ValueError(f"{_short(argument)}: expected --config=FILE or --config.KEY=VALUE")
         key, value = match.groups()
         if value is None:
             if not rest or rest[0].startswith("--"):
-                raise ValueError(f"{argument}: expected a value, as in {argument}=...")
+                raise ValueError(f"{_short(argument)}: expected a value, as in {_short(argument)}=...")
             value = rest.pop(0)
         if key is None:
             path = value
@@ -82,22 +84,34 @@ def load_file(path: str) -> ConfigDict:
     """Return what `get_config()` of the Python file at `path` returns.
 
     Raises:
-        ValueError: no such file, no `get_config` in it, or it sets a key that `slpojax/defaults.py` lacks.
+        ValueError: no such file, no Python, no `get_config` in it, or it sets a key that `slpojax/defaults.py` lacks,
+            or lacks one that is there.
     """
     file = pathlib.Path(path)
     if not file.is_file():
         raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{named.near_paths(path)}")
-    namespace = runpy.run_path(path)
+    try:
+        namespace = runpy.run_path(path)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        where = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else "not UTF-8"
+        raise ValueError(f"--config={path}: the file is no Python ({where}); see configs/base.py") from error
     if "get_config" not in namespace:
         raise ValueError(f"--config={path}: the file has no function get_config(); see slpojax/defaults.py")
     try:
-        return namespace["get_config"]()
+        config = namespace["get_config"]()
     except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises for unknown keys and types
         raise ValueError(f"--config={path}: {error}") from error
+    has = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
+    if lacks := flat(get_config().to_dict()).keys() - has.keys():
+        raise ValueError(
+            f"--config={path}: get_config() returned {type(config).__name__}, which lacks {len(lacks)} keys such as "
+            f"{min(lacks)}; start from configs.base.get_config() and change some of them"
+        )
+    return config
 
 
 def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choices) -> FrozenConfigDict:
-    """Return `config` with `overrides` applied, every key and type checked, and every hyperparameter spelt out.
+    """Return `config` with `overrides` applied, every key, type and range checked, and every hyperparameter spelt out.
 
     A group of `choices` holds the name of a function and that function's own keyword arguments. Where an override
     changes the name, the hyperparameters in `config` belonged to another function and are dropped: the new function
@@ -109,7 +123,7 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
         choices: group -> (name -> the keyword arguments that this function has, with their defaults).
 
     Raises:
-        ValueError: a key, a hyperparameter or a type is wrong; the message names it and lists near matches.
+        ValueError: a key, a hyperparameter, a type or a value is wrong; the message names it and lists near matches.
     """
     result = _with_tuples(config.to_dict())
     chosen: dict[str, dict[str, Any]] = {group: {} for group in choices}
@@ -127,7 +141,61 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
         node[leaf] = _convert(f"config.{key}", value, node[leaf])
     for group, defaults in choices.items():
         result[group] = _choose(group, result[group], chosen[group], defaults)
+    for key, value in flat(result).items():
+        check(key, value)
     return FrozenConfigDict(result)
+
+
+def check(key: str, value: Any) -> None:
+    """Refuse a value of a key that no run can mean, whatever the rest of the configuration.
+
+    Example:
+        >>> check("reference.mix", 1.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: config.reference.mix = 1.5: expected a number from above 0 to 1
+
+    Raises:
+        ValueError: it is out of its range, none of its words, or a text that no file and no name can be.
+    """
+    if key in WORDS and value not in WORDS[key]:
+        raise named.unknown(f"config.{key}", value, [word or "'' (nothing)" for word in WORDS[key]])
+    if key in RANGES:
+        named.within(f"config.{key}", value, *RANGES[key])
+    if isinstance(value, str):
+        _check_text(f"config.{key}", value)
+
+
+def notes(config: ConfigDict, steps: int, *, reference: bool) -> list[str]:
+    """Return what a run of this configuration will do that its keys do not say at first sight, a line each.
+
+    Args:
+        config: every key of slpojax/defaults.py.
+        steps: of the run.
+        reference: whether the objective compares with a reference.
+    """
+    lines, d = [], config.data
+    if config.warmup_steps >= steps:
+        reached = steps / (config.warmup_steps + 1)
+        lines.append(
+            f"warning: the warm-up of {config.warmup_steps:,} steps is as long as the run of {steps:,}: the learning "
+            f"rate ends at {reached:.0%} of its peak; lower config.warmup_steps"
+        )
+    evaluated = config.world or d.eval_path or d.eval_split or d.eval_rows
+    often, every = config.checkpoint_every, config.eval_every
+    if config.keep_best and often > 0 and evaluated and (every == 0 or often % every):
+        both = math.lcm(often, every)
+        ranked = f"those of every {both:,} steps and " if 0 < both < steps else ""
+        lines.append(
+            f"warning: keep_best={config.keep_best} ranks {ranked}the last checkpoint alone: no evaluation falls on "
+            f"the others; let config.checkpoint_every={often} be a multiple of eval_every={every}"
+        )
+    if reference and config.model.dtype == "bfloat16":
+        lines.append(
+            "model.dtype=bfloat16: a step scores the policy by another program than the reference was scored by; until "
+            "the policy moves, margins in training are rounding (0.05 nats and more), while those of evaluations are 0"
+        )
+    return lines
 
 
 def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:
@@ -167,15 +235,17 @@ def load(text: str) -> FrozenConfigDict:
 
 def _choose(group: str, current: dict[str, Any], overrides: dict[str, Any], defaults: Callable) -> dict[str, Any]:
     """Return {"name": ..., and every hyperparameter of that function}."""
-    name = overrides.get("name", current["name"])
+    name = named.typed(f"config.{group}.name", overrides.get("name", current["name"]), "")
+    _check_text(f"config.{group}.name", name)
     known = defaults(name)
     inherited = current if name == current["name"] else {}
-    values = {"name": name} | {key: value for key, value in known.items() if _is_plain(value)}
+    values = {"name": name} | {key: value for key, value in known.items() if named.is_plain(value)}
     for key, value in (inherited | overrides).items():
         if key == "name":
             continue
         named.check_keys(f"config.{group}", name, known, [key])
-        values[key] = _convert_hyperparameter(f"config.{group}.{key}", value, known[key])
+        value = _literal(value) if isinstance(value, str) else value
+        values[key] = named.hyperparameter(f"config.{group}.{key}", value, known[key])
     return values
 
 
@@ -185,39 +255,23 @@ def _convert(key: str, value: Any, old: Any) -> Any:
         raise ValueError(f"{key}: a group of keys; set one of {', '.join(f'{key}.{leaf}' for leaf in old)}")
     if isinstance(value, str) and not isinstance(old, str):
         value = _literal(value)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
-        return int(value)  # 1e4 steps
-    if type(value) is not type(old):
-        raise ValueError(f"{key}: got {value!r}, expected {_article(old)} such as {old!r}")
-    return value
+    return named.typed(key, value, old)
 
 
-def _convert_hyperparameter(key: str, value: Any, default: Any) -> Any:
-    """Return `value` read as a literal, and checked where the default's type says what it can be.
-
-    A word as default also admits a number (a temperature of "length", or 512), and None admits anything.
-    """
-    value = _literal(value) if isinstance(value, str) else value
-    if default is None or not _is_plain(default):
-        return value
-    if isinstance(default, str) and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return value
-    return _convert(key, value, default)
+def _check_text(key: str, text: str) -> None:
+    """Refuse a text that can be neither a name nor a path, nor several of them."""
+    named.require(len(text) <= _LONGEST, key, text, f"at most {_LONGEST:,} characters")
+    named.require(not _CONTROL.search(text), key, text, "a text on one line, without control characters")
+    longest = max((len(part.encode(errors="replace")) for part in re.split("[/,+]", text)), default=0)
+    named.require(longest <= _PART, key, text, f"names of files of at most {_PART} bytes")
 
 
 def _literal(text: str) -> Any:
     """Return the Python value that `text` spells, `true` and `false` included, or the text itself."""
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # the last two of deep nests of brackets
         return text
-
-
-def _is_plain(value: Any) -> bool:
-    """Say whether JSON can hold `value` (a tuple becomes a list, which comes back as a tuple)."""
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple | list) and all(map(_is_plain, value)))
 
 
 def _with_tuples(tree: Any) -> Any:
@@ -228,6 +282,7 @@ def _with_tuples(tree: Any) -> Any:
 
 def _shipped(path: str) -> str:
     """Return where a configuration file lies: as it is written, or, for `configs/...`, beside the installed package."""
+    _check_text("--config", path)
     shipped = pathlib.Path(__file__).resolve().parents[1] / path
     if pathlib.Path(path).exists() or pathlib.Path(path).parts[:1] != ("configs",) or not shipped.is_file():
         return path
@@ -237,12 +292,13 @@ def _shipped(path: str) -> str:
 
 def _unknown(key: str, known: Iterable[str]) -> NoReturn:
     near = re.sub("(?<=[:,] )", "config.", named.near(key, known))
-    raise ValueError(f"unknown key 'config.{key}'{near}; --help lists all, and slpojax/defaults.py explains each")
+    raise ValueError(
+        f"unknown key {named.shown(f'config.{key}')}{near}; --help lists all, and slpojax/defaults.py explains each"
+    )
 
 
-def _article(value: Any) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+def _short(argument: str) -> str:
+    return argument if argument.isprintable() and len(argument) <= _PART else named.shown(argument)
 
 
 def _help(path: str, config: ConfigDict) -> str:

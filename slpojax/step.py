@@ -159,7 +159,7 @@ def on_examples(
         inputs: what it may ask for, by name: "policy", "ref", "previous" ([B, K, T] log-probs), "prompt" ([B, P]),
             "score" [B, K], "label" and "weight" [B], those of the head and of readers [B, K, T], "state"; what nobody
             asks for may be missing or None.
-        key: split over the examples.
+        key: split over the examples by their places in the batch; or a key for each, [B].
         selector: picks the candidates that the objective sees, without gradient; None for all.
         hyper: hyperparameters that take the place of those that objective and selector were built with.
 
@@ -168,7 +168,8 @@ def on_examples(
     """
     inputs = {"ref": None, "probability": inputs["score"], **inputs}
     count = inputs["score"].shape[0]
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, count))  # one for the selector, one for the objective
+    of_example = key if key.ndim else jax.random.split(key, count)
+    keys = jax.vmap(jax.random.split)(of_example)  # one for the selector, one for the objective
     names = objective.needs | (selector.needs | {"policy", "ref"} if selector else frozenset())
     arguments = {name: inputs[name] for name in names - {"key"}} | {"keys": keys}
     axes = {name: None if name == "state" else 0 for name in arguments}

@@ -123,8 +123,8 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
-    outputs.check(config.output)
     benches.refuse(config)
+    outputs.check(config.output)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows

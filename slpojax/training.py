@@ -13,13 +13,16 @@ import jax
 import numpy as np
 import optax
 
-from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, step
+from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, settings, step
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.step import Method, Metrics, Views
+
+# Examples of a run and cells of a batch that a host has the memory for: some ten gigabytes each.
+_MOST_EXAMPLES, _MOST_CELLS = 10**9, 2**29
 
 
 class Layout(NamedTuple):
@@ -124,17 +127,30 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
         devices: over which the rows are split; each takes its share of the micro-batches.
 
     Raises:
-        ValueError: the examples fill no batch, or do not fit the rows.
+        ValueError: the examples fill no batch, do not fit the rows, or are more than memory takes.
     """
     examples, prompts = parts[0], "prompt" in method.needs
     size, packing = config.batch_size, {"row_length": config.data.row_length, "pack": config.data.pack}
     steps, unused = data.passes(len(examples), size, epochs=config.epochs, steps=config.steps)
+    if not steps:
+        raise ValueError(
+            f"config.epochs={config.epochs:g} of {len(examples):,} examples do not fill one batch of config.batch_size="
+            f"{size:,}; lower batch_size, or raise epochs"
+        )
+    if steps * size > _MOST_EXAMPLES:
+        raise ValueError(
+            f"{steps:,} steps of batch_size={size:,} are more than {_MOST_EXAMPLES:,} examples, whose order is kept in "
+            f"memory; lower config.{'steps' if config.steps else 'epochs'} or batch_size"
+        )
     order = data.order(examples.lengths, size, seed=config.seed, steps=steps, kind=config.data.order)
-    if config.accumulate < 1:
-        raise ValueError(f"config.accumulate={config.accumulate}: expected a number of micro-batches from 1")
     groups = devices.devices * -(-config.accumulate // devices.devices)  # a device's micro-batches: all, shared out
     first = score_first(config, method, examples)
     train = data.plan(examples, order, multiple_of=groups, prompts=prompts and not first, **packing)
+    if train.rows * train.length > _MOST_CELLS:
+        raise ValueError(
+            f"a batch is {train.rows:,} rows of {train.length:,} tokens, more than {_MOST_CELLS:,} cells; lower "
+            "config.data.row_length, accumulate or batch_size"
+        )
     picked = None
     if method.selector and first:
         picks = selectors.count(method.selector, train.candidates) - 1
@@ -146,7 +162,9 @@ def layout(config: Config, method: Method, parts: Sequence[data.Examples], devic
 
 
 def describe(config: Config, method: Method, layout: Layout) -> None:
-    """Show what the selector takes from the objective, and how its candidates are scored."""
+    """Show what the keys do not say at first sight, what a selector takes from the objective, and how it scores."""
+    for note in settings.notes(config, layout.steps, reference="ref" in method.needs):
+        log.say(note)
     if method.selector is None:
         return
     for key, value in method.selector.hyperparameters.items():
@@ -158,13 +176,7 @@ def describe(config: Config, method: Method, layout: Layout) -> None:
 
 
 def score_first(config: Config, method: Method, examples: data.Examples) -> bool:
-    """Tell whether all candidates are scored without gradient before the picked ones are trained on.
-
-    Raises:
-        ValueError: `config.selection` is none of cheaper, together and score_first.
-    """
-    if config.selection not in ("cheaper", "together", "score_first"):
-        raise ValueError(f"config.selection={config.selection!r}: expected cheaper, together or score_first")
+    """Tell whether all candidates are scored without gradient before the picked ones are trained on."""
     if method.selector is None or config.selection != "cheaper":
         return method.selector is not None and config.selection == "score_first"
     picks = selectors.count(method.selector, examples.candidates) - 1
@@ -182,8 +194,6 @@ def _at_once(config: Config, parts: Sequence[data.Examples]) -> int:
     count = [len(examples) for examples in parts]
     batches = -(-min(count) // (4 * micro))
     size = config.reference.batch_size or max(micro, -(-min(count) // batches))
-    if size < 1:
-        raise ValueError(f"config.reference.batch_size={size}: expected examples, or 0 for a number that fits")
     return min(size, max(count))
 
 
@@ -221,6 +231,7 @@ def make(
     update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
     if config.nonfinite == "skip":
         update = step.skipping(update)
+    update = _with_rate(config, layout.steps, update)
     picks = None
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
@@ -242,6 +253,25 @@ def make(
             _operations, weights, ref_weights, method, picks is not None, online or method.moving is not None
         ),
     )
+
+
+def _with_rate(config: Config, steps: int, update: step.Update) -> step.Update:
+    """Return an update whose metrics have the learning rate that it used, `learning_rate`."""
+
+    @functools.wraps(update)  # its name is the compiled program's
+    def with_rate(
+        state: State, frozen: Frozen, batch: Batch, hyper: step.Hyper = step.AS_BUILT
+    ) -> tuple[State, Metrics]:
+        rate = optim.make_schedule(
+            config.schedule,
+            learning_rate=config.learning_rate if hyper.learning_rate is None else hyper.learning_rate,
+            warmup_steps=config.warmup_steps,
+            total_steps=steps,
+        )
+        after, metrics = update(state, frozen, batch, hyper)
+        return after, metrics | {"learning_rate": rate(optim.updates(state.optimizer))}
+
+    return with_rate
 
 
 def batch_like(shapes: Shapes, devices: Grid, *, cached: bool) -> Batch:

@@ -54,10 +54,10 @@ def test_parts_belong_to_their_key_alone(tmp_path):
         cached.save_part(one, {"a": np.int32([n])})
     cached.save_part(two, ARRAYS)
     assert cached.load(one).whole is None
-    assert [part["a"].tolist() for part in cached.load(one).parts] == [[0], [1], [2]]
+    assert [part["a"].tolist() for part in cached.load(one).parts.values()] == [[0], [1], [2]]
     cached.save(one, ARRAYS)
     stored = cached.load(one)
-    assert stored.parts == [] and stored.reason == "" and stored.whole.keys() == ARRAYS.keys()
+    assert stored.parts == {} and stored.reason == "" and stored.whole.keys() == ARRAYS.keys()
     assert len(cached.load(two).parts) == 1, "the neighbour's part is still there"
     assert len(os.listdir(tmp_path)) == 2
 
@@ -70,16 +70,32 @@ def test_a_damaged_file_is_never_taken(tmp_path):
     good = path.read_bytes()
     for name, array in cached.load(own).whole.items():
         np.testing.assert_array_equal(array, ARRAYS[name])
-    damaged = cached.Stored(None, [], "1 damaged file(s) not used")
+
+    def is_damaged(of):
+        return cached.load(of) == cached.Stored(None, {}, f"damaged, and computed anew: {cached.file(of)}")
+
     for size in range(0, len(good), 7):
         path.write_bytes(good[:size])
-        assert cached.load(own) == damaged, size
+        assert is_damaged(own), size
     at = good.index(ARRAYS["b"].tobytes()) + 90
     path.write_bytes(good[:at] + b"\xff" + good[at + 1 :])
-    assert cached.load(own) == damaged
+    assert is_damaged(own)
+    for at in range(0, len(good), 5):  # a bit anywhere, in what says how the rest is to be read, too
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x81]) + good[at + 1 :])
+        assert is_damaged(own) or all(np.array_equal(x, ARRAYS[name]) for name, x in cached.load(own).whole.items())
     path.write_bytes(good)
     path.rename(cached.file(entry(tmp_path, length="2")))  # a file whose name does not tell its key
-    assert cached.load(entry(tmp_path, length="2")) == damaged
+    assert is_damaged(entry(tmp_path, length="2"))
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_and_a_file_in_that_of_the_folder(tmp_path):
+    own = entry(tmp_path)
+    cached.file(own).mkdir()
+    with pytest.raises(ValueError, match=r"\.npz is a folder, where .* is to be cached; move it, or set"):
+        cached.load(own)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, where"):
+        cached.load(entry(tmp_path / "file"))
 
 
 def test_what_a_kill_leaves_of_a_file_that_was_being_written_is_not_in_the_way(tmp_path):

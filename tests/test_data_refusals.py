@@ -41,6 +41,11 @@ def test_what_nobody_lacks_is_not_refused():
     ("asked", "options", "message"),
     [
         (
+            {"ref": "objective dpo.sigmoid"},
+            {"settings": {"mismatched": True}},
+            "config.data.mismatched=True .* objective dpo.sigmoid would take for .*; set it to False",
+        ),
+        (
             {"label": "objective unpaired.kto"},
             {},
             r"^objective unpaired.kto asks for labels, which data.format=pairs .*unpair=True --config.data.mismatched",
@@ -84,7 +89,11 @@ def test_what_nobody_lacks_is_not_refused():
             r"config.diagnostics=4 compares",
         ),
         ({}, {"parts": both(labelled=True), "diagnostics": 4}, r"config.diagnostics=4 compares"),
-        ({}, {"parts": both(), "settings": {"mismatched": True}, "diagnostics": 4}, r"config.diagnostics=4 compares"),
+        (
+            {"label": "objective unpaired.kto"},
+            {"parts": both(labelled=True), "settings": {"mismatched": True}, "diagnostics": 4},
+            r"config.diagnostics=4 compares",
+        ),
         ({}, {"diagnostics": 4}, r"^config.diagnostics=4 looks at held-out examples, but there are none"),
     ],
 )

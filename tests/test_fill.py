@@ -75,6 +75,18 @@ def test_devices_share_the_micro_batches_of_one(accumulate, devices, each):
     assert shapes.groups == each * devices and shapes.rows % shapes.groups == 0
 
 
-def test_no_micro_batch_is_an_error():
-    with pytest.raises(ValueError, match=r"config.accumulate=0: expected a number of micro-batches from 1"):
-        layout_of(config_of("dpo_hh", accumulate=0), made_up(2)[0], 1)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0.01, "batch_size": 64}, r"epochs=0.01 of .* do not fill one batch of config.batch_size=64; lower"),
+        (
+            {"steps": 10**9, "batch_size": 2**17},
+            r"steps of batch_size=131,072 are more .* lower config.steps",
+        ),
+        ({"steps": 1, "accumulate": 2**14, "data.row_length": 2**20}, r"rows of 1,048,576 tokens, more .*; lower"),
+    ],
+    ids=str,
+)
+def test_runs_that_are_too_short_or_too_large_are_refused_before_memory_is_asked_for(changes, message):
+    with pytest.raises(ValueError, match=message):
+        layout_of(config_of("dpo_hh", **changes), made_up(2)[0], 1)

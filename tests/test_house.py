@@ -16,7 +16,8 @@ import pytest
 
 import slpojax
 from configs import base
-from slpojax import defaults, settings
+from slpojax import defaults, hf, models, optim, settings
+from slpojax.data import candidates, orders, pairing, tokenise, too_long
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "slpojax"
@@ -173,6 +174,40 @@ def test_keys_that_change_no_number_are_keys_or_groups_of_them():
     assert len(set(listed)) == len(listed)
     for name in listed:
         assert name in KEYS or any(key.startswith(f"{name}.") for key in KEYS), name
+
+
+def test_every_key_that_is_a_number_has_a_range_and_every_default_is_allowed():
+    keys = settings.flat(base.get_config().to_dict())
+    numbers = {key for key, value in keys.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    assert numbers == {key for key in defaults.RANGES if not key.startswith("optimizer.")}
+    assert defaults.WORDS.keys() <= keys.keys()
+    for key, value in keys.items():
+        settings.check(key, value)
+
+
+def test_every_hyperparameter_of_an_optimiser_that_is_a_number_has_a_range():
+    for name in optim._DEFAULTS:
+        for key, value in optim.defaults(name).items():
+            assert isinstance(value, bool) or f"optimizer.{key}" in defaults.RANGES, key
+            settings.check(f"optimizer.{key}", value)
+
+
+def test_the_words_of_a_key_are_those_of_the_table_that_reads_it():
+    tables = {
+        "schedule": optim._SHAPES,
+        "moments": optim._MOMENTS,
+        "model.dtype": models._DTYPES,
+        "model.attention": models.ATTENTIONS,
+        "model.remat": models.REMATS,
+        "data.ties": candidates.TIES,
+        "data.pairs": ("", *pairing.KINDS),
+        "data.bos": tokenise.BOS,
+        "data.too_long": too_long.POLICIES,
+        "data.order": orders.KINDS,
+        "export_dtype": hf.EXPORT_DTYPES,
+    }
+    for key, table in tables.items():
+        assert set(defaults.WORDS[key]) == set(table), key
 
 
 def test_every_key_has_a_comment():

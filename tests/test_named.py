@@ -1,5 +1,7 @@
 """Names of a configuration: found in the package or anywhere, bound, or refused with what was probably meant."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,3 +110,58 @@ def test_which_numbers_may_be_traced():
 def test_trees_are_flattened_in_their_order():
     tree = {"b": {"y": 1, "x": {}, "z": (1, 2)}, "a": None}
     assert list(named.flatten(tree, ".").items()) == [("b.y", 1), ("b.z", (1, 2)), ("a", None)]
+
+
+@pytest.mark.parametrize(
+    ("value", "default", "words"),
+    [
+        ("x", 0.1, "beta: got 'x', expected a float such as 0.1"),
+        (True, 0.1, "beta: got True, expected a float"),
+        (None, 0.1, "beta: got None"),
+        ([1.0], 0.1, "beta: got"),
+        (1.5, 1, "beta: got 1.5, expected an int such as 1"),
+        (True, "length", "beta: got True, expected a str"),
+        ({"a": 1}, None, "beta = {'a': 1}: expected a number, a word, or several of them"),
+        (-(10**400), 0.1, "beta = -inf: expected a finite number from -1e+15 to 1e+15"),
+        (math.nan, "length", "beta = nan: expected"),
+        ((0.9, -1e300), (0.9, 0.95), "expected a finite number from"),
+        (1e38, None, "beta = 1e+38: expected"),
+    ],
+)
+def test_a_hyperparameter_of_another_type_or_size_is_refused(value, default, words):
+    with pytest.raises(ValueError) as caught:
+        named.hyperparameter("beta", value, default)
+    assert words in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_hyperparameters_take_the_type_of_their_default():
+    for value, default, expected in [
+        (np.float32(0.5), 0.1, 0.5),
+        (jnp.int32(3), 0.1, 3.0),
+        (3.0, 1, 3),
+        (2, "objective", 2.0),
+    ]:
+        got = named.hyperparameter("beta", value, default)
+        assert got == expected and type(got) is type(expected)
+    assert named.hyperparameter("norm", max, min) is max
+
+
+def test_a_hyperparameter_whose_inverse_is_no_float32_is_refused():
+    def objective(policy, *, beta=0.1):
+        return policy, beta
+
+    assert named.bind("objective", "o", objective, {"beta": 0})["beta"] == 0.0
+    with pytest.raises(ValueError, match="objective.beta = 1e-30: expected 0, or a number of at least 1e-15"):
+        named.bind("objective", "o", objective, {"beta": 1e-30})
+
+
+@pytest.mark.parametrize("name", ["subprocess.run", "nosuch.orca", "pares", "", "a..b", "hh\0", "x" * 100_000])
+def test_a_function_of_another_signature_or_none_is_refused_and_never_called(name):
+    with pytest.raises(ValueError, match="unknown data.format .*whose first parameter is `record`") as caught:
+        named.find("data.format", name, {"pairs": max}, first="record")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_near_function_of_the_module_that_was_named_is_shown():
+    with pytest.raises(ValueError, match="near: slpojax.data.formats.pairs"):
+        named.find("data.format", "slpojax.data.formats.pears", {}, first="record")

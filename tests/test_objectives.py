@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import textwrap
 
 import jax
@@ -341,10 +342,10 @@ def test_what_a_module_of_ones_own_misses_is_said(own):
 
 
 @pytest.mark.parametrize("name", objectives.names())
-def test_a_number_that_is_not_finite_is_refused(name):
+def test_a_number_that_float32_does_not_compute_with_is_refused(name):
     for key, default in objectives.defaults(name).items():
-        for value in (math.inf, -math.inf, math.nan) if isinstance(default, float) else ():
-            with pytest.raises(ValueError, match=rf"objective.{key} = {value}: expected a finite number"):
+        for value in (math.inf, -math.inf, math.nan, 1e38) if isinstance(default, float) else ():
+            with pytest.raises(ValueError, match=rf"objective.{key} = {re.escape(str(value))}: expected a finite"):
                 objectives.build(name, **{key: value})
 
 
@@ -522,3 +523,13 @@ def test_one_program_serves_many_values(name):
 )
 def test_which_numbers_may_be_arrays(own, name, settings, expected):
     assert objectives.numeric(objectives.build(name, **settings)) == expected
+
+
+def test_mse_of_a_mass_of_exactly_one_is_finite():
+    """No token of a complement that is `ABSENT`: a square of 1e30 would be no float32."""
+    ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+    sure = Logps(jnp.float32([[0.0], [-1.0]]), jnp.float32([[ABSENT], [-0.46]]), jnp.int32([1, 1]))
+    loss, gradient = jax.value_and_grad(lambda token: objectives.find("slpo.mse")(sure._replace(token=token), ref)[0])(
+        sure.token
+    )
+    assert np.isfinite(loss) and np.all(np.isfinite(gradient)) and gradient[0, 0] > 0

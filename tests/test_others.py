@@ -245,6 +245,14 @@ def test_kto_where_responses_in_general_fall_is_apo_zero():
     close(kto, apply("unpaired.apo_zero_unpaired", given | {"ref": lower}))
 
 
+@pytest.mark.parametrize("labels", [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+def test_there_is_no_margin_where_a_batch_has_one_label_alone(labels):
+    metrics = apply("unpaired.apo_zero_unpaired", data().given() | {"label": jnp.float32(labels)})[1]
+    there, absent = ("chosen", "rejected") if labels[0] else ("rejected", "chosen")
+    assert np.all(metrics["rewards/margins"] == 0) and np.all(metrics[f"rewards/{absent}"] == 0)
+    assert np.all(metrics[f"rewards/{there}"] != 0)
+
+
 def test_inpo_with_tau_at_eta_is_ipo_in_sums():
     given = data().given()
     inpo = apply("games.inpo", given, eta=0.2, tau=0.2)

@@ -66,7 +66,7 @@ def test_another_name_starts_from_its_own_defaults():
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        ("512", "temperature", 512),
+        ("512", "temperature", 512.0),
         ("length", "temperature", "length"),
         ("1.5", "clip", 1.5),
         ("(0.8, 0.9)", "betas", (0.8, 0.9)),
@@ -111,6 +111,51 @@ def test_mistakes_are_named(overrides, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("learning_rate", "-5", "config.learning_rate = -5.0: expected a number from 0 to"),
+        ("learning_rate", "1e999", "config.learning_rate = inf: expected a number from 0 to"),
+        ("learning_rate", "1" + "0" * 400, "config.learning_rate = inf: expected"),
+        ("learning_rate", "nan", "config.learning_rate: got 'nan', expected a float"),
+        ("warmup_steps", "-1", "config.warmup_steps = -1: expected a whole number from 0 to"),
+        ("clip_norm", "-1", "config.clip_norm = -1.0"),
+        ("batch_size", "999999999999", "config.batch_size = 999999999999: expected a whole number from 1 to 131,072"),
+        ("accumulate", "0", "config.accumulate = 0: expected a whole number from 1 to"),
+        ("seed", "-1", "config.seed = -1: expected a whole number from 0"),
+        ("epochs", "0", "config.epochs = 0.0: expected a number from above 0"),
+        ("checkpoint_every", "-7", "config.checkpoint_every = -7: expected a whole number from -1"),
+        ("reference.batch_size", "-1", "config.reference.batch_size = -1: expected"),
+        ("reference.mix", "1.5", "config.reference.mix = 1.5: expected a number from above 0 to 1"),
+        ("optimizer.b1", "1", "config.optimizer.b1 = 1.0: expected a number from 0 to below 1"),
+        ("schedule", "liner", "unknown config.schedule 'liner' (near: linear); there are constant, linear, cosine"),
+        ("objective.beta", "1e38", "config.objective.beta = 1e+38: expected a finite number from -1e+15 to 1e+15"),
+        ("batch_size", "x" * 100_000, "config.batch_size: got 'xxx"),
+        ("x" * 100_000, "1", "unknown key 'config.xxx"),
+        ("steps", "(" * 5000, "config.steps: got '((("),
+        ("model.path", "x" * 300, "config.model.path = 'xxx"),
+        ("data.path", "a\x00b", "config.data.path = 'a\\x00b': expected a text on one line"),
+        ("output", "a/" * 50_000, "expected at most 16,384 characters"),
+    ],
+)
+def test_values_that_no_run_can_mean_are_refused_in_a_short_line(key, text, words):
+    with pytest.raises(ValueError) as caught:
+        resolve({key: text})
+    assert words in str(caught.value) and len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_names_of_files_may_hold_any_letter():
+    for path in ("runs/é 語\u3000x", "a\u200db \N{PARTY POPPER}", "lr[1e-6],b.jsonl", "~/%d%s"):
+        assert resolve({"output": path}).output == path
+
+
+def test_what_a_file_sets_is_checked_like_an_override():
+    config = base.get_config()
+    config.learning_rate = -1.0
+    with pytest.raises(ValueError, match=r"config.learning_rate = -1.0"):
+        resolve({}, config)
+
+
 def test_result_is_frozen_and_the_file_untouched():
     config = base.get_config()
     frozen = resolve({"seed": "5"}, config)
@@ -125,6 +170,29 @@ def test_replace_checks_like_an_override():
     assert (changed.model.path, changed.data.path, changed.objective.beta, config.model.path) == ("a", "b", 0.5, "")
     with pytest.raises(ValueError, match="config.model.path"):
         settings.replace(config, {"modle.path": "a"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"warmup_steps": 0}, []),
+        ({"warmup_steps": 40}, ["the warm-up of 40 steps is as long as the run of 40: the learning rate ends at 98%"]),
+        ({"warmup_steps": 0, "checkpoint_every": 10, "eval_every": 4}, ["ranks those of every 20 steps and the last"]),
+        (
+            {"warmup_steps": 0, "checkpoint_every": 30, "eval_every": 20},
+            ["keep_best=1 ranks the last checkpoint alone"],
+        ),
+        ({"warmup_steps": 0, "checkpoint_every": 20, "eval_every": 0}, ["keep_best=1 ranks the last checkpoint alone"]),
+        ({"warmup_steps": 0, "checkpoint_every": 30, "eval_every": 20, "keep_best": 0}, []),
+        ({"warmup_steps": 0, "model.dtype": "bfloat16"}, ["margins in training are rounding"]),
+    ],
+    ids=str,
+)
+def test_what_the_keys_do_not_say_at_first_sight_is_said(changes, says):
+    notes = settings.notes(resolve({"data.eval_rows": "0:9"} | changes), 40, reference=True)
+    assert len(notes) == len(says)
+    for note, words in zip(notes, says, strict=True):
+        assert words in note
 
 
 def test_json_round_trip():
@@ -160,6 +228,8 @@ def test_files(tmp_path, capsys):
     typo = write("typo.py", "def get_config():\n    c = base.get_config()\n    c.batchsize = 3\n    return c\n")
     kind = write("kind.py", "def get_config():\n    c = base.get_config()\n    c.batch_size = 'x'\n    return c\n")
     none = write("none.py", "")
+    prose = write("prose.py", "This is no program.\n")
+    empty = write("empty.py", "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n")
 
     def run(*arguments):
         return settings.from_command_line(arguments, default=good, choices=CHOICES)
@@ -169,9 +239,12 @@ def test_files(tmp_path, capsys):
         (typo, "batchsize"),
         (kind, "batch_size"),
         (none, "get_config"),
+        (prose, "no Python (line 2"),
+        (empty, "keys such as"),
+        ("x" * 300, "at most 255 bytes"),
         (good[:-4] + ".py", "near: "),
     ]:
-        with pytest.raises(SystemExit, match="error: --config=.*") as caught:
+        with pytest.raises(SystemExit, match="error: --config ?=.*") as caught:
             run(f"--config={path}")
         assert words in str(caught.value)
     with pytest.raises(SystemExit) as caught:

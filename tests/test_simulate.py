@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from slpojax import checkpoint, hf, metrics, models, settings, simulate, train, worlds
+from slpojax import checkpoint, defaults, hf, metrics, models, settings, simulate, train, worlds
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -104,7 +104,9 @@ def different(key):
         return named[key]
     if isinstance(value, bool):
         return not value
-    return f"{value}x" if isinstance(value, str) else value + 1
+    if isinstance(value, str):
+        return next((word for word in defaults.WORDS.get(key, ()) if word != value), f"{value}x")
+    return value + 1 if value + 1 <= defaults.RANGES[key].most else value / 2
 
 
 KEYS = sorted(settings.flat(base.get_config().to_dict()).keys() - {"world", "output"})

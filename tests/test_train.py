@@ -55,7 +55,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
     last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
     assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
-    assert "every margin is exactly 0" in shown and "20 read, 20 kept" in shown
+    assert "every margin of the first batch is exactly 0" in shown and "20 read, 20 kept" in shown
     start = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "eval")[0]
     assert start["step"] == 0 and start["rewards/margins"] == 0 and start["rewards/accuracies"] == 0.5
     assert start["loss"] == pytest.approx(np.log(2), abs=1e-7)
@@ -121,13 +121,17 @@ def test_a_tokenizer_from_elsewhere_goes_along(folder, tmp_path):
     assert (exported / "generation_config.json").exists()  # the model's own
 
 
-def test_the_objective_that_the_readme_adds_trains_on_eight_devices(folder, monkeypatch):
+def test_the_objective_that_the_readme_adds_trains_on_eight_devices(folder, monkeypatch, capsys):
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     code = re.search(r"say `ideas.py`:\n\n```python\n(.*?)```", readme, re.DOTALL).group(1)
     (folder / "ideas.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
     changes = {"objective.name": "ideas.hinge", "objective.margin": 2, "eval_every": 0}
-    train.train(configuration(folder, "ideas", steps=2, **changes))
+    train.train(configuration(folder, "ideas", steps=2, warmup_steps=3, **changes))
+    lines = metrics.read_jsonl(folder / "ideas" / "metrics.jsonl", "train")
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.25e-2, 0.5e-2])
+    shown = capsys.readouterr().out
+    assert "the warm-up of 3 steps is as long as the run of 2: the learning rate ends at 50% of its peak" in shown
     assert [step for step, *_ in losses(folder, "ideas", "eval")] == [0, 2]  # what eval_every=0 leaves
     assert losses(folder, "ideas")[0][1] == pytest.approx(2.0, abs=1e-5)
     assert losses(folder, "ideas")[1][1] != losses(folder, "ideas")[0][1]
@@ -154,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
         ({"data.format": "pair"}, r"pairs"),
         ({"data.tokenizer": "nowhere"}, r"config.data.tokenizer='nowhere': no folder"),
         ({"data.row_length": 8}, r"raise data.row_length"),
-        ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch; lower batch_size"),
+        ({"batch_size": 64, "epochs": 1.0}, r"do not fill one batch of config.batch_size=64; lower"),
         ({"mesh.data": 3}, r"does not fill 8 devices"),
         (
             {"diagnostics": 4, "data.eval_rows": ""},

@@ -153,8 +153,6 @@ def test_a_moving_reference_moves_when_it_should_and_is_resumed(folder):
             r"token_level.tdpo1 asks for kl at every token.*--config.reference.mode=online",
         ),
         ({"objective.name": "games.inpo"}, r"games.inpo compares with a second frozen model.*reference.previous"),
-        ({"reference.mode": "moving", "reference.every": 0}, r"reference.every=0"),
-        ({"selector.name": "uniform", "selection": "cheap"}, r"config.selection='cheap'"),
         (
             {"data.candidates": 1},
             r"dpo.sigmoid reads 2 responses of an example, the data gives 1; set --config.data.candidates=2",

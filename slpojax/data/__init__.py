@@ -9,7 +9,7 @@ from slpojax.data.orders import evaluation_order, order, passes
 from slpojax.data.pipeline import batches, evaluation_batches, make_picked, scan_order
 from slpojax.data.planning import plan, plan_together
 from slpojax.data.refusals import refuse
-from slpojax.data.report import Report, as_dict, render, with_packing
+from slpojax.data.report import Report, as_dict, render, with_overlap, with_packing
 from slpojax.data.rows import pack
 from slpojax.data.tokenise import Tokenizer, load_tokenizer
 from slpojax.data.tokenise import digest as tokenizer_digest
@@ -49,5 +49,6 @@ __all__ = [
     "settings_as_dict",
     "settle",
     "tokenizer_digest",
+    "with_overlap",
     "with_packing",
 ]

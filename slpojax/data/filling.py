@@ -29,6 +29,9 @@ class Packing(NamedTuple):
         unscored: share of the scored positions that are not used.
         saved: share of the tokens that the shared prompt saves, against a prompt for each response.
         unused: examples of the last pass that no full batch is left for.
+        passes: over the examples, the last of which may be cut short.
+        last: examples of the last pass.
+        examples: of a whole pass.
     """
 
     batches: int
@@ -41,6 +44,9 @@ class Packing(NamedTuple):
     unscored: float
     saved: float
     unused: int
+    passes: int
+    last: int
+    examples: int
 
 
 def packing(examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: Shapes, *, unused: int = 0) -> Packing:
@@ -57,11 +63,11 @@ def packing(examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: 
     placed = examples.lengths.response.sum(axis=1)  # as rows are laid out
     if shapes.candidates < examples.candidates:
         placed = planning.reserve(examples.lengths.response, shapes.candidates - 1)
-    batches = fullest = cells = positions = 0
+    batches = fullest = cells = positions = trained = 0
     prompts = targets = scored = alone = 0.0
     for batch in order:
         real = batch[batch >= 0]
-        batches += 1
+        batches, trained = batches + 1, trained + len(real)
         size = prompt[real] + placed[real]
         sizes = planning.of_batch(shapes, int(size.max(initial=0)))
         cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
@@ -82,6 +88,9 @@ def packing(examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: 
         unscored=1 - targets / max(1, positions),
         saved=1 - (prompts + scored) / max(1, alone + scored),
         unused=unused,
+        passes=-(-trained // len(examples)),
+        last=(trained - 1) % len(examples) + 1,
+        examples=len(examples),
     )
 
 
@@ -92,7 +101,8 @@ def lines(packing: Packing) -> list[str]:
         f"packing   {p.batches:,} batches of {p.rows} rows x {_either(p.lengths)} tokens, "
         f"{p.groups} x {p.scored:,} scored{', a program for each length' if len(p.lengths) > 1 else ''}",
         f"packing   {p.padding:.1%} of the cells are padding, {p.unscored:.1%} of the scored positions unused; "
-        f"the shared prompt saves {p.saved:.1%}; {p.unused} examples in no full batch",
+        f"the shared prompt saves {p.saved:.1%}",
+        f"packing   {_passes(p)}",
     ]
     if p.groups > 1 and p.needed < (1 - _ROUNDED) * p.rows:
         made.append(
@@ -113,6 +123,15 @@ def _packed(response: Int[np.ndarray, "N K"], candidates: int) -> Float[np.ndarr
         return response.astype(float)
     others = response[:, 1:].sum(axis=1) / np.maximum(1, (response[:, 1:] > 0).sum(axis=1))
     return np.stack([response[:, 0], *[others] * (candidates - 1)], axis=1)
+
+
+def _passes(packing: Packing) -> str:
+    """Say how often the examples come, and where the last pass ends."""
+    p, many = packing, f"{packing.passes:,} passes over the examples"
+    if p.last == p.examples:
+        return many if p.passes > 1 else "one pass over the examples"
+    begins = f"the last of {many}" if p.passes > 1 else "the only pass over the examples"
+    return f"{begins} ends after {p.last:,} of {p.examples:,}"
 
 
 def _either(lengths: tuple[int, ...]) -> str:

@@ -53,6 +53,11 @@ def refuse(
         _check_weights(objective, asked, offer)
     if settings.candidates.degrade:
         _check_copies(objective, asked, settings)
+    if settings.candidates.mismatched and "label" not in asked:
+        raise ValueError(
+            f"config.data.mismatched=True adds a response to another prompt, which objective {objective} would take "
+            "for one to the same prompt; set it to False, or take an objective that reads it, such as unpaired.kto"
+        )
     _check_candidates(objective, asked, offer)
     if diagnostics:
         _check_diagnostics(diagnostics, offer)

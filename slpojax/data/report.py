@@ -62,10 +62,11 @@ class Candidates(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """How many examples of each label there are."""
+    """How many examples of each label there are, and how many batches hold one of the labels alone."""
 
     desirable: int
     undesirable: int
+    alone: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ def make(
 def with_packing(
     report: Report, examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: Shapes, *, unused: int = 0
 ) -> Report:
-    """Add how full the rows are.
+    """Add how full the rows are, and how many batches lack one of the labels.
 
     Args:
         report: of `examples`.
@@ -155,7 +156,26 @@ def with_packing(
         shapes: of every batch.
         unused: examples of the last pass that no full batch is left for.
     """
-    return dataclasses.replace(report, packing=filling.packing(examples, order, shapes, unused=unused))
+    order, labels = list(order), report.labels
+    if labels:
+        alone = sum(np.unique(examples.label[batch[batch >= 0]]).size == 1 for batch in order)
+        labels = labels._replace(alone=alone)
+    packing = filling.packing(examples, order, shapes, unused=unused)
+    return dataclasses.replace(report, packing=packing, labels=labels)
+
+
+def with_overlap(report: Report, held_out: Examples, trained: Examples) -> Report:
+    """Note the held-out examples that are trained on, too: their prompt with their first response.
+
+    Args:
+        report: of `held_out`.
+        held_out: the examples that are held out.
+        trained: those that are trained on.
+    """
+    known = {_content(trained, i) for i in range(len(trained))}
+    rows = [int(held_out.row[i]) for i in range(len(held_out)) if _content(held_out, i) in known]
+    noted = {"trained on, too, so what is measured on them is no held-out number": _count(rows)} if rows else {}
+    return dataclasses.replace(report, noted={**report.noted, **noted})
 
 
 def render(report: Report) -> str:
@@ -173,7 +193,11 @@ def render(report: Report) -> str:
         c = report.candidates
         lines.append(f"responses {c.mean:.2f} an example, {c.fewest} to {c.most}; {c.absent:.1%} of the places absent")
     if report.labels:
-        lines.append(f"labels    {report.labels.desirable:,} desirable, {report.labels.undesirable:,} undesirable")
+        alone = f"; {report.labels.alone:,} batches hold one of them alone: their rewards/margins are 0"
+        lines.append(
+            f"labels    {report.labels.desirable:,} desirable, {report.labels.undesirable:,} undesirable"
+            f"{alone * (report.labels.alone > 0)}"
+        )
     if report.packing:
         lines += filling.lines(report.packing)
     return "\n".join(lines)
@@ -194,6 +218,13 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
     flat |= {f"data/labels/{key}": value for key, value in (report.labels._asdict() if report.labels else {}).items()}
     packing = filling.as_dict(report.packing) if report.packing else {}
     return flat | {f"data/packing/{key}": value for key, value in packing.items()}
+
+
+def _content(examples: Examples, index: int) -> int:
+    """Return a hash of the tokens of an example's prompt and first response."""
+    start, prompt = int(examples.start[index]), int(examples.lengths.prompt[index])
+    end = start + prompt + int(examples.lengths.response[index, 0])
+    return hash((prompt, examples.token[start:end].tobytes()))
 
 
 def _count(numbers: list[int]) -> Count:

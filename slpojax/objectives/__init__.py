@@ -61,9 +61,15 @@ batch; a batch statistic is `jax.lax.pmean(x, "batch")`, which is over the globa
 
 What it may rely on. `Logps` needs no mask: padding adds nothing (use `slpojax.sequence`). A candidate that is absent
 has length 0 and log-probs 0. A pair objective takes `first(policy, 2)`, candidates 0 and 1, and ignores the rest; data
-of fewer is refused, also where an objective reads `reward[1]` without it. What it must keep: gradients finite for every
-input, absent candidates included (also where only the policy's are), since 0 * NaN is NaN. A value that no training can
-mean is refused with `require`, which `build` triggers before anything is compiled.
+of fewer is refused, also where an objective reads `reward[1]` without it. One over all candidates says so: its module
+names the function in a tuple `OVER_ALL`; for any other a further candidate changes nothing. What it must keep:
+gradients finite for every input, absent candidates included (also where only the policy's are), since 0 * NaN is NaN. A
+value that no training can mean is refused with `require`, which `build` triggers before anything is compiled.
+
+What it draws. The key belongs to the example's place in the batch, so that who gets which key depends on the order of
+the batch; an objective with batch statistics may take the first place's for all. A draw for every token is one of its
+place, since more padding must not change it: `jax.random.uniform(jax.random.fold_in(key, t))` for each t, not a draw of
+the shape [K, T]. Its state comes as float32 arrays, whatever the default is: annotate it `Array | float`.
 
 Objectives add up by name, `dpo.sigmoid + 0.005 * sft.sequence_sum`; see `slpojax.objectives.mixture`.
 """
@@ -240,6 +246,17 @@ def blank(objective: Objective, candidates: int, response: int) -> dict[str, Any
     return {
         name: objective.state if name == "state" else needs.like(name, candidates, response) for name in objective.needs
     }
+
+
+def over_all(name: str) -> bool:
+    """Tell whether an objective reads all candidates of an example, as its module's `OVER_ALL` declares.
+
+    Example:
+        >>> over_all("listwise.nca"), over_all("dpo.sigmoid")
+        (True, False)
+    """
+    function = find(name)
+    return function.__name__ in getattr(sys.modules[function.__module__], "OVER_ALL", ())
 
 
 @functools.cache

@@ -163,7 +163,8 @@ def nash_md(
     y is a sample of the policy, y' one of the geometric mixture of policy and reference, :math:`\rho_s` the log-ratio
     of token s. The gradient is that of :math:`\beta KL(\pi || \pi_{ref}) - P(y \succ y')` without bias: a token
     answers for the divergence from itself on, which has the expectation of the whole sequence's log-ratio, the paper's
-    weight, and less noise. TRL's weight, which is biased, is in `nash_md_per_token`. The loss itself means nothing.
+    weight, and less noise. TRL's weight, which is biased, is in `nash_md_per_token`. The loss itself means nothing;
+    as a product of log-probs it is no float32 where a token's is below -1e19, while its gradient is one.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is the policy's sample, the others are not read.

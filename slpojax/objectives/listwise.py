@@ -19,6 +19,8 @@ from slpojax.base import ABSENT, Array, Bool, Float, Logps, Scalar
 from slpojax.objectives import require
 from slpojax.sequence import first, log_ratio, total
 
+OVER_ALL = ("rnce", "infonca", "nca", "exo", "plackett_luce", "contrastive_divergence")
+
 _POSITIVE = "a number above 0"
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from slpojax import named
 from slpojax.base import Array
 
 _TERM = re.compile(
@@ -77,16 +78,16 @@ def parse(name: str) -> dict[str, float]:
         match = _TERM.match(name, end)
         if match is None:
             raise ValueError(
-                f"objective {name!r}: cannot read {name[end:]!r}; expected a weighted sum of objectives such as "
-                "'dpo.sigmoid + 0.005 * sft.sequence_sum'"
+                f"objective {named.shown(name)}: cannot read {named.shown(name[end:])}; expected a weighted sum of "
+                "objectives such as 'dpo.sigmoid + 0.005 * sft.sequence_sum'"
             )
         term, weight = match["name"], _weight(name, match["weight"])
         if term in weights:
-            raise ValueError(f"objective {name!r} has the term {term} twice; give it one weight")
+            raise ValueError(f"objective {named.shown(name)} has the term {term} twice; give it one weight")
         weights[term] = weight
         end, more = match.end(), match["more"] == "+"
     if not any(weights.values()):
-        raise ValueError(f"objective {name!r} trains nothing: expected a weight above 0")
+        raise ValueError(f"objective {named.shown(name)} trains nothing: expected a weight above 0")
     return weights
 
 
@@ -167,8 +168,9 @@ def _weight(name: str, text: str | None) -> float:
         weight = 1.0 if text is None else float(text)
     except ValueError:
         weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"objective {name!r}: the weight {text}: expected a finite number from 0")
+    if not 0 <= weight <= named.LARGEST:
+        expected = f"expected a finite number from 0 to {named.LARGEST:g}"
+        raise ValueError(f"objective {named.shown(name)}: the weight {str(text)[:40]}: {expected}")
     return weight
 
 

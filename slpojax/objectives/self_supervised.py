@@ -14,6 +14,8 @@ from slpojax.base import Array, Float, Logps, Scalar
 from slpojax.objectives import pairs, require
 from slpojax.sequence import TooFewCandidates
 
+OVER_ALL = ("removal", "spo")
+
 
 def removal(policy: Logps, degree: Float[Array, "K T C"]) -> tuple[Array, dict[str, Array]]:
     r"""SPO's task alone, to join any preference loss: `dpo.ipo + 0.1 * self_supervised.removal`.

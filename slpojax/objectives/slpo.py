@@ -47,6 +47,7 @@ from slpojax.sequence import first, log_ratio, mass_closed, preference_metrics, 
 
 _SCALES = {"temperature": 1, "temperature_squared": 2}
 _TEMPERATURE = '"length" or a number above 0'
+_FAR = 1e6  # nats that no log-prob of a model is away from another
 
 
 class _Pair(NamedTuple):
@@ -248,7 +249,8 @@ def mse(
     delta = jnp.where(jnp.stack([clamped, jnp.zeros_like(clamped)]), ABSENT, delta)
     of_mass = pair.present & jnp.stack([True, alpha < 1])
     of_rest = pair.present & jnp.stack([~clamped, jnp.ones_like(clamped)])
-    terms = jnp.where(of_mass, _above(logit, delta), 0.0) ** 2 + jnp.where(of_rest, _above(-logit, -delta), 0.0) ** 2
+    terms = _squared(jnp.where(of_mass, _above(logit, delta), 0.0))
+    terms += _squared(jnp.where(of_rest, _above(-logit, -delta), 0.0))
     loss = jnp.sum(_scale(scale, pair.temperature) * terms) / 4
     probabilities = {"model": jax.nn.sigmoid(logit), "target": jax.nn.sigmoid(logit - delta)}
     return loss, _metrics(policy, pair, probabilities, gap, up, clamped, alpha)
@@ -381,6 +383,12 @@ def _above(logit: Array, delta: Array) -> Array:
     # The value has no gradient of its own: q being fixed, that is the one of log p.
     value = jnp.where(near, small, jnp.logaddexp(log_p, log_not + delta))
     return jax.lax.stop_gradient(value) + (log_p - jax.lax.stop_gradient(log_p))
+
+
+def _squared(x: Array) -> Array:
+    """Return x^2, from a million on along its tangent: that of a complement of no mass at all (`ABSENT`) is finite."""
+    held = jnp.clip(x, -_FAR, _FAR)
+    return held**2 + 2 * jax.lax.stop_gradient(held) * (x - held)
 
 
 def _scale(scale: Scalar | str, temperature: Array) -> Array:

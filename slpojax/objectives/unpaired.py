@@ -6,8 +6,9 @@ P_{ref}(y)`, summed over tokens, and the reward :math:`r = \beta \rho`.
 Metrics, under TRL's names: rewards/chosen and logps/chosen are means over the desirable responses of the global batch,
 rewards/rejected and logps/rejected over the undesirable, rewards/margins the difference of the rewards. So that the
 plain mean over the examples, which is what is logged, is the mean over a class, an example reports its value times the
-number of examples per example of its class, and 0 for the other class. A class that the batch does not have reports 0.
-Examples that are absent are in no class.
+number of examples per example of its class, and 0 for the other class. A class that the batch does not have reports 0,
+and so do the margins then, as there is no difference; the report of the data counts such batches. Examples that are
+absent are in no class.
 """
 
 from typing import Any, TypeAlias
@@ -33,11 +34,12 @@ def _metrics(policy: Logps, reward: Array, label: Array, here: Bool[Array, ""]) 
     values = {"rewards": reward, "logps": total(policy)[0]}
     classes = {"chosen": here & (label > 0.5), "rejected": here & ~(label > 0.5)}
     metrics: dict[str, Array] = {}
+    both = jnp.bool_(True)
     for side, member in classes.items():
         members, present = jax.lax.psum((member.astype(reward.dtype), here.astype(reward.dtype)), "batch")
-        share = jnp.where(member, present / jnp.maximum(members, 1), 0.0)
+        share, both = jnp.where(member, present / jnp.maximum(members, 1), 0.0), both & (members > 0)
         metrics |= {f"{name}/{side}": share * value for name, value in values.items()}
-    metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+    metrics["rewards/margins"] = jnp.where(both, metrics["rewards/chosen"] - metrics["rewards/rejected"], 0.0)
     return jax.lax.stop_gradient(metrics)
 
 

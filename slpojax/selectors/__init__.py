@@ -193,7 +193,7 @@ def refuse(selector: Selector, *, objective: str, fewest: int, candidates: int, 
         degrade: how many copies of each response with content removed the data has (config.data.degrade).
 
     Raises:
-        ValueError: the selector would pick among copies, or leave too few candidates; says which key helps.
+        ValueError: the selector would pick among copies, or leave too few or too many candidates; says which key helps.
     """
     if degrade:
         raise ValueError(
@@ -201,6 +201,11 @@ def refuse(selector: Selector, *, objective: str, fewest: int, candidates: int, 
             "objective knows by their place; set --config.selector.name=everything"
         )
     left = count(selector, candidates)
+    if left > _MANY:
+        raise ValueError(
+            f"selector {selector.name} gives the objective {left:,} responses of {candidates}; expected at most "
+            f"{_MANY:,}: lower --config.selector.picks"
+        )
     if left < fewest:
         helps = "--config.selector.name=everything"
         if candidates < fewest:

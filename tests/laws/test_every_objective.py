@@ -79,7 +79,11 @@ def run(objective: objectives.Objective, policy: Logps, ref: Logps, index=None, 
         inputs["prompt"] = prompts(index)
     if objective.needs & set(needs.of_source("head", "reader")):
         inputs |= distribution(policy, ref)
-    return on_examples(objective, inputs, jax.random.key(0))[:2]
+    # Keys go with the examples; an objective that couples them may draw for the batch, by the key of the first place.
+    keys = jax.random.split(jax.random.key(0), EXAMPLES)
+    if "key" in objective.needs and not couples_examples(objective, Shapes(count, candidates, LENGTH, 1, 1, 1)):
+        keys = keys[index % EXAMPLES]
+    return on_examples(objective, inputs, keys[:count])[:2]
 
 
 def same(a, b, rtol=2e-5):
@@ -160,6 +164,17 @@ def take(x, order):
 
 
 def test_order_padding_further_candidates_and_numbers_as_arrays_change_nothing(objective):
+    law_of_invariance(objective)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", ["noisy", "best_of_all", "running"])
+def test_what_the_contract_offers_meets_the_laws(name):
+    """Draws of an example and of its tokens, all candidates, a state that is one number; in another module."""
+    law_of_invariance(built(f"law_examples.{name}"))
+
+
+def law_of_invariance(objective):
     policy, ref, lengths = draw()
     sides = jax.device_get((logps(jnp.float32(policy), lengths), logps(jnp.float32(ref), lengths)))
     index = np.arange(EXAMPLES)
@@ -171,9 +186,12 @@ def test_order_padding_further_candidates_and_numbers_as_arrays_change_nothing(o
     same(take((losses, metrics), order), short(objective.name)(*take((*sides, index), order)))
 
     # An objective over all candidates reads a further one, unless it is absent.
-    fourth = 0 if objective.name.startswith("listwise.") or "degree" in objective.needs else 3
-    wide = widened(policy, ref, lengths, fourth=fourth)
+    over_all = objectives.over_all(objective.name)
+    wide = widened(policy, ref, lengths, fourth=0 if over_all else 3)
     same((losses, metrics), long(objective.name)(*wide, index, **moved(objective.name))[:2])
+    if over_all:
+        there = widened(policy, ref, lengths, fourth=3)
+        assert np.all(long(objective.name)(*there, index, **moved(objective.name))[0] != losses), "it reads them all"
 
 
 def test_the_other_examples_change_nothing(objective):
