@@ -26,6 +26,7 @@ class Text(NamedTuple):
         place: how many records come before it in what is read; records that are joined count once.
         parsed: prompt, responses and scores: plain text or messages, after `templates.render` plain text alone.
         templated: whether a chat template wrote the texts, special tokens included.
+        ended: of each response that a template wrote, whether the template ends it, so that no EOS is put behind it.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
 
@@ -33,6 +34,7 @@ class Text(NamedTuple):
     place: int
     parsed: Parsed
     templated: bool = False
+    ended: tuple[bool, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -45,6 +47,7 @@ class Group(NamedTuple):
         ordered: whether the order of the candidates alone says which is better, whatever their scores.
         scored: whether the record has scores.
         labelled: whether the examples have labels.
+        templated: whether a chat template wrote the texts.
         added: names of the last candidates that are no responses of the record to its prompt.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
@@ -54,6 +57,7 @@ class Group(NamedTuple):
     ordered: bool
     scored: bool
     labelled: bool
+    templated: bool = False
     added: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -86,7 +86,12 @@ def tokenise(setup: Setup) -> Transform:
             for text, (prompt, responses) in zip(chunk, pieces, strict=True):
                 try:
                     closed = close(
-                        prompt, responses, eos=tokenizer.eos_token_id, before=before, templated=text.templated
+                        prompt,
+                        responses,
+                        eos=tokenizer.eos_token_id,
+                        before=before,
+                        templated=text.templated,
+                        ended=text.ended,
                     )
                 except Unusable as reason:
                     tally.drop(text.row, str(reason))
@@ -136,9 +141,15 @@ def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
 
 
 def close(
-    prompt: Ids, responses: Sequence[Ids], *, eos: int, before: tuple[int, ...], templated: bool
+    prompt: Ids,
+    responses: Sequence[Ids],
+    *,
+    eos: int,
+    before: tuple[int, ...],
+    templated: bool,
+    ended: tuple[bool, ...] = (),
 ) -> tuple[Ids, tuple[Ids, ...]]:
-    """Put what stands `before` the prompt, and EOS after every response that does not end with it.
+    """Put what stands `before` the prompt, and EOS after every response that does not end with it or by itself.
 
     Args:
         prompt: token ids.
@@ -146,6 +157,7 @@ def close(
         eos: the id that ends a response.
         before: ids that stand before a plain prompt.
         templated: whether a chat template wrote the texts; then nothing is put before the prompt.
+        ended: of each response, whether its template ends it by itself.
 
     Raises:
         Unusable: there is no prompt, or EOS stands where a plain text goes on.
@@ -154,7 +166,10 @@ def close(
         prompt = np.concatenate([np.array(before, np.int32), prompt])
     if not len(prompt):
         raise Unusable("empty prompt")
-    closed = tuple(r if len(r) and r[-1] == eos else np.append(r, np.int32(eos)) for r in responses)
+    closed = tuple(
+        r if by_itself or (len(r) and r[-1] == eos) else np.append(r, np.int32(eos))
+        for r, by_itself in zip(responses, ended or (False,) * len(responses), strict=True)
+    )
     # In plain text it is a stray mark that would end the text early; `templates.write` looks for it in messages.
     if not templated and any((ids == eos).any() for ids in (prompt[len(before) :], *(r[:-1] for r in closed))):
         raise Unusable(STRAY)
@@ -170,6 +185,7 @@ def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
         ordered=text.parsed.stated or scores is None,
         scored=scores is not None,
         labelled=label is not None,
+        templated=text.templated,
         notes=text.notes,
     )
 
