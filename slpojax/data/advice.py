@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from slpojax.data.formats import FORMATS
 from slpojax.data.report import Count
 
-# How a reason begins -> what to do. `tests/test_data_refusals.py` holds that every reason has one.
+# How a reason begins -> what to do. `tests/test_data_advice.py` holds that every reason has one.
 ADVICE = {
     "EOS inside the text": "give messages (data.format=conversational): a chat template writes the special tokens",
     "a function call that cannot be read": "give tool_calls as a list of {'function': {'name', 'arguments'}}",

@@ -179,12 +179,12 @@ def _check(first: Any, others: Iterable[Any], most: int) -> None:
         _check_product(max(1, _length(first)), _factor(other))
 
 
-def _check_product(first: float, second: float) -> None:
+def _check_product(first: int | float, second: int | float) -> None:
     if first * second > _WORK:
         raise TooMuch(f"an operation may make more than {_WORK:,} characters")
 
 
-def _check_bits(count: float) -> None:
+def _check_bits(count: int | float) -> None:
     if count > _BITS:
         raise TooMuch(f"it makes a number of more than {_BITS:,} bits")
 
@@ -194,7 +194,7 @@ def _check_format(text: Any) -> None:
         raise TooMuch("a format has a width of more than six digits")
 
 
-def _factor(value: Any) -> float:
+def _factor(value: Any) -> int | float:
     return abs(value) if _is_number(value) else _length(value)
 
 
@@ -223,7 +223,8 @@ def _size(value: Any) -> int:
             total += len(inner)
         elif isinstance(inner, int):
             total += 1
-            _check_bits(inner.bit_length())
+            if inner.bit_length() > _BITS:
+                _check_bits(inner.bit_length())
         elif isinstance(inner, Mapping):
             total += _ITEM * len(inner)
             todo += [*inner.keys(), *inner.values()]

@@ -177,8 +177,10 @@ def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
             raise Unusable(DIFFERENT)
         notes += (_COMMON,)
     texts = tuple(_until_eos(whole[cut:], tokenizer.eos_token) for whole in wholes)
-    end = template.end.strip()
-    ended = tuple(bool(end) and text.rstrip().endswith(end) for text in texts)
+    # A call of a tool may end otherwise than words do, but also with a special token.
+    specials = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    ends = tuple(end for end in (template.end.strip(), *specials) if end)
+    ended = tuple(text.rstrip().endswith(ends) for text in texts)
     return Rendered(asked[:cut], texts, ended, notes)
 
 
