@@ -21,6 +21,14 @@ USER, YES, NO = turn("user", "Is it?"), turn("assistant", "Yes."), turn("assista
 OLD = {"from": "human", "value": "Is it?"}
 SCORES = {"score_chosen": 0.5, "score_rejected": 1}
 HEAD = "\n\nHuman: Is it?\n\nAssistant:"
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+LOWER = ("the chosen response has the lower score",)
+
+
+def ranking(*answers):
+    """A record of answers with a rank and a score each."""
+    responses = [{"text": f"{rank} {score}", "rank": rank, "score": score} for rank, score in answers]
+    return {"messages": [USER], "responses": responses}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,11 @@ HEAD = "\n\nHuman: Is it?\n\nAssistant:"
             of_pair(HEAD + " Yes" + HEAD, (" It is.", "rest"), notes=("rejected does not share the prompt",)),
         ),
         ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}, of_pair("a", ("b", "c"))),
-        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "c"} | SCORES, of_pair("a", ("b", "c"), (0.5, 1.0))),
+        (
+            "pairs",
+            {"prompt": "a", "chosen": "b", "rejected": "c"} | SCORES,
+            of_pair("a", ("b", "c"), (0.5, 1.0), LOWER),
+        ),
         (
             "bradley_terry",
             {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": math.log(3), "score_rejected": 0},
@@ -47,7 +59,7 @@ HEAD = "\n\nHuman: Is it?\n\nAssistant:"
         (
             "conversational",
             {"prompt": [USER], "chosen": [YES], "rejected": [NO]} | SCORES,
-            of_pair((USER,), ((YES,), (NO,)), (0.5, 1.0)),
+            of_pair((USER,), ((YES,), (NO,)), (0.5, 1.0), LOWER),
         ),
         ("implicit", {"chosen": "go on apple", "rejected": "go on apricot"}, of_pair("go on", (" apple", " apricot"))),
         ("implicit", {"chosen": [USER, YES], "rejected": [USER, NO]}, of_pair((USER,), ((YES,), (NO,)))),
@@ -106,7 +118,7 @@ HEAD = "\n\nHuman: Is it?\n\nAssistant:"
                 "instruction": "Is it?",
                 "completions": [
                     {"response": "No.", "overall_score": 4.0, "fine-grained_score": 4.5},
-                    {"response": "Yes.", "overall_score": "8.5", "fine-grained_score": 4.0},
+                    {"response": "Yes.", "overall_score": 8.5, "fine-grained_score": 4.0},
                     {"response": None, "overall_score": 4, "fine-grained_score": 1.0},
                 ],
             },
@@ -165,7 +177,27 @@ def test_formats(name, record, expected):
         (
             "ranked",
             {"messages": [USER], "responses": [{"text": "a", "rank": 0, "score": "best"}]},
-            "^a score that is no number$",
+            "^a score that is no number, but a string$",
+        ),
+        ("ranked", ranking((0, 0.1), (1, 0.9)), "^ranks and scores contradict each other$"),
+        ("ranked", ranking(("2", 0.9), ("10", 0.1)), "^a rank that is no number, but a string$"),
+        ("ranked", ranking((None, 0.9), (1, 0.1)), "^a rank that is no number, but null$"),
+        (
+            "nectar",
+            {"prompt": HEAD, "answers": [{"answer": "a", "rank": True}]},
+            "a rank that is no number, but true or",
+        ),
+        ("pairs", PAIR | {"score_chosen": "10", "score_rejected": 1}, "^a score that is no number, but a string$"),
+        ("pairs", PAIR | {"score_chosen": 2, "score_rejected": True}, "^a score that is no number, but true or false$"),
+        (
+            "pairs",
+            PAIR | {"score_chosen": 1e39, "score_rejected": 1},
+            "^a score that is no number, or none that float32",
+        ),
+        (
+            "pairs",
+            PAIR | {"score_chosen": 10**400, "score_rejected": 1},
+            "^a score that is no number, or none that float32",
         ),
         ("helpsteer", {"prompt": [None], "response": ["a"], "helpfulness": [1]}, "prompt is null"),
         ("unpaired", {"prompt": "a", "completion": "b", "label": None}, "label is null"),

@@ -50,8 +50,8 @@ def test_records_that_hold_no_example_are_counted_by_reason(load):
         pair(chosen=" \n"),
         pair(prompt=""),
         pair(rejected=" yes"),
-        pair(chosen=" a<eos> b"),
-        pair(prompt="a<eos>b"),
+        pair(chosen=" a\ud83d"),
+        pair(prompt="a\U00100000"),
         pair(chosen=None),
         pair(chosen=" y" * 600),
         pair(prompt="p" * 600),
@@ -62,7 +62,8 @@ def test_records_that_hold_no_example_are_counted_by_reason(load):
         "empty response": (1, 2),
         "empty prompt": (3,),
         "identical responses": (4,),
-        "EOS inside the text": (5, 6),
+        "half a character (a lone surrogate) in the text": (5,),
+        "a private character that stands for special tokens": (6,),
         "chosen is null": (7,),
         "longer than data.max_length after cutting the prompt to data.max_prompt_length": (8,),
     }
@@ -92,14 +93,10 @@ def test_a_response_of_several_turns_ends_with_the_last_eos_of_its_template(load
 
     ask = [{"role": "user", "content": "Go"}]
     records = [{"prompt": ask, "chosen": said("A", "So?", "C"), "rejected": said("B")}]
-    records += [
-        {"prompt": ask, "chosen": said("A<eos>b"), "rejected": said("B")}
-    ]  # EOS that the template did not write
     tokenizer = make_tokenizer(template=CHATML, bos=True)
     stored, summary = load(records, tokenizer=tokenizer, format="conversational")
     turns = "A<eos>\n<|im_start|>tool\nSo?<eos>\n<|im_start|>assistant\nC<eos>"
     assert [decoded(example, tokenizer)[1:] for example in stored] == [[turns, "B<eos>"]]
-    assert summary.dropped["EOS inside the text"].rows == (1,)
     assert summary.noted["a response of several turns"].rows == (0,)
 
 

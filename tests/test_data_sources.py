@@ -10,6 +10,7 @@ import pytest
 
 from slpojax.data import sources
 
+GOOD = b'{"a": 1}\n'
 RECORDS = [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(10)]
 
 
@@ -18,6 +19,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     text = "".join(json.dumps(record) + "\n" for record in RECORDS)
     (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "a.JSONL").write_text("\ufeff" + text)  # as Windows writes it
+    (tmp_path / "a[1],b.json").write_text(json.dumps(RECORDS))
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS))
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as f:
         f.write(text)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
@@ -29,7 +33,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "saved", "splits", "hub", "*.jsonl.gz"])
+NAMES = [
+    "a.jsonl",
+    "a.jsonl.gz",
+    "a.parquet",
+    "saved",
+    "splits",
+    "hub",
+    "*.jsonl.gz",
+    "a.JSONL",
+    "a.json",
+    "a[1],b.json",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("rows", "numbers"),
     [("", range(10)), ("2:5", range(2, 5)), ("7:", range(7, 10)), (":3", range(3)), ("8:99", (8, 9))],
@@ -42,7 +60,24 @@ def test_every_source_gives_the_same_rows(folder, name, rows, numbers):
 
 def test_rows_are_counted_through_a_list_of_files(folder):
     source = sources.read(f"{folder}/a.jsonl, {folder}/a.parquet", rows="9:12")
-    assert source == (9, [RECORDS[9], RECORDS[0], RECORDS[1]])
+    assert source[:2] == (9, [RECORDS[9], RECORDS[0], RECORDS[1]])
+    assert [sources.where(source, row).rpartition("/")[2] for row in (9, 10)] == [
+        "a.jsonl, line 10)",
+        "a.parquet, record 1)",
+    ]
+
+
+def test_a_row_is_called_by_its_line_where_lines_are_blank(folder):
+    (folder / "b.jsonl").write_text('\n\n{"a": 1}\r\n \n{"a": 2}\n')
+    source = sources.read(f"{folder}/b.jsonl,{folder}/a.json")
+    assert [r.get("a") for r in source.records] == [1, 2, *[None] * 10]
+    assert sources.where(source, 1) == f"row 1 ({folder}/b.jsonl, line 5)"
+    assert sources.where(source, 4) == f"row 4 ({folder}/a.json, item 3)"
+    assert sources.counted(source) == (
+        f"; row 0 is line 3 of {folder}/b.jsonl; row 2 is item 1 of {folder}/a.json; blank lines between them, 1, "
+        "are not counted"
+    )
+    assert sources.where(sources.read(str(folder / "saved"), rows="3:"), 4) == "row 4"
 
 
 def test_consecutive_records_of_one_prompt_become_one():
@@ -60,6 +95,33 @@ def test_a_split_is_chosen(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("b.jsonl", GOOD + '{"a": "caf\xe9"}'.encode("latin1"), "b.jsonl: line 2 is not UTF-8 .byte 0xe9 at byte 10"),
+        ("b.jsonl", '{"a": 1}'.encode("utf-16"), "b.jsonl: line 1 is not UTF-8 .*write the file as UTF-8"),
+        ("b.jsonl", GOOD + b'{"a": ' + b"9" * 5000 + b"}", "b.jsonl: line 2 holds a whole number of more digits"),
+        ("b.jsonl", GOOD + b"[" * 200_000, "b.jsonl: line 2 is JSON nested too deeply"),
+        ("b.jsonl", GOOD + b"\0\0\0", "b.jsonl: line 2 is not JSON"),
+        (
+            "b.jsonl.gz",
+            gzip.compress(GOOD * 500)[:-30],
+            "b.jsonl.gz: cannot be read behind line .*EOFError.*copy it again",
+        ),
+        ("b.jsonl.gz", GOOD, "b.jsonl.gz: cannot be read behind line 0 .BadGzipFile"),
+        ("b.json", GOOD + GOOD, "b.json is not JSON .Extra data .*with an object on every line ends with .jsonl"),
+        ("b.json", GOOD, "b.json: expected one array of objects"),
+        ("b.parquet", GOOD, "b.parquet: cannot be read behind record 0 .ArrowInvalid"),
+        ("b.txt", GOOD, "b.txt is a file of another kind; expected .* files: .jsonl"),
+        ("state.json", GOOD, "holds no data set that can be read .*save_to_disk"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        sources.read(str(tmp_path if name == "state.json" else tmp_path / name))
+
+
+@pytest.mark.parametrize(
     ("path", "options", "message"),
     [
         ("", {}, "data.path is empty"),
@@ -74,6 +136,9 @@ def test_a_split_is_chosen(folder):
         ("{}/a.jsonl", {"rows": "5"}, "expected 'start:stop'"),
         ("{}/a.jsonl", {"rows": "-3:"}, "expected 'start:stop'"),
         ("{}/a.jsonl", {"rows": "a:b"}, "expected 'start:stop'"),
+        ("{}/a.jsonl", {"rows": "9" * 5000 + ":"}, "999... *.: expected 'start:stop'"),
+        ("{}/a.jsonl,{}/b.txt", {}, "data.path lists files, of which .*b.txt is none that can be read"),
+        ("{}/" + "n" * 5000, {}, "is no folder"),
         ("{}/a.jsonl", {"rows": "5:5"}, "stop must be greater"),
         ("{}/a.jsonl", {"rows": "10:"}, "hold no record"),
         ("{}/broken.jsonl", {}, "line 2 is not JSON"),
@@ -89,4 +154,4 @@ def test_errors_say_what_to_do(folder, path, options, message):
     (folder / "broken.jsonl").write_text('{"a": 1}\n{"a"\n')
     (folder / "cache").mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=message):
-        sources.read(path.format(folder), **options)
+        sources.read(path.replace("{}", str(folder)), **options)

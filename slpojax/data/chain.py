@@ -27,6 +27,7 @@ class Text(NamedTuple):
         parsed: prompt, responses and scores: plain text or messages, after `templates.render` plain text alone.
         templated: whether a chat template wrote the texts, special tokens included.
         ended: of each response that a template wrote, whether the template ends it, so that no EOS is put behind it.
+        rendered: whether a chat template wrote the record's own texts before, special tokens included.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
 
@@ -35,6 +36,7 @@ class Text(NamedTuple):
     parsed: Parsed
     templated: bool = False
     ended: tuple[bool, ...] = ()
+    rendered: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -7,8 +7,11 @@ an example over consecutive records, the module's table `GROUPED` names the fiel
 one record whose every field is the list of theirs.
 """
 
+import decimal
 import importlib
+import itertools
 import math
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -22,6 +25,8 @@ Record: TypeAlias = Mapping[str, Any]
 
 _ASSISTANT = "\n\nAssistant:"
 SEVERAL = "a response of several turns"
+_LOWER = "the chosen response has the lower score"
+_LARGEST = 3.4028234663852886e38  # of float32
 _STEER_TURN = re.compile(r"\n*<extra_id_1>(?:User|Assistant)\n")  # between the turns of a HelpSteer prompt
 _ONE_WORD = re.compile(r"\s?[\w'’-]*")
 _NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Chinese, ...
@@ -187,14 +192,20 @@ def messages(record: Record) -> Parsed:
 def ranked(record: Record) -> Parsed:
     """`messages` and `responses` [{"text", "rank", "score"}], any number of them.
 
-    Scores are the record's; where one is null all are minus the rank (the number of strictly better responses).
+    Scores are the record's; where one is null all are minus the rank (the number of strictly better responses). Of one
+    rank the higher score comes first.
     """
-    answers = sorted(_field(record, "responses"), key=lambda answer: answer["rank"])
-    values = [answer.get("score") for answer in answers]
-    if any(value is None for value in values):
-        values = [-answer["rank"] for answer in answers]
-    replies = tuple(_reply(answer["text"]) for answer in answers)
-    return Parsed(turns.read(_field(record, "messages")), replies, tuple(map(_number, values)))
+    answers = [(number(answer["rank"], "rank"), answer) for answer in _objects(record, "responses")]
+    if any(answer.get("score") is None for _, answer in answers):
+        scored = [(rank, -rank, answer) for rank, answer in answers]
+    else:
+        scored = [(rank, number(answer["score"]), answer) for rank, answer in answers]
+    scored.sort(key=lambda each: (each[0], -each[1]))
+    scores = tuple(score for _, score, _ in scored)
+    if any(worse > better for better, worse in itertools.pairwise(scores)):
+        raise Unusable("ranks and scores contradict each other")
+    replies = tuple(_reply(answer["text"], "text") for _, _, answer in scored)
+    return Parsed(turns.read(_field(record, "messages")), replies, scores)
 
 
 def nectar(record: Record) -> Parsed:
@@ -204,8 +215,9 @@ def nectar(record: Record) -> Parsed:
     Preference Optimization via Contrastive Divergence, 2025, arXiv 2502.04567, the base setup; berkeley-nest/Nectar.)
     The blank that ends the prompt goes with the answers, as in `hh`. Scores are minus the rank.
     """
-    prompt, answers = _text(record, "prompt"), _field(record, "answers")
-    by_rank = sorted(((_number(answer["rank"]), answer["answer"]) for answer in answers), key=lambda pair: pair[0])
+    prompt, answers = _text(record, "prompt"), _objects(record, "answers")
+    by_rank = [(number(answer["rank"], "rank"), _optional(answer["answer"], "answer")) for answer in answers]
+    by_rank.sort(key=lambda answer: answer[0])
     others = [(rank, text) for rank, text in by_rank if rank != 2]
     cut = len(prompt.rstrip(" "))
     return Parsed(
@@ -223,10 +235,11 @@ def ultrafeedback(record: Record) -> Parsed:
     UltraFeedback, 2023, arXiv 2310.01377; openbmb/UltraFeedback.) HuggingFaceH4/ultrafeedback_binarized, two of them as
     chosen and rejected, is `conversational`.
     """
-    answers = [(_number(answer["overall_score"]), answer["response"]) for answer in _field(record, "completions")]
+    answers = [(number(answer["overall_score"]), answer["response"]) for answer in _objects(record, "completions")]
     answers.sort(key=lambda answer: -answer[0])
     prompt = ({"role": "user", "content": _text(record, "instruction")},)
-    return Parsed(prompt, tuple(_reply(text) for _, text in answers), tuple(score for score, _ in answers))
+    replies = tuple(_reply(text, "response") for _, text in answers)
+    return Parsed(prompt, replies, tuple(score for score, _ in answers))
 
 
 def helpsteer(record: Record) -> Parsed:
@@ -235,14 +248,14 @@ def helpsteer(record: Record) -> Parsed:
     Of the five attributes that are rated it is the one that says which response is better. The turns of a prompt are
     divided by <extra_id_1>User and <extra_id_1>Assistant. (Wang et al., HelpSteer2, 2024, arXiv 2406.08673.)
     """
-    scores = [_number(score) for score in _field(record, "helpfulness")]
+    scores = [number(score) for score in _field(record, "helpfulness")]
     answers = sorted(zip(scores, _field(record, "response"), strict=True), key=lambda answer: -answer[0])
     if record["prompt"][0] is None:
         raise Unusable("prompt is null")
     said = _STEER_TURN.split(record["prompt"][0])
     return Parsed(
         tuple({"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(said)),
-        tuple(_reply(text) for _, text in answers),
+        tuple(_reply(text, "response") for _, text in answers),
         tuple(score for score, _ in answers),
         notes=("row joined with the one before it, which has the same prompt",) * (len(answers) - 1),
     )
@@ -285,8 +298,11 @@ def _pair(
 ) -> Parsed:
     """Return a pair whose order the record states, with the scores that it may have."""
     scores = [record.get(name) for name in ("score_chosen", "score_rejected")]
-    there = all(score is not None for score in scores)
-    return Parsed(prompt, responses, tuple(map(_number, scores)) if there else None, notes, stated=True)
+    if any(score is None for score in scores):
+        return Parsed(prompt, responses, None, notes, stated=True)
+    chosen, rejected = map(number, scores)
+    notes += (_LOWER,) if chosen < rejected else ()
+    return Parsed(prompt, responses, (chosen, rejected), notes, stated=True)
 
 
 def _field(record: Record, name: str) -> Any:
@@ -311,18 +327,48 @@ def _conversations(record: Record) -> Messages:
     return said if said and said[0]["role"] == "system" else (*turns.system(record.get("system")), *said)
 
 
-def _number(value: Any) -> float:
+def _objects(record: Record, name: str) -> list[Record]:
+    listed = _field(record, name)
+    if not isinstance(listed, list) or not all(isinstance(answer, Mapping) for answer in listed):
+        found = kind(listed) if not isinstance(listed, list) else "an array of something else"
+        raise TypeError(f"{name} is {found}, expected an array of objects")
+    return listed
+
+
+def number(value: Any, what: str = "score") -> float:
+    """Return a number that float32 holds; text that looks like one is none, as "10" sorts before "2"."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | decimal.Decimal):
+        raise Unusable(f"a {what} that is no number, but {kind(value)}")
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise Unusable("a score that is no number")
-    return number
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not abs(real) <= _LARGEST:
+        raise Unusable(f"a {what} that is no number, or none that float32 holds")
+    return real
 
 
-def _reply(text: str | None) -> Messages:
-    return ({"role": "assistant", "content": text or ""},)
+def kind(value: Any) -> str:
+    """Return what JSON calls a value, for errors, which never show the value itself.
+
+    Example:
+        >>> [kind(value) for value in (None, True, 1, "a", [], {})]
+        ['null', 'true or false', 'a number', 'a string', 'an array', 'an object']
+    """
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a string"), (list, "an array"))
+    known = next((name for of, name in kinds if isinstance(value, of)), f"a {type(value).__name__}")
+    return "null" if value is None else "an object" if isinstance(value, Mapping) else known
+
+
+def _optional(text: Any, name: str) -> str:
+    """Return a text, "" for null."""
+    if not isinstance(text, str | None):
+        raise TypeError(f"{name} is {kind(text)}, expected a string")
+    return text or ""
+
+
+def _reply(text: Any, name: str) -> Messages:
+    return ({"role": "assistant", "content": _optional(text, name)},)
 
 
 def common(a: str, b: str) -> int:

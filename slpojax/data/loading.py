@@ -3,6 +3,7 @@
 Knows the order of the transforms; knows nothing that one of them does, and no row of a batch.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from slpojax.data import (
     candidates,
     chain,
     degrade,
+    marks,
     pairing,
     parsing,
     report,
@@ -34,6 +36,7 @@ _LONG = 16 * 1024  # records from which on the progress is worth its line
 CHAIN: tuple[Factory, ...] = (
     parsing.parse,  # (row, record) -> text
     candidates.keep,
+    marks.protect,
     templates.render,
     chain.settle,
     tokenise.tokenise,  # text -> a group of one example
@@ -77,16 +80,16 @@ def load(
     # All of them are made, and have refused their settings, before anything is read.
     ready = [transform for make in transforms if (transform := make(setup)) is not None]
     read = sources.read(source.path, split=source.split, rows=source.rows)
-    items: Iterable[Any] = enumerate(read.records, read.first)
+    items: Iterable[Any] = sources.numbered(read)
     if len(read.records) >= _LONG:
         items = log.track(items, len(read.records), f"reading {source.path}")
-    tally = report.tally()
+    tally = report.tally(functools.partial(sources.where, read))
     for transform in (*ready, chain.settle(setup)):
         items = transform(items, tally)
     groups = list(items)
     examples, added = _store(groups, setup)
     rows, encoding = f", rows {source.rows}" if source.rows else "", setup.encoding
-    line = f"{source.path}{rows}, as {encoding.format}, too_long {encoding.too_long}"
+    line = f"{source.path}{rows}, as {encoding.format}, too_long {encoding.too_long}{sources.counted(read)}"
     written = {group.templated: templates.special if group.templated else tokenise.special for group in groups}
     special = "; ".join(tell(setup) for tell in written.values())
     made = report.make(line, len(read.records), tally, examples, special, added=added)

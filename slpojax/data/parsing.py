@@ -4,13 +4,17 @@ Knows formats, how records are joined, and what every dialogue must keep to; kno
 """
 
 import collections
+import functools
+import itertools
+import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from slpojax.data import formats, sources, turns
 from slpojax.data.chain import Text, Transform
-from slpojax.data.formats import Parsed, Unusable
+from slpojax.data.formats import Parsed, Record, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 from slpojax.data.turns import Messages
@@ -19,9 +23,9 @@ _CUT = "response cut before the turn of a user, which is not trained"
 _END_CUT = "response cut behind the assistant's last turn"
 _JSON = "text that is messages in JSON, read as plain text (data.format=conversational reads them)"
 _LOOKS = re.compile(r'\s*\[\s*\{\s*"(role|from)"\s*:')
-_SHOWN = 20  # fields that an error names
-
 APART = "a record apart from the others of its"
+
+_FIELDS, _LONGEST = 20, 40  # of a record that an error lists, and characters of each
 
 
 def parse(setup: Setup) -> Transform:
@@ -36,13 +40,13 @@ def parse(setup: Setup) -> Transform:
     name = setup.encoding.format
     parser, field = formats.find(name), formats.grouped_by(name)
 
-    def transform(items: Iterable[tuple[int, formats.Record]], tally: Tally) -> Iterator[Text]:
+    def transform(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[Text]:
         read: set[str] = set()
-        for place, (row, record) in enumerate(_joined(items, field, tally) if field else items):
-            watched = _Watched(_object(row, record), read)
+        records = _objects(items, tally)
+        for place, (row, record) in enumerate(_joined(records, field, tally) if field else records):
             tally.fields.update(field for field, value in record.items() if value not in (None, "", [], {}))
             try:
-                parsed = _settle(_parse(parser, name, row, watched), watched)
+                parsed = _parse(parser, name, _Watched(record, read), functools.partial(tally.where, row))
             except Unusable as reason:
                 tally.drop(row, str(reason))
             else:
@@ -55,7 +59,7 @@ def parse(setup: Setup) -> Transform:
 class _Watched(dict[str, Any]):
     """A record that remembers which of its fields a parser read."""
 
-    def __init__(self, record: formats.Record, read: set[str]):
+    def __init__(self, record: Record, read: set[str]):
         super().__init__(record)
         self._read = read
 
@@ -79,11 +83,9 @@ class _Watched(dict[str, Any]):
         return super().values()
 
 
-def _joined(
-    items: Iterable[tuple[int, formats.Record]], field: str, tally: Tally
-) -> Iterator[tuple[int, formats.Record]]:
+def _joined(items: Iterable[tuple[int, Record]], field: str, tally: Tally) -> Iterator[tuple[int, Record]]:
     """Join the records of an example; drop one that stands alone although there are others of its example elsewhere."""
-    groups = list(sources.grouped(((row, _object(row, record)) for row, record in items), field))
+    groups = list(sources.grouped(items, field))
     keys = [str(record[field][0]) if record.get(field) else "" for _, record in groups]
     times = collections.Counter(keys)
     for key, (row, record) in zip(keys, groups, strict=True):
@@ -93,29 +95,57 @@ def _joined(
             yield row, record
 
 
-def _object(row: int, record: Any) -> formats.Record:
-    if not isinstance(record, Mapping):
-        raise ValueError(
-            f"row {row} is {'null' if record is None else f'of type {type(record).__name__}'}, expected a JSON object "
-            "with named fields; write one record a line, or mend that line"
-        )
-    return record
+def _objects(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[tuple[int, Record]]:
+    for row, record in items:
+        if not isinstance(record, Mapping):
+            array = "; name a file that is one JSON array .json" * isinstance(record, list)
+            raise ValueError(
+                f"{tally.where(row)} is {formats.kind(record)}, expected an object with the fields of a record{array}"
+            )
+        yield row, record
 
 
-def _parse(parser: formats.Parser, name: str, row: int, record: formats.Record) -> Parsed:
+def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[], str]) -> Parsed:
+    """Parse a record; whatever a parser stumbles over is a record of another format, at the place `where`.
+
+    What parsers here say of it is shown; of another module's the type of the error and its line, as its words may be
+    the row's text.
+    """
     try:
-        return parser(record)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        names = [str(field)[:40] for field in record]
-        listed = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+        return _settle(_checked(parser(record)), record)
+    except Unusable:
+        raise
+    except Exception as error:
+        raiser = traceback.extract_tb(error.__traceback__)[-1]
+        if pathlib.Path(raiser.filename).parent != pathlib.Path(__file__).parent:
+            said = f"{type(error).__name__} in {raiser.filename}, line {raiser.lineno}"
+        else:
+            said = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
+        fields = [" ".join(str(field)[:_LONGEST].split()) for field in itertools.islice(record, _FIELDS)]
         raise ValueError(
-            f"row {row} is no record of data.format={name!r}: "
-            + (f"it has no field {error}" if isinstance(error, KeyError) else str(error))
-            + f"; its fields are {listed}; formats: {', '.join(formats.FORMATS)}"
+            f"{where()} is no record of data.format={name!r}: {said}; its fields are {', '.join(fields)}"
+            f"{', ...' if len(record) > _FIELDS else ''}; formats: {', '.join(formats.FORMATS)}"
         ) from error
 
 
-def _settle(parsed: Parsed, record: formats.Record) -> Parsed:
+def _checked(parsed: Any) -> Parsed:
+    """Return what a parser made, if it is what parsers make.
+
+    Raises:
+        TypeError: it is not.
+        Unusable: it has a score that float32 does not hold.
+    """
+    if not isinstance(parsed, Parsed):
+        raise TypeError(f"the parser returned a {type(parsed).__name__}, expected formats.Parsed")
+    plain = {isinstance(piece, str) for piece in (parsed.prompt, *parsed.responses)}
+    if len(plain) > 1:
+        raise TypeError("prompt and responses are partly text and partly messages, expected one of them")
+    if parsed.scores is not None and len(parsed.scores) != len(parsed.responses):
+        raise TypeError(f"{len(parsed.responses)} responses have {len(parsed.scores)} scores")
+    return parsed._replace(scores=parsed.scores and tuple(map(formats.number, parsed.scores)))
+
+
+def _settle(parsed: Parsed, record: Record) -> Parsed:
     """Return what was parsed, as every format must keep to it.
 
     Raises:

@@ -5,7 +5,7 @@ Knows counts and row numbers; never holds or prints the text of a row.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +29,13 @@ class Tally(NamedTuple):
     """What happened to records while they are read: (reason or note) -> row numbers, a number once for every time.
 
     `fields` are those that hold something in some record and that no row's parser read.
+    `where` returns what a message calls a row, with file and line.
     """
 
     dropped: dict[str, list[int]]
     noted: dict[str, list[int]]
     fields: set[str]
+    where: Callable[[int], str] = "row {}".format
 
     def drop(self, row: int, reason: str) -> None:
         """Count a record that gives no example."""
@@ -100,9 +102,9 @@ class Report:
     packing: filling.Packing | None = None
 
 
-def tally() -> Tally:
-    """Return empty counts."""
-    return Tally(defaultdict(list), defaultdict(list), set())
+def tally(where: Callable[[int], str] = "row {}".format) -> Tally:
+    """Return empty counts of rows that a message calls as `where` does."""
+    return Tally(defaultdict(list), defaultdict(list), set(), where)
 
 
 def make(

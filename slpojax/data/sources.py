@@ -3,27 +3,51 @@
 Knows paths, splits and row numbers; knows no field of a record, but the name of the one by which it joins records.
 """
 
+import array
+import bisect
+import codecs
 import glob
 import gzip
 import itertools
 import json
+import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from slpojax import named
 
-FILES = (".jsonl", ".jsonl.gz", ".parquet")
+FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 _LOCAL = "a folder written by datasets.save_to_disk, a folder in hub layout, or files: " + ", ".join(FILES)
+_DIGITS = 18  # of a row number
+_SHOWN = 4  # files that a line names
 
-Record = Mapping[str, Any]
+Record: TypeAlias = Mapping[str, Any]
+
+
+class File(NamedTuple):
+    """Where the records of one file are.
+
+    Attributes:
+        name: its path.
+        first: the row of its first record that was taken.
+        unit: what is counted in it: "line", "item" or "record".
+        numbers: of the line, item or record that each row is, from 1.
+    """
+
+    name: str
+    first: int
+    unit: str
+    numbers: "array.array[int]"
 
 
 class Records(NamedTuple):
-    """Consecutive records of a source, and the number (from 0) of the first of them in it."""
+    """Consecutive records of a source, the number (from 0) of the first of them in it, and the files they are in."""
 
     first: int
     records: Sequence[Record]
+    files: tuple[File, ...] = ()
 
 
 def read(path: str, *, split: str = "train", rows: str = "") -> Records:
@@ -34,25 +58,73 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
             `owner/name` on the hub, `owner/name/folder` for a folder of it (`Anthropic/hh-rlhf/helpful-base`),
             `owner/name:config` for one of its configurations;
             a folder, written by `datasets.save_to_disk` or in hub layout;
-            .jsonl, .jsonl.gz or .parquet files: a comma-separated list, whose rows are counted through; globs allowed.
+            files: JSON lines (.jsonl, .jsonl.gz), one JSON array (.json) or .parquet. A comma-separated list, whose
+            rows are counted through, blank lines left out; globs allowed.
         split: the split of a hub or saved data set; files have none.
         rows: "start:stop", the rows to take, counted from 0; "" takes all.
 
     Raises:
-        ValueError: a malformed range, an unknown split, a missing file, a hub out of reach, or no rows at all.
+        ValueError: a malformed range, an unknown split, a missing or damaged file, a hub out of reach, or no rows at
+            all.
     """
     start, stop = parse_range(rows)
-    if not path:
+    if not path.strip(", "):
         raise ValueError(f"data.path is empty; give a hub name, {_LOCAL}")
-    parts = [part.strip() for part in path.split(",")]
-    if all(part.endswith(FILES) for part in parts):
-        records: Sequence[Record] = list(itertools.islice(_files(parts), start, stop))
+    parts = [path] if _exists(path) else [part.strip() for part in path.split(",") if part.strip()]
+    are_files = [part.lower().endswith(FILES) for part in parts]
+    if all(are_files):
+        found = _take(_files(parts), start, stop)
+    elif any(are_files):
+        other = parts[are_files.index(False)]
+        raise ValueError(f"data.path lists files, of which {_clip(other)} is none that can be read; expected {_LOCAL}")
     else:
-        data = _folder(pathlib.Path(path).expanduser(), split) if _is_local(path) else _hub(path, split)
-        records = data.select(range(min(start, len(data)), len(data) if stop is None else min(stop, len(data))))
-    if not len(records):
-        raise ValueError(f"{path}: rows {rows or ':'} hold no record; the source ends before row {start}")
-    return Records(start, records)
+        data = _folder(pathlib.Path(os.path.expanduser(path)), split) if _is_local(path) else _hub(path, split)
+        begin, end = min(start, len(data)), len(data) if stop is None else min(stop, len(data))
+        found = Records(start, data.select(range(begin, max(begin, end))))
+    if not len(found.records):
+        raise ValueError(f"{_clip(path)}: rows {rows or ':'} hold no record; the source ends before row {start}")
+    return found
+
+
+def numbered(found: Records) -> Iterator[tuple[int, Record]]:
+    """Yield every record with its row.
+
+    Raises:
+        ValueError: a record of a data set cannot be read.
+    """
+    row = found.first
+    try:
+        for row, record in enumerate(found.records, found.first):
+            yield row, record
+    except Exception as error:  # whatever the data set's own reader raises
+        raise ValueError(
+            f"data.path: the data set cannot be read behind row {row} ({type(error).__name__}); is it whole?"
+        ) from error
+
+
+def where(found: Records, row: int) -> str:
+    """Return what a message calls a row: "row 2 (pairs.jsonl, line 7)".
+
+    Example:
+        >>> where(Records(0, [{}, {}], (File("a.jsonl", 0, "line", array.array("q", [1, 4])),)), 1)
+        'row 1 (a.jsonl, line 4)'
+    """
+    place = bisect.bisect_right(found.files, row, key=lambda file: file.first) - 1
+    if place < 0:
+        return f"row {row}"
+    file = found.files[place]
+    return f"row {row} ({file.name}, {file.unit} {file.numbers[row - file.first]})"
+
+
+def counted(found: Records) -> str:
+    """Return how rows are counted through files, in words, where it is not the line less one; else ""."""
+    of = "; row {0.first} is {0.unit} {0.numbers[0]} of {0.name}".format
+    blank = sum(
+        file.numbers[-1] - file.numbers[0] + 1 - len(file.numbers) for file in found.files if file.unit == "line"
+    )
+    listed = "".join(map(of, found.files[:_SHOWN])) if len(found.files) > 1 or blank else ""
+    more = f"; and {len(found.files) - _SHOWN} further files" if len(found.files) > _SHOWN else ""
+    return f"{listed}{more}" + (f"; blank lines between them, {blank:,}, are not counted" if blank else "")
 
 
 def grouped(numbered: Iterable[tuple[int, Record]], field: str) -> Iterator[tuple[int, Record]]:
@@ -66,9 +138,9 @@ def parse_range(rows: str) -> tuple[int, int | None]:
     """Return (start, stop) of "start:stop"; either may be left out."""
     start, colon, stop = rows.partition(":")
     numbers = [text.strip() for text in (start, stop)]
-    if (rows and not colon) or any(text and not text.isdecimal() for text in numbers):
+    if (rows and not colon) or any(text and not (text.isdecimal() and len(text) <= _DIGITS) for text in numbers):
         raise ValueError(
-            f"data.rows={rows!r}: expected 'start:stop' with numbers counted from 0, such as '0:2000' or '2000:'"
+            f"data.rows={_clip(rows)!r}: expected 'start:stop' with numbers counted from 0, such as '0:2000' or '2000:'"
         )
     first, last = int(numbers[0] or 0), int(numbers[1]) if numbers[1] else None
     if last is not None and last <= first:
@@ -76,61 +148,136 @@ def parse_range(rows: str) -> tuple[int, int | None]:
     return first, last
 
 
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # unlike pathlib's: no name is too long or too strange
+
+
 def _is_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.endswith(FILES) or pathlib.Path(path).exists()
+    return path.startswith(("/", "./", "../", "~")) or _exists(path)
 
 
-def _files(parts: Sequence[str]) -> Iterator[Record]:
+def _clip(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _near(path: str, *hub: str) -> str:
+    return named.near_paths(path, *hub) if len(path) < 256 and "\0" not in path else ""
+
+
+def _files(parts: Sequence[str]) -> Iterator[tuple[str, str, Iterator[tuple[int, Record]]]]:
+    """Yield name, unit and numbered records of every file, after all names were found."""
     names: list[str] = []
     for part in parts:
-        part = str(pathlib.Path(part).expanduser())
-        files = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
-        if not files or not all(pathlib.Path(name).is_file() for name in files):
-            near = "" if glob.has_magic(part) else named.near_paths(part)
-            raise ValueError(f"data.path: no such file: {part}{near} (looked from {pathlib.Path.cwd()})")
+        part = os.path.expanduser(part)
+        pattern = glob.has_magic(part) and not os.path.exists(part)
+        files = sorted(glob.glob(part)) if pattern else [part]
+        if not files or not all(map(os.path.isfile, files)):
+            near = "" if pattern else _near(part)
+            raise ValueError(f"data.path: no such file: {_clip(part)}{near} (looked from {pathlib.Path.cwd()})")
         names += files
-    return itertools.chain.from_iterable(
-        _parquet(name) if name.endswith(".parquet") else _jsonl(name) for name in names
-    )
+    for name in names:
+        low = name.lower()
+        if low.endswith(".parquet"):
+            yield name, "record", _parquet(name)
+        elif low.endswith(".json"):
+            yield name, "item", _json(name)
+        else:
+            yield name, "line", _jsonl(name)
 
 
-def _jsonl(name: str) -> Iterator[Record]:
-    with (gzip.open if name.endswith(".gz") else open)(name, "rt", encoding="utf-8") as lines:  # type: ignore[operator]
-        for number, line in enumerate(lines):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{name}: line {number + 1} is not JSON ({error.msg} at character {error.pos})"
-                    ) from None
-                yield record
+def _take(files: Iterable[tuple[str, str, Iterator[tuple[int, Record]]]], start: int, stop: int | None) -> Records:
+    """Read the rows from `start` to before `stop`, counted through all files."""
+    records: list[Record] = []
+    taken: list[File] = []
+    row = 0
+    for name, unit, numbered_records in files:
+        file = File(name, max(row, start), unit, array.array("q"))
+        for number, record in itertools.islice(numbered_records, None if stop is None else stop - row):
+            if row >= start:
+                records.append(record)
+                file.numbers.append(number)
+            row += 1
+        if file.numbers:
+            taken.append(file)
+        if row == stop:
+            break
+    return Records(start, records, tuple(taken))
 
 
-def _parquet(name: str) -> Iterator[Record]:
+def _jsonl(name: str) -> Iterator[tuple[int, Record]]:
+    number = 0
+    try:
+        with (gzip.open if name.lower().endswith(".gz") else open)(name, "rb") as lines:  # type: ignore[operator]
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _parse_json(line, f"{name}: line {number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{name}: cannot be read behind line {number} ({type(error).__name__}); the file is damaged, ends in the "
+            "middle, or is not what its name says: write or copy it again"
+        ) from error
+
+
+def _json(name: str) -> Iterator[tuple[int, Record]]:
+    listed = _parse_json(pathlib.Path(name).read_bytes(), name)
+    if not isinstance(listed, list):
+        raise ValueError(f"{name}: expected one array of objects; a file with an object on every line ends with .jsonl")
+    return iter(enumerate(listed, 1))
+
+
+def _parse_json(text: bytes, place: str) -> Any:
+    """Return what JSON text holds; `place` is what errors call it."""
+    try:
+        return json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{place} is not UTF-8 (byte 0x{text[error.start]:02x} at byte {error.start}); write the file as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        lines = "; a file with an object on every line ends with .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"{place} is not JSON ({error.msg} at character {error.pos}{lines})") from None
+    except RecursionError:
+        raise ValueError(f"{place} is JSON nested too deeply to be read") from None
+    except ValueError:
+        raise ValueError(f"{place} holds a whole number of more digits than can be read") from None
+
+
+def _parquet(name: str) -> Iterator[tuple[int, Record]]:
     from pyarrow import parquet
 
-    for batch in parquet.ParquetFile(name).iter_batches():
-        yield from batch.to_pylist()
+    number = 0
+    try:
+        with parquet.ParquetFile(name) as file:
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except Exception as error:  # whatever damaged bytes make of pyarrow
+        raise ValueError(
+            f"{name}: cannot be read behind record {number} ({type(error).__name__}); the file is damaged or no "
+            "parquet: write or copy it again"
+        ) from error
 
 
 def _folder(folder: pathlib.Path, split: str) -> Any:
     import datasets
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
+        no_folder = "a file of another kind" if os.path.exists(folder) else f"no folder{_near(str(folder))}"
         raise ValueError(
-            f"data.path: {folder} is no folder{named.near_paths(folder)}; expected a hub name, {_LOCAL} "
+            f"data.path: {_clip(str(folder))} is {no_folder}; expected a hub name, {_LOCAL} "
             f"(looked from {pathlib.Path.cwd()})"
         )
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        data = datasets.load_from_disk(folder)
-        return _split(data, split, str(folder)) if isinstance(data, datasets.DatasetDict) else data
     try:
-        return _split(datasets.load_dataset(str(folder)), split, str(folder))
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            data = datasets.load_from_disk(folder)
+        else:
+            data = datasets.load_dataset(str(folder), trust_remote_code=False)
+    except Exception as error:  # whatever a damaged or foreign folder makes of datasets
         raise ValueError(
-            f"data.path: {folder} holds no data set ({type(error).__name__}); expected {_LOCAL}"
+            f"data.path: {folder} holds no data set that can be read ({type(error).__name__}); expected {_LOCAL}"
         ) from error
+    return _split(data, split, str(folder)) if isinstance(data, datasets.DatasetDict) else data
 
 
 def _hub(path: str, split: str) -> Any:
@@ -140,14 +287,14 @@ def _hub(path: str, split: str) -> Any:
     name, _, config = path.partition(":")
     owner_name, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     try:
-        data = datasets.load_dataset(owner_name, config or None, data_dir=folder or None)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        near = named.near_paths(owner_name, huggingface_hub.constants.HF_HUB_CACHE, "datasets")
+        data = datasets.load_dataset(owner_name, config or None, data_dir=folder or None, trust_remote_code=False)
+    except Exception as error:  # of the network, the hub, and whatever the data set makes of datasets
+        near = _near(owner_name, huggingface_hub.constants.HF_HUB_CACHE, "datasets")
         raise ValueError(
-            f"data.path={path!r}: there is no such local path{near}, and on the Hugging Face hub the data set "
-            f"{owner_name!r}"
-            f"{f' (folder {folder})' if folder else ''} cannot be read: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}. Without the hub set data.path to {_LOCAL}"
+            f"data.path={_clip(path)!r}: there is no such local path{near}, and on the Hugging Face hub the data set "
+            f"{_clip(owner_name)!r}"
+            f"{f' (folder {_clip(folder)})' if folder else ''} cannot be read: {type(error).__name__}: "
+            f"{_clip((str(error).splitlines() or [''])[0])}. Without the hub set data.path to {_LOCAL}"
         ) from error
     return _split(data, split, path)
 

@@ -18,7 +18,7 @@ from slpojax.data import formats, sandbox, turns
 from slpojax.data.chain import Text, Transform, each
 from slpojax.data.formats import Parsed, Unusable
 from slpojax.data.options import Setup
-from slpojax.data.tokenise import STRAY, Tokenizer
+from slpojax.data.tokenise import Tokenizer
 from slpojax.data.turns import Messages
 
 # HH's dialogue form, for tokenizers without a chat template: `data.chat_template = "dialogue"`. It has no header for a
@@ -148,13 +148,13 @@ def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> st
 def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
     """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
 
-    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last. In
-    what a message says EOS is a stray mark, as it is in plain text. Where the generation prompt is not what the
-    template writes before an answer, as with thoughts that it opens, the prompt is cut at their common beginning.
+    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last.
+    Where the generation prompt is not what the template writes before an answer, as with thoughts that it opens, the
+    prompt is cut at their common beginning.
 
     Raises:
         Unusable: the template refuses the messages or fails, or writes the turns of the prompt differently once a
-            response follows, or a message holds EOS.
+            response follows.
         ValueError: there is no template, or a faulty one.
         sandbox.TooMuch: the template goes over a limit.
     """
@@ -162,8 +162,6 @@ def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
     assert not isinstance(prompt, str)
     template = _ready(tokenizer, name, tools=bool(parsed.tools))
     dialogues: list[Messages] = [(*prompt, *response) for response in responses]  # type: ignore[misc]
-    if any(tokenizer.eos_token in text for turns_of in dialogues for turn in turns_of for _, text in turns.said(turn)):
-        raise Unusable(STRAY)
     asked = template.draw(prompt, parsed.tools, True)
     wholes = [template.draw(dialogue, parsed.tools, False) for dialogue in dialogues]
     lost = set().union(*(_left_out(d, parsed.tools, whole) for d, whole in zip(dialogues, wholes, strict=True)))

@@ -1,37 +1,44 @@
-"""Text to token ids: prompt and responses apart, each response closed by EOS.
+"""Text to token ids: a prompt, and what each response adds to it, closed by EOS.
 
-Knows the tokenizer; knows no file and no limit on lengths. Prompt and response are tokenised apart, so the response's
-tokens do not depend on the prompt and no BOS stands between them. EOS is an ordinary target, also where the tokenizer
-pads with it: masks come from lengths, never from ids.
+Knows the tokenizer; knows no file and no limit on lengths but how much of a text is read at all. A response's ids are
+those that follow the prompt's in the tokenisation of both together, where the prompt's ids are a prefix of it; so no
+blank begins a response that nobody wrote, and no BOS stands between them. EOS is an ordinary target, also where the
+tokenizer pads with it: masks come from lengths, never from ids.
 """
 
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from slpojax import named
-from slpojax.base import Int
+from slpojax.data import marks
 from slpojax.data.chain import Group, Text, Transform
 from slpojax.data.examples import Example
 from slpojax.data.formats import Unusable
+from slpojax.data.marks import Ids as Ids
+from slpojax.data.marks import Tokenizer as Tokenizer
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 
-Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
-Ids: TypeAlias = Int[np.ndarray, " _"]
+Encoder: TypeAlias = Callable[[Sequence[str]], list[Ids]]
 
 BOS = ("tokenizer", "never", "always")
 STRAY = "EOS inside the text"
+LONG = "text far longer than data.max_length cut before it was tokenised"
 
 # Only asked where a folder holds tokenizer.json alone, which does not say which token ends a text.
 _END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _AT_ONCE = 1024  # texts in one call: a fast tokenizer is many times faster on a list than on its items
 _COMPARED = 1024  # first records whose tokens are compared with those of the whole text
 _DEPENDENT = f"tokens of the response depend on its prompt (of the first {_COMPARED:,} rows)"
+_MEET = "prompt and response meet within a token, so the response was tokenised without its prompt"
+_ROOM = 256  # characters of a text that are read for a token, at least
+# Where a response may begin. What a tokenizer makes of the second text alone shows whether it adds a blank to it.
+_PROBES = (("\n", "a"), ("]", "a"), (":", " a"), ("a", "a"))
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -47,12 +54,18 @@ def load_tokenizer(path: str) -> Tokenizer:
 
     local = pathlib.Path(path).expanduser()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(local) if local.exists() else path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        # Without trust_remote_code=False transformers asks on standard input whether to run the folder's own code.
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(local) if local.exists() else path, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a damaged folder makes of transformers
+        reason = (str(error).splitlines() or [""])[0][:300]
         raise ValueError(
-            f"data.tokenizer={path!r}: no tokenizer could be loaded ({reason}); give a folder that holds tokenizer.json"
+            f"data.tokenizer={path!r}: no tokenizer could be loaded ({type(error).__name__}: {reason}); give a folder "
+            "that holds tokenizer.json, and no code of its own"
         ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"data.tokenizer={path!r} holds no tokenizer.json; transformers' save_pretrained writes it")
     if tokenizer.eos_token_id is None:
         known = [name for name in _END_OF_TEXT if name in tokenizer.get_vocab()]
         if len(known) != 1:
@@ -70,27 +83,26 @@ def digest(tokenizer: Tokenizer) -> str:
 
 
 def tokenise(setup: Setup) -> Transform:
-    """Make token ids of texts, many texts at a time; note where a response's ids depend on its prompt.
+    """Make token ids of texts, many texts at a time; note where prompt and response share a token.
 
     Raises:
         ValueError: `data.bos` is unknown, or the tokenizer has no BOS to put first.
     """
     tokenizer, before = setup.tokenizer, leading(setup.tokenizer, setup.encoding.bos)
+    encode, most = marks.encoder(tokenizer), longest_read(tokenizer, setup.encoding.max_length)
+    divide = _behind if begins_anew(tokenizer) else _apart
 
     def transform(items: Iterable[Text], tally: Tally) -> Iterator[Group]:
-        texts = iter(items)
+        texts = (_shorten(text, most, tokenizer.bos_token) for text in items)
         while chunk := list(itertools.islice(texts, _AT_ONCE)):
-            ids = iter(encode([t for text in chunk for t in (text.parsed.prompt, *text.parsed.responses)], tokenizer))  # type: ignore[misc]
-            pieces = [(next(ids), [*itertools.islice(ids, len(text.parsed.responses))]) for text in chunk]
-            _note_dependent(chunk, pieces, tokenizer, tally)
-            for text, (prompt, responses) in zip(chunk, pieces, strict=True):
+            for text, (prompt, responses) in zip(chunk, divide(chunk, encode, tally), strict=True):
                 try:
                     closed = close(
                         prompt,
                         responses,
                         eos=tokenizer.eos_token_id,
-                        before=before,
-                        templated=text.templated,
+                        before=() if text.templated else before,
+                        marked=text.templated or text.rendered,
                         ended=text.ended,
                     )
                 except Unusable as reason:
@@ -99,6 +111,79 @@ def tokenise(setup: Setup) -> Transform:
                     yield _group(text, *closed)
 
     return transform
+
+
+def begins_anew(tokenizer: Tokenizer) -> bool:
+    """Return whether a text has other ids alone than behind another: SentencePiece puts a blank before it."""
+    encode = marks.encoder(tokenizer)
+    for first, second in _PROBES:
+        one, other, both = encode([first, second, first + second])
+        known = tokenizer.unk_token_id not in both  # words alone are no proof: "]a" may be unknown as "a" is
+        if known and np.array_equal(both[: len(one)], one) and not np.array_equal(both[len(one) :], other):
+            return True
+    return False
+
+
+def longest_read(tokenizer: Tokenizer, max_length: int) -> int:
+    """Return how many characters of a text are read: more than `max_length` tokens, however long these are.
+
+    Some tokenizers drop the blanks between words, so a token may stand for more characters than its own.
+    """
+    return (max_length + 1) * max(_ROOM, 1 + max(map(len, tokenizer.get_vocab())))
+
+
+def _shorten(text: Text, most: int, bos: str | None) -> Text:
+    """Keep of a text what any cut may leave: the end of a prompt, behind its BOS, and the beginning of a response."""
+    parsed = text.parsed
+    prompt, responses = str(parsed.prompt), parsed.responses
+    if max(map(len, (prompt, *responses))) <= most:
+        return text
+    first = bos if bos and len(prompt) > most and prompt.startswith(bos) else ""
+    parsed = parsed._replace(prompt=f"{first}{prompt[-most:]}", responses=tuple(r[:most] for r in responses))
+    return text._replace(parsed=parsed, notes=(*text.notes, LONG))
+
+
+def _behind(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids]]]:
+    """Yield the ids of every prompt, and those that follow them with each response behind it.
+
+    Where the prompt's ids are no prefix, prompt and response share a token. The response then has the ids that it has
+    behind a line break, which shares none.
+    """
+    prompts = encode([text.parsed.prompt for text in texts])  # type: ignore[misc]
+    pairs = [(i, response) for i, text in enumerate(texts) for response in text.parsed.responses]
+    found = encode([f"{texts[i].parsed.prompt}{response}" for i, response in pairs])
+    ids = [_rest(prompts[i], whole) for (i, _), whole in zip(pairs, found, strict=True)]
+    shared = [n for n, rest in enumerate(ids) if rest is None]
+    [line] = encode(["\n"])
+    for n, whole in zip(shared, encode([f"\n{pairs[n][1]}" for n in shared]), strict=True):
+        ids[n] = _rest(line, whole)
+        tally.note(texts[pairs[n][0]].row, (_MEET,))
+    alone = [n for n, rest in enumerate(ids) if rest is None]
+    for n, response in zip(alone, encode([str(pairs[n][1]) for n in alone]), strict=True):
+        ids[n] = response
+    each = iter(ids)
+    for prompt, text in zip(prompts, texts, strict=True):
+        yield prompt, list(itertools.islice(each, len(text.parsed.responses)))  # type: ignore[arg-type]
+
+
+def _rest(prompt: Ids, whole: Ids) -> Ids | None:
+    """Return what follows the prompt, or None where it is no prefix."""
+    return whole[len(prompt) :] if np.array_equal(whole[: len(prompt)], prompt) else None
+
+
+def _apart(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids]]]:
+    """Yield the ids of every prompt and of its responses, each alone: they are the same, and it takes half the time.
+
+    Of the first texts it is compared whether they are; of dropped ones, too, as it is a sample.
+    """
+    ids = iter(encode([piece for text in texts for piece in (text.parsed.prompt, *text.parsed.responses)]))  # type: ignore[misc]
+    pieces = [(next(ids), [*itertools.islice(ids, len(text.parsed.responses))]) for text in texts]
+    compared = [(text, ids) for text, ids in zip(texts, pieces, strict=True) if text.place < _COMPARED]
+    wholes = encode([f"{text.parsed.prompt}{text.parsed.responses[0]}" for text, _ in compared])
+    for (text, (prompt, responses)), whole in zip(compared, wholes, strict=True):
+        if not np.array_equal(np.concatenate([prompt, responses[0]]), whole):
+            tally.note(text.row, (_DEPENDENT,))
+    yield from pieces
 
 
 def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
@@ -132,37 +217,29 @@ def special(setup: Setup) -> str:
     return f"{eos}, {bos if leading(tokenizer, setup.encoding.bos) else 'no BOS'}"
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer) -> list[Ids]:
-    """Return the token ids of every text, without the special tokens that the tokenizer would add."""
-    if not texts:
-        return []
-    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [np.array(piece, np.int32) for piece in ids]
-
-
 def close(
     prompt: Ids,
     responses: Sequence[Ids],
     *,
     eos: int,
     before: tuple[int, ...],
-    templated: bool,
+    marked: bool,
     ended: tuple[bool, ...] = (),
 ) -> tuple[Ids, tuple[Ids, ...]]:
-    """Put what stands `before` the prompt, and EOS after every response that does not end with it or by itself.
+    """Put what stands `before` the prompt, unless it begins with it, and EOS after every response without an end.
 
     Args:
         prompt: token ids.
         responses: token ids of each.
         eos: the id that ends a response.
-        before: ids that stand before a plain prompt.
-        templated: whether a chat template wrote the texts; then nothing is put before the prompt.
-        ended: of each response, whether its template ends it by itself.
+        before: ids that stand before the prompt.
+        marked: whether the texts hold special tokens by intent; then a response may have EOS inside, between its turns.
+        ended: of each response, whether a chat template ends it by itself.
 
     Raises:
-        Unusable: there is no prompt, or EOS stands where a plain text goes on.
+        Unusable: there is no prompt, or EOS stands where a plain response goes on.
     """
-    if not templated and len(before):
+    if prompt[: len(before)].tolist() != [*before]:
         prompt = np.concatenate([np.array(before, np.int32), prompt])
     if not len(prompt):
         raise Unusable("empty prompt")
@@ -170,8 +247,7 @@ def close(
         r if by_itself or (len(r) and r[-1] == eos) else np.append(r, np.int32(eos))
         for r, by_itself in zip(responses, ended or (False,) * len(responses), strict=True)
     )
-    # In plain text it is a stray mark that would end the text early; `templates.write` looks for it in messages.
-    if not templated and any((ids == eos).any() for ids in (prompt[len(before) :], *(r[:-1] for r in closed))):
+    if not marked and any((ids[:-1] == eos).any() for ids in closed):
         raise Unusable(STRAY)
     return prompt, closed
 
@@ -188,14 +264,3 @@ def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
         templated=text.templated,
         notes=text.notes,
     )
-
-
-def _note_dependent(
-    texts: Sequence[Text], pieces: Sequence[tuple[Ids, list[Ids]]], tokenizer: Tokenizer, tally: Tally
-) -> None:
-    """Note the texts whose first response has other ids behind its prompt; of dropped ones, too, as it is a sample."""
-    compared = [(text, ids) for text, ids in zip(texts, pieces, strict=True) if text.place < _COMPARED]
-    wholes = encode([f"{text.parsed.prompt}{text.parsed.responses[0]}" for text, _ in compared], tokenizer)
-    for (text, (prompt, responses)), whole in zip(compared, wholes, strict=True):
-        if not np.array_equal(np.concatenate([prompt, responses[0]]), whole):
-            tally.note(text.row, (_DEPENDENT,))

@@ -1,0 +1,170 @@
+"""Special tokens in texts: those that a record's author wrote stay text, those that a template wrote are tokens.
+
+Knows which strings a tokenizer reads as special tokens; knows no template, no format and no example. Where they are to
+stay text, a private character stands for each of them, the same for the same token, until the text is tokenised:
+`protect` puts it there, before a chat template writes its own special tokens around it, and `encoder` reads it.
+
+A plain text is the one place where it has to be told apart whether a special token was meant. It was, where the whole
+record is a dialogue that a template rendered beforehand: the prompt begins with a special token, or all responses end
+with EOS.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from slpojax.base import Int
+from slpojax.data.chain import Text, Transform, each
+from slpojax.data.formats import Unusable
+from slpojax.data.options import Setup
+
+AS_TEXT = "special tokens that the text itself holds, read as text"
+RENDERED = "special tokens read as such, as the dialogue was rendered beforehand"
+ENDED = "EOS at the end of a message left out, as the template ends it"
+BEHIND = "blanks or a further EOS behind the EOS of a response left out"
+SURROGATE = "half a character (a lone surrogate) in the text"
+PRIVATE = "a private character that stands for special tokens"
+
+_FIRST = 0x100000  # of the private characters that stand for special tokens: a plane that no script and no icon uses
+
+Ids: TypeAlias = Int[np.ndarray, " _"]
+Tokenizer: TypeAlias = Any  # transformers.PreTrainedTokenizerBase
+
+
+class Marks(NamedTuple):
+    """What stands for the special tokens of a tokenizer.
+
+    Attributes:
+        of: special token -> its private character.
+        names: finds special tokens.
+        marks: finds their private characters.
+    """
+
+    of: Mapping[str, str]
+    names: re.Pattern[str]
+    marks: re.Pattern[str]
+
+
+def find(tokenizer: Tokenizer) -> Marks:
+    """Return the strings that a tokenizer reads as special tokens, with what stands for them."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    of = {name: chr(_FIRST + i) for i, name in enumerate(sorted({*added, tokenizer.eos_token} - {""}))}
+    longest_first = sorted(of, key=len, reverse=True)
+    return Marks(of, re.compile("|".join(map(re.escape, longest_first))), re.compile(f"[{''.join(of.values())}]"))
+
+
+def protect(setup: Setup) -> Transform:
+    """Let the special tokens in a record's texts stay text, but for those of a dialogue that was rendered beforehand.
+
+    A response may end with EOS, and blanks behind it: it is the EOS that closes the response in any case. So may a
+    message, which the template ends. Drops records whose text no tokenizer can read.
+    """
+    known, closing = find(setup.tokenizer), setup.tokenizer.eos_token
+    hide = functools.partial(known.names.sub, lambda found: known.of[found[0]])
+
+    def one(text: Text) -> Text:
+        parsed, rendered, notes = text.parsed, False, text.notes
+        _refuse(_strings(parsed), known)
+        if isinstance(parsed.prompt, str):
+            cut = [_without(closing, str(response)) for response in parsed.responses]
+            rendered = bool(known.names.match(parsed.prompt.lstrip())) or all(eos for _, eos, _ in cut)
+            notes += (BEHIND,) * sum(behind for _, _, behind in cut)
+            parsed = parsed._replace(responses=tuple(response for response, _, _ in cut))
+        elif ended := sum(_without(closing, piece)[1] for piece in _strings(parsed)):
+            notes += (ENDED,) * ended
+            parsed = type(parsed)(*_map(lambda piece: _without(closing, piece)[0], tuple(parsed)))
+        if not any(map(known.names.search, _strings(parsed))):
+            return text._replace(parsed=parsed, notes=notes)
+        if rendered:
+            return text._replace(parsed=parsed, rendered=True, notes=(*notes, RENDERED))
+        return text._replace(parsed=type(parsed)(*_map(hide, tuple(parsed))), notes=(*notes, AS_TEXT))
+
+    return each(one)
+
+
+def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[Ids]]:
+    """Return a function from texts to their token ids, without the special tokens that the tokenizer would add.
+
+    Texts that hold no private character are read by the tokenizer itself. The others are read by a copy of it that
+    knows special tokens by their private characters alone, after names and characters have changed places.
+    """
+    known = find(tokenizer)
+    names = {mark: name for name, mark in known.of.items()}
+    either = re.compile(f"{known.names.pattern}|{known.marks.pattern}")
+    copy = functools.cache(lambda: _renamed(tokenizer, known))
+
+    def encode(texts: Sequence[str]) -> list[Ids]:
+        if not texts:
+            return []
+        read: Callable[..., Any] = functools.partial(tokenizer, add_special_tokens=False, return_attention_mask=False)
+        ids = [np.array(piece, np.int32) for piece in read(list(texts), verbose=False)["input_ids"]]
+        for i, text in enumerate(texts):
+            if not text.isascii() and known.marks.search(text):
+                swapped = either.sub(lambda found: known.of.get(found[0]) or names[found[0]], text)
+                inner, original = copy()
+                ids[i] = original[np.array(inner.encode(swapped, add_special_tokens=False).ids, np.int64)]
+        return ids
+
+    return encode
+
+
+def _renamed(tokenizer: Tokenizer, known: Marks) -> tuple[Any, Ids]:
+    """Return the copy, and the original id of each of its ids: those of added tokens may be others."""
+    import tokenizers
+
+    inner = json.loads(tokenizer.backend_tokenizer.to_str())
+    inner["truncation"] = inner["padding"] = None
+    added = {token["content"]: token["id"] for token in inner["added_tokens"]}
+    for token in inner["added_tokens"]:
+        token["content"] = known.of.get(token["content"], token["content"])
+    copy = tokenizers.Tokenizer.from_str(json.dumps(inner))
+    original = np.arange(1 + max(copy.get_vocab().values()), dtype=np.int32)
+    for content, number in added.items():
+        original[copy.token_to_id(known.of.get(content, content))] = number
+    return copy, original
+
+
+def _without(eos: str, response: str) -> tuple[str, bool, bool]:
+    """Return a response without the EOS that ends it, whether it had one, and whether anything stood behind it."""
+    bare = response.rstrip()
+    if not bare.endswith(eos):
+        return response, False, False
+    while bare.rstrip().endswith(eos):
+        bare = bare.rstrip().removesuffix(eos)
+    return bare, True, response != f"{bare}{eos}"
+
+
+def _refuse(pieces: Iterable[str], known: Marks) -> None:
+    for piece in pieces:
+        if not piece.isascii():
+            try:
+                piece.encode()
+            except UnicodeEncodeError:
+                raise Unusable(SURROGATE) from None
+            if known.marks.search(piece):
+                raise Unusable(PRIVATE)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a text, or in messages and whatever they hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _map(change: Callable[[str], str], value: Any) -> Any:
+    """Return a value of the same form with every string changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _map(change, inner) for name, inner in value.items()}
+    return type(value)(_map(change, inner) for inner in value) if isinstance(value, list | tuple) else value
