@@ -133,8 +133,9 @@ def _through(name: str, node: nodes.Node) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
+@functools.cache
 def _environment() -> _Limited:
-    """Return transformers' environment for chat templates, with limits."""
+    """Return transformers' environment for chat templates, with limits; one text is rendered at a time."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     theirs = _compile_jinja_template("").environment
