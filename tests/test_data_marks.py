@@ -159,6 +159,14 @@ def test_a_text_of_megabytes_is_cut_before_it_is_tokenised(load):
         load(records, too_long="drop", max_length=40, max_prompt_length=20)
 
 
+def test_a_damaged_folder_is_no_tokenizer(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    for content in ("[]", '{"eos_token": "<eos>", "model_max_length": "x"}', "{"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match="no tokenizer could be loaded .*Error"):
+            data.load_tokenizer(str(tmp_path))
+
+
 def test_no_code_of_a_folder_runs(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     config = {

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 
 import datasets
 import pyarrow
@@ -119,6 +120,16 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         sources.read(str(tmp_path if name == "state.json" else tmp_path / name))
+
+
+def test_a_saved_data_set_whose_offsets_leave_its_file_is_refused_before_it_is_read(folder):
+    [file] = (folder / "saved").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    at = content.index(struct.pack("<4i", 0, 2, 4, 6))  # where the texts of two letters begin
+    content[at + 4 : at + 8] = struct.pack("<i", 2**30)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="saved is damaged .ArrowInvalid"):
+        sources.read(str(folder / "saved"))
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,12 @@ def protect(setup: Setup) -> Transform:
             rendered = bool(known.names.match(parsed.prompt.lstrip())) or all(eos for _, eos, _ in cut)
             notes += (BEHIND,) * sum(behind for _, _, behind in cut)
             parsed = parsed._replace(responses=tuple(response for response, _, _ in cut))
-        elif ended := sum(_without(closing, piece)[1] for piece in _strings(parsed)):
-            notes += (ENDED,) * ended
-            parsed = type(parsed)(*_map(lambda piece: _without(closing, piece)[0], tuple(parsed)))
+        else:
+            said = parsed.prompt, *parsed.responses
+            left = [_ended(closing, turns) for turns in said]
+            pairs = (two for both in zip(said, left, strict=True) for two in zip(*both, strict=True))
+            notes += (ENDED,) * sum(turn != other for turn, other in pairs)
+            parsed = parsed._replace(prompt=left[0], responses=tuple(left[1:]))
         if not any(map(known.names.search, _strings(parsed))):
             return text._replace(parsed=parsed, notes=notes)
         if rendered:
@@ -136,6 +139,12 @@ def _without(eos: str, response: str) -> tuple[str, bool, bool]:
     while bare.rstrip().endswith(eos):
         bare = bare.rstrip().removesuffix(eos)
     return bare, True, response != f"{bare}{eos}"
+
+
+def _ended(eos: str, turns: Any) -> tuple[dict[str, Any], ...]:
+    """Return messages without an EOS that ends what one of them says."""
+    said = ((turn, turn.get("content")) for turn in turns)
+    return tuple(turn | {"content": _without(eos, text)[0]} if isinstance(text, str) else turn for turn, text in said)
 
 
 def _refuse(pieces: Iterable[str], known: Marks) -> None:

@@ -80,7 +80,7 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
     else:
         data = _folder(pathlib.Path(os.path.expanduser(path)), split) if _is_local(path) else _hub(path, split)
         begin, end = min(start, len(data)), len(data) if stop is None else min(stop, len(data))
-        found = Records(start, data.select(range(begin, max(begin, end))))
+        found = Records(start, _whole(data.select(range(begin, max(begin, end))), path))
     if not len(found.records):
         raise ValueError(f"{_clip(path)}: rows {rows or ':'} hold no record; the source ends before row {start}")
     return found
@@ -297,6 +297,17 @@ def _hub(path: str, split: str) -> Any:
             f"{_clip((str(error).splitlines() or [''])[0])}. Without the hub set data.path to {_LOCAL}"
         ) from error
     return _split(data, split, path)
+
+
+def _whole(data: Any, path: str) -> Any:
+    """Return a data set, if its offsets stay inside of its file: Arrow itself does not look before it reads."""
+    try:
+        data.data.validate(full=True)
+    except Exception as error:  # whatever damaged bytes make of pyarrow
+        raise ValueError(
+            f"data.path: {_clip(path)} is damaged ({type(error).__name__}); write or load it again"
+        ) from error
+    return data
 
 
 def _split(data: Any, split: str, path: str) -> Any:

@@ -58,6 +58,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(local) if local.exists() else path, trust_remote_code=False
         )
+        tokenizer("a")  # some faults of a folder show at the first text
     except Exception as error:  # whatever a damaged folder makes of transformers
         reason = (str(error).splitlines() or [""])[0][:300]
         raise ValueError(

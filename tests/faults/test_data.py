@@ -126,7 +126,7 @@ def paths(value, at=()):
 
 
 @given(st.data())
-@settings(max_examples=800)
+@settings(max_examples=700)
 def test_records_with_values_of_any_kind(folder, outcomes, data):
     name = data.draw(st.sampled_from(sorted(RECORDS)))
     record = {"record": copy.deepcopy(RECORDS[name])}
@@ -156,7 +156,7 @@ CONTENTS = contents()
 
 
 @given(st.data())
-@settings(max_examples=600)
+@settings(max_examples=500)
 def test_damaged_files(folder, outcomes, data):
     ending = data.draw(st.sampled_from(sorted(CONTENTS)))
     content = bytearray(CONTENTS[ending])
@@ -196,7 +196,7 @@ pieces = st.lists(st.sampled_from(["<eos>", "<bos>", "a", " ", "\n", "b", "<", "
 
 
 @given(st.tuples(pieces.map("{}?".format), pieces.map("x{}".format), pieces.map("y{}".format)), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=300)
 def test_special_tokens_in_texts(folder, outcomes, drawn, chat):
     """A message never gives a special token; plain text does where it was rendered beforehand, or EOS at its end."""
     path = folder / "special.jsonl"
