@@ -236,6 +236,14 @@ def test_a_template_that_runs_on_stops_the_run_at_its_row(load, monkeypatch):
         load([RECORD, long], tokenizer=make_tokenizer(template=template))
 
 
+def test_a_file_that_never_ends_is_refused_before_anything_is_read(load, tmp_path):
+    (tmp_path / "endless.jinja").write_text("{{ 'a' * 3000000000 }}")
+    with pytest.raises(
+        ValueError, match="^data.chat_template='.*endless.jinja' was stopped at a dialogue of two turns: an"
+    ):
+        load([RECORD], chat_template=str(tmp_path / "endless.jinja"))
+
+
 def test_the_start_of_a_chat_that_is_cut_is_said_to_be_gone(load):
     long = RECORD | {"prompt": [USER | {"content": "word " * 100}]}
     _, summary = load([long], tokenizer=make_tokenizer(template=INST), max_length=64, max_prompt_length=32)

@@ -213,6 +213,10 @@ def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> "_Templat
     given = tuple((key, value if isinstance(value, str) else tuple(map(str, value))) for key, value in names)
     try:
         return _compiled(source, given)
+    except sandbox.TooMuch as limit:
+        raise ValueError(
+            f"{_called(name)} was stopped at a dialogue of two turns: {limit}; mend the template"
+        ) from None
     except (jinja2.TemplateSyntaxError, RecursionError) as error:
         line = f"line {error.lineno}: {error.message}" if isinstance(error, jinja2.TemplateSyntaxError) else "too deep"
         raise ValueError(f"{_called(name)} is no Jinja template: {line[:300]}; mend it, or take another one") from None
