@@ -6,6 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -51,7 +52,7 @@ policy = from_probabilities([[0.6, 0.5, 0.9], [0.3, 0.4, 0.8]])  # chosen, rejec
 ref = from_probabilities([[0.5, 0.5, 0.9], [0.4, 0.4, 0.8]])
 
 dpo = objectives.build("dpo.sigmoid", beta=0.1)
-slpo = objectives.build("slpo.shift", alpha=0.9, scale="temperature_squared")
+slpo = objectives.build("slpo.shift", alpha=0.9)
 for objective in (dpo, slpo):
     loss, metrics = objective.function(policy=policy, ref=ref)
     print(f"{objective.name} {objective.hyperparameters}\n  {'loss':22}{loss:8.4f}")
@@ -81,6 +82,7 @@ for objective in (dpo, slpo):
 # %% [markdown]
 # All tokens of a response get the same number, as both methods look at $\log P(y)$ only. Now a realistic length: 60
 # tokens, $\log P_{ref}(y) = -120$ nats for both responses. One response moves, evenly over its tokens, the other stays.
+# SLPO's slope is smaller the longer the response is, so its numbers are drawn times 60; Adam takes such a factor back.
 
 # %%
 T, TOTAL = 60, -120.0
@@ -100,9 +102,9 @@ def curve(objective, candidate):
 fig, axes = plt.subplots(2, 2, figsize=(9, 5.6), sharex=True, sharey="row", layout="constrained")
 targets = {"rejected": np.log(1 - 0.9), "chosen": np.log(1 + 0.9)}
 for column, (name, candidate) in zip(axes.T, {"rejected": 1, "chosen": 0}.items()):
-    for objective, colour in ((dpo, "C0"), (slpo, "C1")):
+    for objective, colour, times in ((dpo, "C0", 1), (slpo, "C1", T)):
         for ax, values in zip(column, curve(objective, candidate)):
-            ax.plot(moved, values, colour, label=objective.name)
+            ax.plot(moved, times * values, colour, label=objective.name + f", times {times}" * (times > 1))
     for ax in column:
         ax.axhline(0, color="k", lw=0.6)
         ax.axvline(targets[name], color="C1", ls=":", label=f"SLPO's target, {targets[name]:+.2f} nats")
@@ -188,7 +190,6 @@ config = settings.resolve(
     defaults.get_config(),
     {
         "objective.name": "slpo.shift",
-        "objective.scale": "temperature_squared",
         "batch_size": 8,
         "steps": 20,
         "learning_rate": 3e-3,

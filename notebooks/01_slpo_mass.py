@@ -20,7 +20,7 @@
 #
 # 1. The tree of all responses, and $P(\bar y)$ as a scan over positions.
 # 2. Why the plain loss has no gradient on real text, and what the root does.
-# 3. Three losses of that name, compared: who moves, and where it ends.
+# 3. Three of the five losses of that name, compared: who moves, and where it ends.
 # 4. Where float32 breaks, and which form holds.
 
 # %%
@@ -169,7 +169,8 @@ plt.show()
 # %% [markdown]
 # ## 3. Listing, shift and joint
 #
-# Three losses go by the name of SLPO: the paper's listing (the chosen takes over the rejected's mass, which is to keep
+# Five losses go by the name of SLPO (OBJECTIVES.md has them all); the recommended one is `slpo.shift`. Three of them are
+# compared here: the paper's listing (the chosen takes over the rejected's mass, which is to keep
 # none), the author's later form (a share $\alpha$ shifts) and the paper's equations (the pair's mass is pooled, one
 # three-way cross-entropy). 60 tokens, $\log P_{ref} = -120$ nats for the chosen; the rejected as likely, 5 nats
 # likelier, or 5 nats less likely. One response moves, the other stays.

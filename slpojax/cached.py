@@ -20,6 +20,7 @@ import re
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -167,6 +168,13 @@ def code_digest(*modules: str) -> str:
                 seen[str(path)] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()
                 waiting += _imports(tree, name.partition(".")[0])
     return hashlib.sha256("".join(sorted(seen.values())).encode()).hexdigest()
+
+
+def module_digest(module: ModuleType) -> str:
+    """SHA-256 of the code of one module, without comments and docstrings; of nothing where it has no file."""
+    path = getattr(module, "__file__", None)
+    text = _without_docstrings(ast.parse(pathlib.Path(path).read_text(encoding="utf-8"))) if path else ""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(path: pathlib.Path, key: Mapping[str, str]) -> Arrays | None:

@@ -1,32 +1,34 @@
 """Checkpoints: everything a run needs to go on bit for bit, saved in the background, whole or not at all.
 
 A checkpoint is a folder `<step>` that orbax writes under another name and renames when it is complete, so a process
-killed at any moment leaves the older ones as they were. Deleting renames first, too. Knows states, JSON and orbax;
-knows no model, no objective and no mesh beyond the shardings it is handed.
+killed at any moment leaves the older ones as they were. Deleting renames first, too. Beside the state it holds what the
+state belongs to, and sums over the bits of every array, see `slpojax.sums`: numbers that are not those that were saved
+are never trained on. Knows states, JSON and orbax; knows no model, no objective and no mesh beyond the shardings it is
+handed.
 """
 
+import hashlib
 import json
-import logging
 import math
 import pathlib
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from slpojax import named, settings
+from slpojax import log, named, settings, sums
 from slpojax.base import Params, State
-from slpojax.defaults import CHANGE_NO_NUMBER
+from slpojax.defaults import CHANGE_NO_NUMBER, PLACES
 
 LENGTH = ("steps", "epochs")  # change no number either under a constant schedule: no step before the end knows them
 
-_ITEMS = ("state", "data", "config")
+_ITEMS = ("state", "run")
 _TRASH = "deleted"
 
 
@@ -44,12 +46,29 @@ class Checkpoints(NamedTuple):
     best_metric: str
 
 
+class Run(NamedTuple):
+    """What a state belongs to; JSON, the same on every host.
+
+    Attributes:
+        data: the state of the data iterator.
+        config: the run's configuration.
+        contents: digests of what the configuration names by its place, by name.
+        notes: what the loop wants back.
+    """
+
+    data: Any
+    config: Mapping[str, Any]
+    contents: Mapping[str, str] = {}
+    notes: Mapping[str, Any] = {}
+
+
 class Restored(NamedTuple):
-    """What a checkpoint held: its step, the state on its devices, and the state of the data iterator."""
+    """What a checkpoint held: its step, the state on its devices, the data iterator's state, and the loop's notes."""
 
     step: int
     state: State
     data: Any
+    notes: Mapping[str, Any]
 
 
 def open_folder(
@@ -64,13 +83,16 @@ def open_folder(
         best_metric: the metric that ranks them, lower is better; "-name" for higher is better.
 
     Raises:
-        ValueError: `keep_last` is below 1, so there would be nothing to resume from.
+        ValueError: `keep_last` is below 1, so there would be nothing to resume from; or there can be no such folder.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, expected at least 1: a run resumes from its newest checkpoint")
     folder = pathlib.Path(folder).absolute()
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{folder} cannot hold checkpoints: {error.strerror}; move away what is there") from error
         _set_aside_torn(folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints are tidy")
@@ -87,13 +109,7 @@ def open_folder(
 
 
 def save(
-    checkpoints: Checkpoints,
-    step: int,
-    state: State,
-    *,
-    data: Any,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, float] | None = None,
+    checkpoints: Checkpoints, step: int, state: State, run: Run, metrics: Mapping[str, float] | None = None
 ) -> None:
     """Save in the background; returns as soon as the arrays are copied off, so the state may be donated.
 
@@ -103,66 +119,122 @@ def save(
         checkpoints: from `open_folder`.
         step: the number of finished steps; nothing happens if it is saved already.
         state: arrays on any mesh; typed keys are welcome.
-        data: the state of the data iterator, JSON, the same on every host.
-        config: the run's configuration, JSON.
+        run: what the state belongs to.
         metrics: of the evaluation at this step, by their flat names ("eval/loss"); None where there was none.
 
     Raises:
-        ValueError: the metrics lack the one that decides which checkpoint is best.
+        ValueError: the metrics lack the one that decides which checkpoint is best; or this checkpoint, or the one
+            before, could not be written.
+        FloatingPointError: a number of the state is not finite; nothing is saved.
     """
     named = {name: float(value) for name, value in (metrics or {}).items()}
     if metrics is not None:
         _cost(checkpoints.best_metric, named)
-    checkpoints.manager.wait_until_finished()
+    wait(checkpoints)
     if step == checkpoints.manager.latest_step():
         return
+    stored = jax.tree.map(_as_data, state)
+    bits, broken = sums.of(stored)
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise FloatingPointError(f"the state behind step {step} is not finite: {', '.join(broken[:3])}{more}")
     if jax.process_index() == 0:
         shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(jax.tree.map(_as_data, state)),
-        data=ocp.args.JsonSave(data),
-        config=ocp.args.JsonSave(json.loads(json.dumps(config))),
+        state=ocp.args.StandardSave(stored),
+        run=ocp.args.JsonSave(_sealed({**run._asdict(), "step": step, "sums": bits})),
     )
-    checkpoints.manager.save(step, args=items, metrics=named, force=True)
+    try:
+        checkpoints.manager.save(step, args=items, metrics=named, force=True)
+    except Exception as error:
+        raise _not_written(checkpoints, step, error) from error
 
 
-def restore(checkpoints: Checkpoints, like: State, *, config: Mapping[str, Any]) -> Restored | None:
-    """Restore the newest checkpoint, or return None where there is none.
+def restore(
+    checkpoints: Checkpoints,
+    like: State,
+    *,
+    config: Mapping[str, Any],
+    contents: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> Restored | None:
+    """Restore the newest checkpoint whose numbers are those that were saved, or return None where there is none.
+
+    A newer one that is damaged is named and set aside.
 
     Args:
         checkpoints: from `open_folder`.
         like: a state of arrays or of `jax.ShapeDtypeStruct` with shardings: the shapes, and where each array goes.
             The mesh may be another than the one that saved.
-        config: the configuration of this run, compared with the saved one, see `differences`.
+        config: the configuration of this run, compared with the saved one, see `require_same`.
+        contents: digests, compared likewise.
+        force: whether to go on, and to say what differs, where something does.
 
     Raises:
-        ValueError: the checkpoint belongs to a run with another configuration.
+        ValueError: the checkpoint belongs to a run with another configuration or other contents; or there are
+            checkpoints, and all of them are damaged.
     """
-    step = checkpoints.manager.latest_step()
-    if step is None:
-        return None
-    require_same(checkpoints, config)
-    abstract = jax.tree.map(_abstract, like)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-    found = checkpoints.manager.restore(step, args=items)
-    return Restored(step, jax.tree.map(_as_like, found["state"], like), found["data"])
-
-
-def require_same(checkpoints: Checkpoints, config: Mapping[str, Any]) -> None:
-    """Refuse to go on with another run's checkpoints.
-
-    Raises:
-        ValueError: the newest one was saved under another configuration, see `differences`.
-    """
-    step = checkpoints.manager.latest_step()
-    if step is None:
-        return
-    saved = checkpoints.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-    if changed := differences(saved, config):
-        listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items())
+    damaged: dict[int, str] = {}
+    for step in sorted(checkpoints.manager.all_steps(), reverse=True):
+        run, reason = _read_run(checkpoints, step)
+        if run is not None:
+            require_same(checkpoints.folder, step, run, config=config, contents=contents, force=force)
+            state, reason = _read_state(checkpoints, step, like, run["sums"])
+            if state is not None:
+                _set_aside(checkpoints, damaged)
+                return Restored(step, state, run["data"], run["notes"])
+        damaged[step] = reason
+    if damaged:
+        listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
         raise ValueError(
-            f"{checkpoints.folder} holds step {step} of a run with another configuration: {listed}. "
-            "Set these keys back to go on with it, or start a new run in its own folder: --config.output=..."
+            f"no checkpoint in {checkpoints.folder} can be restored ({listed}). Nothing was changed; bring the folder "
+            "back from a copy, or start a new run in its own folder: --config.output=..."
+        )
+    return None
+
+
+def require_same_config(checkpoints: Checkpoints, config: Mapping[str, Any], *, force: bool = False) -> None:
+    """Refuse to go on with another run's checkpoints, before anything is loaded: `require_same` of the newest."""
+    for step in sorted(checkpoints.manager.all_steps(), reverse=True):
+        run, _ = _read_run(checkpoints, step)
+        if run is not None:
+            return require_same(checkpoints.folder, step, run, config=config, contents=None, force=force)
+
+
+def require_same(
+    folder: pathlib.Path,
+    step: int,
+    run: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any],
+    contents: Mapping[str, str] | None,
+    force: bool,
+) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Args:
+        folder: of the checkpoints.
+        step: of this one.
+        run: what it says that its state belongs to.
+        config: of this run, see `differences`.
+        contents: digests of this run; None where they are not known yet.
+        force: whether to say what differs and to go on.
+
+    Raises:
+        ValueError: something differs that changes numbers; names it.
+    """
+    changed = differences(run["config"], config)
+    listed = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
+    if contents is not None:
+        saved = run["contents"]
+        listed += [f"the {x} changed" for x in sorted({*saved, *contents}) if saved.get(x) != contents.get(x)]
+    if listed and force:
+        log.say(f"going on from step {step} although {'; '.join(listed)} (config.resume=force)")
+    elif listed:
+        raise ValueError(
+            f"{folder} holds step {step} of a run with another configuration: {'; '.join(listed)}. Set this back to "
+            "go on with it, start a new run in its own folder (--config.output=...), or go on regardless "
+            "(--config.resume=force)"
         )
 
 
@@ -174,15 +246,21 @@ def require_none(checkpoints: Checkpoints) -> None:
     """
     if (step := checkpoints.manager.latest_step()) is not None:
         raise ValueError(
-            f"resume is off, but {checkpoints.folder} holds a run up to step {step}: go on with it "
-            "(--config.resume=True), choose another folder (--config.output=...), or move this one away"
+            f"config.resume is never, but {checkpoints.folder} holds a run up to step {step}: go on with it "
+            "(--config.resume=auto), choose another folder (--config.output=...), or move this one away"
         )
 
 
 def close(checkpoints: Checkpoints) -> None:
-    """Wait until the last checkpoint is complete, and let go of the folder."""
-    checkpoints.manager.wait_until_finished()
-    checkpoints.manager.close()
+    """Wait until the last checkpoint is complete and can be read, and let go of the folder.
+
+    Raises:
+        ValueError: it could not be written.
+    """
+    try:
+        wait(checkpoints)
+    finally:
+        checkpoints.manager.close()
     if jax.process_index() == 0:
         shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
 
@@ -190,19 +268,19 @@ def close(checkpoints: Checkpoints) -> None:
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys that differ between two configurations and matter, each with the saved and the current value.
 
-    Keys that change no number do not matter. A folder whose name ends with the digest of what it holds, as a world's
-    does, is the same one wherever it lies.
+    Keys that change no number do not matter; nor do those that name a place, as what lies there is compared by its
+    digest.
 
     Example:
         >>> differences({"seed": 0, "objective": {"beta": 0.1}}, {"seed": 0, "objective": {"beta": 0.2}, "wandb": "p"})
         {'objective.beta': (0.1, 0.2)}
-        >>> differences({"model": {"path": "a/w-0123456789ab/hf"}}, {"model": {"path": "/b/w-0123456789ab/hf"}})
+        >>> differences({"model": {"path": "a/hf"}}, {"model": {"path": "/b/hf"}})
         {}
     """
     old, new = (settings.flat(json.loads(json.dumps(config))) for config in (saved, current))
-    free = CHANGE_NO_NUMBER + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
+    free = CHANGE_NO_NUMBER + PLACES + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
     matters = [k for k in sorted(old.keys() | new.keys()) if not any(k == f or k.startswith(f + ".") for f in free)]
-    return {k: (old.get(k), new.get(k)) for k in matters if _content(old.get(k)) != _content(new.get(k))}
+    return {k: (old.get(k), new.get(k)) for k in matters if old.get(k) != new.get(k)}
 
 
 def check_best_metric(best_metric: str, names: Collection[str], groups: Collection[str] = ()) -> None:
@@ -221,10 +299,84 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
         raise named.unknown("config.best_metric", name, sorted(names))
 
 
-def _content(value: Any) -> Any:
-    """Return a path from its last folder on that is named by a digest, and any other value as it is."""
-    named_by_digest = re.search(r"[^/]+-[0-9a-f]{12}(?:/.*)?$", value) if isinstance(value, str) else None
-    return named_by_digest.group() if named_by_digest else value
+def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | None, str]:
+    """Return what a checkpoint's state belongs to, or None and why it cannot be told."""
+    try:
+        run = checkpoints.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        if run != _sealed({name: value for name, value in run.items() if name != "digest"}):
+            return None, "what it says of its run is not what was saved"
+    except Exception as error:  # whatever a damaged file makes of a reader
+        return None, _first_line(error)
+    if run["step"] != step:
+        return None, f"it holds step {run['step']}"
+    return run, ""
+
+
+def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping[str, int]) -> tuple[State | None, str]:
+    """Return a checkpoint's state, or None on all hosts and why it is not what was saved."""
+    found, reason = None, ""
+    try:
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+        found = checkpoints.manager.restore(step, args=items)["state"]
+    except Exception as error:
+        reason = _first_line(error)
+    if not _all_hosts(found is not None):
+        return None, reason or "another host cannot read it"
+    differ = sums.differing(saved, sums.of(found).bits)
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        return None, f"the numbers of {', '.join(differ[:3])}{more} are not those that were saved"
+    return jax.tree.map(_as_like, found, like), ""
+
+
+def wait(checkpoints: Checkpoints) -> None:
+    """Wait until the newest checkpoint is complete, and open every array of it.
+
+    Raises:
+        ValueError: it could not be written, or cannot be read.
+    """
+    manager = checkpoints.manager
+    step = manager.latest_step()
+    try:
+        manager.wait_until_finished()
+        if step is not None and manager.latest_step() == step:
+            manager.item_metadata(step)
+    except Exception as error:
+        raise _not_written(checkpoints, step, error) from error
+
+
+def _not_written(checkpoints: Checkpoints, step: int | None, error: Exception) -> ValueError:
+    return ValueError(
+        f"checkpoint {step} could not be written to {checkpoints.folder}: {_first_line(error)}. The older ones are as "
+        "they were: mend this and repeat the command"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error of another library says, short enough for a line."""
+    text = (str(error).strip().splitlines() or [""])[0].partition(" [")[0]
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _sealed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the digest of all that it holds, as JSON has it."""
+    text = json.dumps(run, sort_keys=True)
+    return {**json.loads(text), "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _all_hosts(value: bool) -> bool:
+    """Tell whether something holds on every host."""
+    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def _set_aside(checkpoints: Checkpoints, damaged: Mapping[int, str]) -> None:
+    """Rename damaged checkpoints, newer than the one that is restored, and say so."""
+    for step, reason in damaged.items():
+        if jax.process_index() == 0:
+            _rename(checkpoints.folder / str(step), reason)
+    if damaged:
+        _all_hosts(True)
+        checkpoints.manager.reload()
 
 
 def _set_aside_torn(folder: pathlib.Path) -> None:
@@ -232,15 +384,32 @@ def _set_aside_torn(folder: pathlib.Path) -> None:
     shutil.rmtree(folder / _TRASH, ignore_errors=True)
     for path in sorted(p for p in folder.iterdir() if p.is_dir()):
         if ".orbax-checkpoint-tmp" in path.name:
-            logging.warning("skipped checkpoint %s: the process ended while it was written", path.name.split(".")[0])
+            log.say(f"skipped checkpoint {path.name.split('.')[0]}: the process ended while it was written")
             shutil.rmtree(path)
         elif path.name.isdigit():
             missing = [item for item in _ITEMS if not (path / item).is_dir() or not any((path / item).iterdir())]
             if missing:
-                aside = path.with_name(f"torn-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                logging.warning("skipped checkpoint %s: it lacks %s; now %s", path.name, ", ".join(missing), aside)
+                _rename(path, f"it lacks {', '.join(missing)}")
+            elif not _is_json(path / "metrics" / "metrics"):
+                _rename(path, "its metrics cannot be read")
+            elif path.name != str(int(path.name)):
+                _rename(path, "its name is no step")
+
+
+def _rename(path: pathlib.Path, reason: str) -> None:
+    """Give a checkpoint a name that no reader takes for one; nothing is deleted."""
+    names = (path.with_name(f"torn-{path.name}{f'-{n}' if n else ''}") for n in range(10_000))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    log.say(f"skipped checkpoint {path.name}: {reason}; now {aside}")
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _cost(best_metric: str, metrics: Mapping[str, float]) -> float:

@@ -9,6 +9,7 @@ them. How files are read and written, and by which host, is in `slpojax.cached`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,9 +86,16 @@ def weights_digest(folder: pathlib.Path) -> str:
     """SHA-256 of config.json and all safetensors files of a model folder."""
     sha = hashlib.sha256()
     for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with open(file, "rb") as f:
-            sha.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
+        state = file.stat()
+        sha.update(file.name.encode() + _file_digest(file, state.st_size, state.st_mtime_ns))
     return sha.hexdigest()
+
+
+@functools.cache
+def _file_digest(file: pathlib.Path, size: int, changed: int) -> bytes:
+    """Return the digest of a file, read once for as long as its size and time stay."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()
 
 
 def batches(devices: Grid, part: Part, scan: Shapes, order: Sequence[np.ndarray] | None = None) -> Iterator[Batch]:

@@ -13,8 +13,15 @@ from ml_collections import ConfigDict
 CHANGE_NO_NUMBER = (
     *("output", "compiled", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
-    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "abort_on_nonfinite"),
+    *("checkpoint_every", "keep_last", "keep_best", "resume", "export", "nonfinite", "nonfinite_limit"),
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
+)
+
+# Keys that name the place of something. Where a run is resumed, what lies there is compared by its digest, so it may
+# have moved.
+PLACES = (
+    *("model.path", "data.path", "data.eval_path", "data.tokenizer", "data.chat_template"),
+    *("reference.path", "reference.previous"),
 )
 
 
@@ -63,18 +70,25 @@ def get_config() -> ConfigDict:
 
     c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end, with 0 only there
     c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore/); 0 for none
+    c.scorer = (
+        ""  # your own judge of the policy: module.function, see slpojax/measure.py; logged as score/...; "" for none
+    )
     c.log_every = 1  # steps between lines of metrics.jsonl and updates of the console
     c.profile = ""  # "first:last" steps whose trace goes to <output>/profile, for XProf; "" for none
     c.compiled = ""  # folder that keeps compiled programs from run to run; "" for none
     c.tensorboard = False
-    c.wandb = ""  # project; "" for none
+    c.wandb = ""  # project, in which the run is called after its output folder; "" for none
     c.checkpoint_every = 100  # steps; 0 saves only at the end, -1 never
     c.keep_last = 2
     c.keep_best = 1
     c.best_metric = "eval/loss"  # lower is better; prefix "-" for higher is better
-    c.resume = True  # go on from the newest checkpoint in output, if there is one
+    # Where output holds checkpoints: auto (go on from the newest) | never (refuse) | force (go on whatever has changed,
+    # and list it; for a lower learning rate, say)
+    c.resume = "auto"
     c.export = True  # write <output>/hf at the end, a folder that transformers loads
-    c.abort_on_nonfinite = True  # stop with the step's number when the loss or gradient is not finite
+    # A step whose loss or gradient is not finite: stop | skip (leave the state as it was, say so, and go on)
+    c.nonfinite = "stop"
+    c.nonfinite_limit = 10  # so many steps may be skipped in a run; one more stops it
 
     c.lock()  # an experiment that sets a key which is not above is stopped
     for group in (c.objective, c.selector, c.optimizer):  # hyperparameters belong to the function named

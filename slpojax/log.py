@@ -10,7 +10,8 @@ from typing import TypeVar
 import jax
 import rich
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 PATIENCE = 10.0  # seconds between lines of progress where there is no terminal
 
@@ -38,19 +39,43 @@ def track(items: Iterable[T], total: int, text: str, *, console: Console | None 
         console: where; standard output by default.
     """
     console = console or rich.get_console()
-    if console.is_terminal and jax.process_index() == 0:
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            yield from progress.track(items, total=total, description=text)
-        return
     begun = printed = time.perf_counter()
+    if console.is_terminal and jax.process_index() == 0:
+        with bar(console) as progress:
+            task = progress.add_task("", total=total, left="", text=text)
+            for n, item in enumerate(items, 1):
+                yield item
+                progress.update(task, completed=n, left=_left(n, total, time.perf_counter() - begun))
+        return
     for n, item in enumerate(items, 1):
         yield item
         now = time.perf_counter()
         if now - printed >= PATIENCE or n == total:
             printed = now
-            left = f"{clock((total - n) * (now - begun) / n)} left" if n < total else f"in {clock(now - begun)}"
-            say(f"{text} {n}/{total}  {left}", console=console)
+            say(f"{text} {n}/{total}  {_left(n, total, now - begun)}", console=console)
+
+
+def bar(console: Console) -> Progress:
+    """Return a progress bar of one line: how many, the bar, the time left, and a text that is cut where it is long.
+
+    Args:
+        console: whose width it fits. A task has the fields `left` and `text`.
+    """
+    fixed = Column(no_wrap=True)
+    return Progress(
+        MofNCompleteColumn(table_column=fixed),
+        BarColumn(12, table_column=Column(no_wrap=True, min_width=4)),
+        TextColumn("{task.fields[left]}", table_column=fixed, markup=False),
+        TextColumn(
+            "{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1), markup=False
+        ),
+        console=console,
+        expand=True,
+    )
+
+
+def _left(done: int, total: int, seconds: float) -> str:
+    return f"{clock((total - done) * seconds / done)} left" if done < total else f"in {clock(seconds)}"
 
 
 def short(value: float) -> str:

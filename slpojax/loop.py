@@ -1,21 +1,29 @@
-"""Going round: the stream of batches, the log, evaluations, checkpoints, and where a run goes on.
+"""Going round: the stream of batches, the log, evaluations, checkpoints, where a run goes on and when it ends.
 
-Saving and resuming live here and nowhere else. Knows a configuration, states and the names of metrics; knows no model
-and no objective.
+Saving and resuming, signals, and steps that are not finite live here and nowhere else. Knows a configuration, states
+and the names of metrics; knows no model and no objective.
 """
 
+import contextlib
 import dataclasses
+import math
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import signal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import jax
+import numpy as np
 
-from slpojax import checkpoint, data, flops, log, metrics, settings, tracing
+from slpojax import checkpoint, data, flops, log, metrics, named, settings, stopping, sums, tracing
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
+
+RESUME = ("auto", "never", "force")
+NONFINITE = ("stop", "skip")
+
+_LISTED = 8  # rows of a batch that a message names
 
 Measure = Callable[[int, State], Mapping[str, float]]  # (step, state) -> metrics
 
@@ -29,11 +37,18 @@ class Loop:
         restored: the state of the newest checkpoint, on its devices; None in a new run. `begin` lets go of it.
         done: steps behind that state.
         config: every key of slpojax/defaults.py.
+        contents: digests of what the configuration names by its place.
+        rows: [N] numbers of the source records of the examples.
         stream: the batches from there on.
         log: where metrics go.
         checkpoints: the folder.
         trace: traces some steps.
         measure: (step, state) -> metrics.
+        request: a signal that asks the run to end.
+        opened: what is let go of at the end.
+        owed: whether the evaluation behind the restored step is still to come.
+        skipped: steps that were not finite and left the state as it was, of the whole run.
+        indices: the examples of the newest batches, by step.
         last: the metrics of the newest step, on their way from the device.
     """
 
@@ -41,17 +56,26 @@ class Loop:
     restored: State | None
     done: int
     config: Config
-    stream: grain.DatasetIterator
+    contents: Mapping[str, str]
+    rows: np.ndarray
+    stream: Any  # an iterator of batches whose position `get_state` gives
     log: metrics.Log
     checkpoints: checkpoint.Checkpoints
     trace: tracing.Tracer
     measure: Measure
+    request: stopping.Request
+    opened: contextlib.ExitStack
+    owed: bool = False
+    skipped: list[int] = dataclasses.field(default_factory=list)
+    indices: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     last: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (number of the step, a host's part of its batch), from the first step that is not done to the last."""
         for n, batch in enumerate(self.stream, self.done + 1):
             self.trace.before(n, self.last)
+            self.indices[n] = np.asarray(batch.index)
+            self.indices.pop(n - 3, None)  # of the step before the last, all is known
             yield n, batch
 
     def begin(self, state: State, notes: Iterable[str], size: str, compare: Callable[[State], str] | None) -> None:
@@ -68,6 +92,8 @@ class Loop:
         if self.restored is not None:
             log.say(f"resumed behind step {self.done} of {self.total}")
             self.restored = None  # its buffers are donated to the first step
+            if self.owed:
+                self._evaluate(self.done, state)
             return
         log.say(f"{size}, {self.total} steps")
         if compare:
@@ -85,24 +111,104 @@ class Loop:
             asked: `time.perf_counter()` just before the step was dispatched.
 
         Raises:
-            FloatingPointError: the loss or gradient norm of the step before is not finite.
+            FloatingPointError: the step, the one before or the state is not finite, see `config.nonfinite`.
+            Stopped: a signal asked the run to end; it can go on from here.
         """
         config, last = self.config, n == self.total
         self.last = metrics
         self.log.write(n, metrics, dispatched=asked, **counts)
-        due = config.eval_every and n % config.eval_every == 0
-        measured = self._evaluate(n, state) if due or last else None
+        self._look_at_broken()
+        due = last or bool(config.eval_every and n % config.eval_every == 0)
+        if number := self.request.at(n):
+            self._stop(n, state, number, owed=due)
+        measured = self._evaluate(n, state) if due else None
         every = config.checkpoint_every
         if every >= 0 and (last or (every and n % every == 0)):
+            self._save(n, state, measured)
+        elif last:
             self.log.flush()
-            at = self.stream.get_state()
-            checkpoint.save(self.checkpoints, n, state, data=at, config=config.to_dict(), metrics=measured)
+            self._look_at_broken()
+            if broken := sums.of_floats(state.params):
+                raise FloatingPointError(f"the weights behind step {n} are not finite: {', '.join(broken[:3])}")
 
     def close(self) -> None:
         """Write what is held, wait for the last checkpoint, and let go of the folder."""
         self.trace.close()
         self.log.close()
-        checkpoint.close(self.checkpoints)
+        try:
+            checkpoint.close(self.checkpoints)
+        finally:
+            self.opened.close()
+        if self.skipped:
+            log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {_list(self.skipped)}")
+
+    def _save(self, n: int, state: State, measured: Mapping[str, float] | None, *, owed: bool = False) -> None:
+        """Save the state, once all is known of the steps that led to it."""
+        self.log.flush()
+        self._look_at_broken()
+        run = checkpoint.Run(
+            data=self.stream.get_state(),
+            config=self.config.to_dict(),
+            contents=self.contents,
+            notes={"skipped": self.skipped, "owed": owed},
+        )
+        try:
+            checkpoint.save(self.checkpoints, n, state, run, measured)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}. To mend it, {self._advice(n + 1)}") from error
+
+    def _stop(self, n: int, state: State, number: int, *, owed: bool) -> None:
+        """Save, and end the run.
+
+        Raises:
+            Stopped: always.
+        """
+        if self.config.checkpoint_every < 0:
+            where = "no checkpoint, as config.checkpoint_every is -1"
+        else:
+            self._save(n, state, None, owed=owed)
+            checkpoint.wait(self.checkpoints)
+            where = f"checkpoint {self.checkpoints.folder / str(n)}; the same command goes on from there"
+        name = signal.Signals(number).name
+        raise stopping.Stopped(f"stopped by {name} behind step {n} of {self.total}: {where}", number)
+
+    def _look_at_broken(self) -> None:
+        """Stop, or count and say what was skipped, where steps were not finite.
+
+        Raises:
+            FloatingPointError: names the step, the metrics and the rows.
+        """
+        broken, self.log.broken = self.log.broken, {}
+        for n, values in broken.items():
+            names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+            index = self.indices.get(n, np.zeros(0, int))
+            rows = sorted({int(self.rows[i]) for i in index if i >= 0})
+            said = f"step {n} is not finite: {names}. Its batch holds the rows {_list(rows)}"
+            if self.config.nonfinite == "stop":
+                raise FloatingPointError(f"{said}. To mend it, {self._advice(n)}")
+            self.skipped.append(n)
+            log.say(f"{said}; skipped, {len(self.skipped)} of at most {self.config.nonfinite_limit}")
+            if len(self.skipped) > self.config.nonfinite_limit:
+                raise FloatingPointError(
+                    f"{len(self.skipped)} steps were not finite, config.nonfinite_limit={self.config.nonfinite_limit}. "
+                    f"To mend it, {self._advice(n)}"
+                )
+
+    def _advice(self, n: int) -> str:
+        """Say how a run whose step n is not finite can go on; from the state right before it no rate changes that."""
+        saved = sorted(self.checkpoints.manager.all_steps())
+        before = [step for step in saved if step < n - 1]
+        again = "--config.learning_rate=... --config.resume=force" if before else "--config.learning_rate=..."
+        advice = (
+            f"go on from step {before[-1]} with a lower rate: {again}"
+            if before
+            else f"start with a lower rate: {again}"
+        )
+        if n - 1 in saved:
+            advice += f", once {self.checkpoints.folder / str(n - 1)}, whose weights lead here, is moved away"
+        return (
+            advice if self.config.nonfinite == "skip" else f"{advice}; or leave such steps out: --config.nonfinite=skip"
+        )
 
     def _evaluate(self, n: int, state: State) -> dict[str, float] | None:
         """Write an evaluation, and return its metrics by the names that `best_metric` has."""
@@ -125,7 +231,11 @@ def refuse(config: Config, names: Collection[str]) -> None:
     """
     metrics.profile_steps(config.profile)
     metrics.require_sinks(tensorboard=config.tensorboard, wandb=config.wandb)
-    checkpoint.check_best_metric(config.best_metric, names, ("eval/diagnostic/",) if config.diagnostics else ())
+    for key, names_of in (("resume", RESUME), ("nonfinite", NONFINITE)):
+        if config[key] not in names_of:
+            raise named.unknown(f"config.{key}", config[key], names_of)
+    groups = {"eval/diagnostic/": config.diagnostics, "eval/score/": config.scorer}
+    checkpoint.check_best_metric(config.best_metric, names, [group for group, asked in groups.items() if asked])
 
 
 def start(
@@ -136,6 +246,7 @@ def start(
     total: int,
     share: Share,
     measure: Measure,
+    contents: Mapping[str, str],
 ) -> Loop:
     """Open the folder of a run, restore its newest checkpoint, and open its log and its stream of batches.
 
@@ -147,6 +258,7 @@ def start(
         total: steps of the run.
         share: of a batch's rows that this process holds.
         measure: (step, state) -> metrics; no metrics where there is nothing to measure.
+        contents: digests of what the configuration names by its place.
 
     Raises:
         ValueError: the folder holds another run.
@@ -158,9 +270,10 @@ def start(
         keep_best=config.keep_best,
         best_metric=config.best_metric,
     )
-    if not config.resume:
+    if config.resume == "never":
         checkpoint.require_none(checkpoints)
-    restored = checkpoint.restore(checkpoints, like, config=config.to_dict())
+    force = config.resume == "force"
+    restored = checkpoint.restore(checkpoints, like, config=config.to_dict(), contents=contents, force=force)
     stream = data.batches(
         part.examples,
         shapes,
@@ -181,11 +294,34 @@ def start(
         tensorboard=config.tensorboard,
         wandb=config.wandb,
         config=config.to_dict(),
-        abort=config.abort_on_nonfinite,
         peak=flops.peak(jax.devices()[0].device_kind, jax.device_count()),
     )
     trace = tracing.tracer(output / "profile", config.profile)
     if jax.process_index() == 0:
         (output / "config.json").write_text(settings.dump(config))
-    state, done = (restored.state, restored.step) if restored else (None, 0)
-    return Loop(total, state, done, config, stream, lines, checkpoints, trace, measure)
+    opened = contextlib.ExitStack()
+    request = opened.enter_context(stopping.listening())
+    run = Loop(
+        total=total,
+        restored=restored.state if restored else None,
+        done=restored.step if restored else 0,
+        config=config,
+        contents=contents,
+        rows=part.examples.row,
+        stream=stream,
+        log=lines,
+        checkpoints=checkpoints,
+        trace=trace,
+        measure=measure,
+        request=request,
+        opened=opened,
+    )
+    if restored:
+        run.owed, run.skipped = restored.notes["owed"], list(restored.notes["skipped"])
+    return run
+
+
+def _list(numbers: Sequence[int]) -> str:
+    """Return some numbers, and how many more there are."""
+    more = f" and {len(numbers) - _LISTED} more" if len(numbers) > _LISTED else ""
+    return ", ".join(map(str, numbers[:_LISTED])) + more

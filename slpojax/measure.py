@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slpojax import bench as benches
-from slpojax import columns, data, explore, grid, needs, readers, scores, step
+from slpojax import columns, data, explore, grid, named, needs, readers, scores, step
 from slpojax.base import ABSENT, Batch, Frozen, Key, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -56,11 +56,40 @@ def make(
         measures.append(lambda n, state: evaluate(lambda batch: inputs(state, batch), state.objective))
     if score:
         measures.append(lambda n, state: score(state.params, n))
+    if config.scorer:
+        measures.append(_own(config, bench))
     if held_out and config.diagnostics:
         measures.append(_diagnostics(config, bench, method, views, held_out, frozen))
 
     def measure(n: int, state: State) -> dict[str, float]:
         return {name: value for one in measures for name, value in one(n, state).items()}
+
+    return measure
+
+
+def own_metrics(config: Config) -> list[str]:
+    """Return names for those that a scorer of one's own will report, which nobody knows yet; none without a scorer.
+
+    Raises:
+        ValueError: there is no such scorer.
+    """
+    return [f"eval/score/NAME of {_scorer(config.scorer).__name__}"] if config.scorer else []
+
+
+def _scorer(name: str) -> Callable[[Config, Bench], Score]:
+    """Return the function that makes a scorer: (configuration, bench) -> (params, step) -> numbers by name."""
+    return named.find("config.scorer", name, {}, first="config")
+
+
+def _own(config: Config, bench: Bench) -> Measure:
+    """Return (step, state) -> the numbers of a scorer of one's own, as `score/name`."""
+    score, best = _scorer(config.scorer)(config, bench), config.best_metric.removeprefix("-")
+
+    def measure(n: int, state: State) -> dict[str, float]:
+        found = {f"score/{name}": float(value) for name, value in score(state.params, n).items()}
+        if best.startswith("eval/score/") and best.removeprefix("eval/") not in found:  # before the first step
+            raise named.unknown("config.best_metric", best, [f"eval/{name}" for name in found])
+        return found
 
     return measure
 

@@ -16,19 +16,21 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from slpojax import log
 
 # What the console shows of a step where it is there, under a shorter name.
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
 SHOWN |= {"logps/rejected": "rejected", "world/gold_reward": "gold reward", "world/kl": "KL"}
+
+_TAG = 64  # characters of a tag that W&B takes
 
 WORTH_SHOWING = 0.05  # the least share of the time that the device waits of which the console speaks
 
@@ -102,16 +104,15 @@ class Log:
     Attributes:
         total: the steps of the run.
         every: steps between lines; steps between them are checked and counted all the same.
-        abort: raise where the loss or the gradient is not finite.
         peak: floating-point operations a second that all devices could do, or None where nobody knows.
         sinks: where lines go; none but on the first host.
         console: where progress is shown; None for standard output.
         bar: the progress bar of a terminal, and None elsewhere, where a line appears every `log.PATIENCE` seconds.
+        broken: metrics of the steps whose loss or gradient is not finite, by step; whoever looks empties it.
     """
 
     total: int
     every: int
-    abort: bool
     sinks: list[Sink]
     console: Console | None
     peak: float | None = None
@@ -120,6 +121,7 @@ class Log:
     watcher: concurrent.futures.Executor = dataclasses.field(
         default_factory=lambda: concurrent.futures.ThreadPoolExecutor(1, "step ends")
     )
+    broken: dict[int, Row] = dataclasses.field(default_factory=dict)
     pending: Pending | None = None
     begun: tuple[int, float] | None = None
     printed: float = -math.inf
@@ -136,9 +138,6 @@ class Log:
                 of the time in which no step was under way: the device waited for a batch.
             **counts: what the batch holds, each written as a rate: examples, tokens, flops (which gives mfu, the share
                 of `peak`), ...; "slots" is the room in its rows and gives padding_share.
-
-        Raises:
-            FloatingPointError: the loss or gradient norm of the step before was not finite.
         """
         before = self.pending
         self.pending = Pending(step, metrics, counts, dispatched, self.watcher.submit(_end, metrics))
@@ -184,13 +183,8 @@ class Log:
             for sink in self.sinks:
                 sink.write(step, "train", values)
             self._show(step, now, values)
-        if broken and self.abort:
-            self.pending = None
-            names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
-            raise FloatingPointError(
-                f"step {step} is not finite: {names}. Lower the learning rate, or look at the batch of this step; "
-                "--config.abort_on_nonfinite=False goes on regardless"
-            )
+        if broken:
+            self.broken[step] = values
 
     def _show(self, step: int, now: float, values: Mapping[str, float]) -> None:
         """Bring the console up to date."""
@@ -201,16 +195,15 @@ class Log:
         if values.get("device_waited_share", 0.0) >= WORTH_SHOWING:
             text += f"  device waits {values['device_waited_share']:.0%}"
         first, since = self.begun or (step, now)
-        if step > first:
-            text += f"  {log.clock((self.total - step) * (now - since) / (step - first))} left"
+        left = f"{log.clock((self.total - step) * (now - since) / (step - first))} left" if step > first else ""
         if step >= self.total:
             text += "".join(f"  {_PEAKS[name]} {values[name] / 2**30:.3g} GiB" for name in _PEAKS if name in values)
         if self.bar is not None:
             progress, task = self.bar
-            progress.update(task, completed=step, text=text)
+            progress.update(task, completed=step, left=left, text=text)
         elif now - self.printed >= log.PATIENCE or step >= self.total:
             self.printed = now
-            log.say(f"step {step}/{self.total}  {text}", console=self.console)
+            log.say(f"step {step}/{self.total}  {text}" + f"  {left}" * bool(left), console=self.console)
 
 
 def open_log(
@@ -222,7 +215,6 @@ def open_log(
     tensorboard: bool = False,
     wandb: str = "",
     config: Mapping[str, Any] | None = None,
-    abort: bool = True,
     peak: float | None = None,
     console: Console | None = None,
 ) -> Log:
@@ -237,14 +229,13 @@ def open_log(
         tensorboard: write <folder>/tensorboard too.
         wandb: the project to report to, "" for none.
         config: shown with the run in W&B.
-        abort: raise where the loss or the gradient is not finite.
         peak: floating-point operations a second that all devices could do, if known.
         console: where progress is shown; standard output by default.
 
     Raises:
         ImportError: the package of a sink is not installed.
     """
-    opened = Log(total, max(1, every), abort, [], console, peak)
+    opened = Log(total, max(1, every), [], console, peak)
     if jax.process_index() != 0:
         return opened
     require_sinks(tensorboard, wandb)
@@ -257,9 +248,8 @@ def open_log(
         opened.sinks.append(_wandb(folder, wandb, config or {}))
     console = console or rich.get_console()
     if console.is_terminal:
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        progress = Progress(*columns, console=console)
-        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, text="compiling")
+        progress = log.bar(console)
+        opened.bar = progress, progress.add_task("", total=total, completed=step or 0, left="", text="compiling")
         progress.start()
     return opened
 
@@ -313,22 +303,28 @@ def peak_memory() -> dict[str, float]:
 
 
 def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:
-    """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out."""
-    rows = []
-    for line in pathlib.Path(path).read_text().split("\n"):
+    """Return the lines of a metrics.jsonl, of one split or of all; a torn last line is left out.
+
+    JSON has no number that is not finite; there null stands for all of them, and is read as NaN.
+    """
+    rows = [row for row in _parsed(pathlib.Path(path)) if split in (None, row["split"])]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def _parsed(path: pathlib.Path) -> Iterator[Row]:
+    """Yield the lines of a metrics.jsonl that are whole."""
+    for line in path.read_text().split("\n"):
         try:
-            rows.append(json.loads(line))
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-    return [row for row in rows if split in (None, row["split"])]
 
 
 def _jsonl(path: pathlib.Path, step: int | None) -> Sink:
     """Open metrics.jsonl, cut behind `step`; None sets an earlier one aside."""
     if step is not None and path.exists():
-        keep = [json.dumps(row) + "\n" for row in read_jsonl(path) if row["step"] <= step]
         shorter = path.with_suffix(".tmp")
-        shorter.write_text("".join(keep))
+        shorter.write_text("".join(json.dumps(row) + "\n" for row in _parsed(path) if row["step"] <= step))
         os.replace(shorter, path)  # a kill here leaves the old file or the new one
     elif path.exists():
         used = len(list(path.parent.glob("metrics.*.jsonl")))
@@ -336,7 +332,8 @@ def _jsonl(path: pathlib.Path, step: int | None) -> Sink:
     file = path.open("a", buffering=1)  # a line at a time reaches the system, and outlives the process
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # as JSON has them
+        file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
 
     return Sink(write, file.close)
 
@@ -358,13 +355,35 @@ def _wandb(folder: pathlib.Path, project: str, config: Mapping[str, Any]) -> Sin
     if not name.exists():
         name.write_text(uuid.uuid4().hex)
     run = _import("wandb", "wandb").init(
-        project=project, id=name.read_text(), resume="allow", dir=str(folder), config=dict(config)
+        project=project,
+        id=name.read_text(),
+        resume="allow",
+        dir=str(folder),
+        config=dict(config),
+        **run_names(folder, config),
     )
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
         run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
     return Sink(write, run.finish)
+
+
+def run_names(folder: str | pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name, group and tags by which W&B lists a run: its folder, the folder's folder, and what it trains.
+
+    Example:
+        >>> run_names("output/sweep/seed1", {"objective": {"name": "dpo.ipo"}, "model": {"path": "output/sft_hh/hf"}})
+        {'name': 'seed1', 'group': 'sweep', 'tags': ['dpo.ipo', 'sft_hh']}
+        >>> run_names("output/mine", {})
+        {'name': 'mine', 'group': None, 'tags': []}
+    """
+    folder = pathlib.Path(folder)
+    parent = folder.parent.name
+    tags = [config.get("objective", {}).get("name", ""), config.get("world", "")]
+    tags += [config.get(part, {}).get("path", "").removesuffix("/hf").rpartition("/")[2] for part in ("model", "data")]
+    tags = [tag[:_TAG] for tag in dict.fromkeys(tags) if tag]
+    return {"name": folder.name, "group": parent if parent not in ("", "output") else None, "tags": tags}
 
 
 def _import(package: str, key: str) -> Any:

@@ -127,6 +127,8 @@ def unknown(kind: str, name: str, names: Iterable[str], *, listed: str = "", als
         also: what else may be named.
     """
     known = [str(other) for other in names]
+    if not known and also:
+        return ValueError(f"unknown {kind} {name!r}; expected {also}")
     there = f"there are {', '.join(known)}" if len(known) <= _MANY else f"there are {len(known)}"
     there += f" ({listed})" if listed else ""
     return ValueError(f"unknown {kind} {name!r}{near(name, known)}; {there}{f', or {also}' if also else ''}")

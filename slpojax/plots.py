@@ -1,6 +1,7 @@
-"""The curves of a run as one picture, from its metrics.jsonl.
+"""The curves of one or several runs as one picture, from their metrics.jsonl: `python -m slpojax.plots RUN [RUN ...]`.
 
-Knows names of metrics and matplotlib, which is imported only here and only when a picture is drawn.
+Knows what metrics mean (`slpojax.quantities`) and matplotlib, which is imported only here and only when a picture is
+drawn. Knows no objective and no world.
 """
 
 import importlib
@@ -8,82 +9,227 @@ import json
 import math
 import pathlib
 import re
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# Title, label of the y axis, and which metrics belong there. A panel without data is left out.
-PANELS = (
-    ("Loss", "loss", r"loss"),
-    ("Preference accuracy", "share of pairs", r"rewards/accuracies|mass/(clamped|shift_negligible)"),
-    ("Implicit reward", "beta x nats", r"rewards/(chosen|rejected|margins)"),
-    ("Log-probability of a response", "nats, sum over tokens", r"logps/(chosen|rejected)"),
-    ("Rooted probability mass and its target", "probability", r"mass/(model|target)_.*"),
-    ("Way to the target", "nats of the whole response", r"mass/(gap_.*|shift_chosen)"),
-    ("Gradient norm before clipping", "norm", r"grad_norm"),
-    ("Gold reward", "reward", r".*gold.*"),
-    ("Distance from the reference", "nats", r"(.*[/_])?kl([/_].*)?"),
-)
+from slpojax import named
+from slpojax.quantities import FRONTIERS, QUANTITIES, Quantity, find, label
+
+_USAGE = "usage: python -m slpojax.plots RUN [RUN ...] [--to=FILE]; RUN is the output folder of a run"
+_STYLES = (
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (1, 3)),
+    (0, (6, 4)),
+)  # of an axis's metrics, where the colour says which run it is
+
+Points = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
-def curves(jsonl_path: str | pathlib.Path, png_path: str | pathlib.Path, *, title: str = "") -> None:
-    """Draw training and evaluation metrics against the step, a panel for each kind that the run has.
+class Run(NamedTuple):
+    """What a run has: a name for the legend, and its points by metric and split."""
 
-    Training is a faint line with its running mean; other splits are marked points of the same colour.
+    name: str
+    points: dict[tuple[str, str], Points]
+
+
+def main(arguments: Sequence[str]) -> str:
+    """Draw the runs that a command line names, and return what there is to say.
 
     Args:
-        jsonl_path: the metrics.jsonl of a run.
-        png_path: the picture to write.
-        title: above all panels.
+        arguments: folders of runs or their metrics.jsonl, and perhaps `--to=FILE`. The picture of one run goes to its
+            folder, that of several to the working directory, as curves.png.
+
+    Raises:
+        ValueError: there is no such run, or it holds nothing to draw.
+        ImportError: matplotlib is not installed.
+    """
+    if any(argument in ("--help", "-h") for argument in arguments):
+        return f"{_USAGE}\n"
+    paths = [argument for argument in arguments if not argument.startswith("--")]
+    options = [argument for argument in arguments if argument.startswith("--")]
+    if not paths or any(not option.startswith("--to=") for option in options):
+        raise ValueError(_USAGE)
+    alone = pathlib.Path(paths[0]) if len(paths) == 1 else None
+    folder = alone.parent if alone and alone.is_file() else alone or pathlib.Path()
+    to = pathlib.Path(options[-1].removeprefix("--to=")) if options else folder / "curves.png"
+    if to.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--to={to}: expected the name of a .png, .pdf or .svg file")
+    if options and not to.parent.is_dir():
+        raise ValueError(f"--to={to}: there is no folder {to.parent}{named.near_paths(to.parent)}")
+    curves(paths, to)
+    return f"wrote {to}\n"
+
+
+def curves(runs: Sequence[str | pathlib.Path], picture: str | pathlib.Path, *, title: str = "") -> None:
+    """Draw metrics against the step, an axis for each kind that a run has, and the reward against the KL it costs.
+
+    Of one run, training is a faint line with its running mean, and evaluations are points of the same colour. Of
+    several, a colour is a run, and an axis shows evaluations where there are some, else training's running mean.
+
+    Args:
+        runs: output folders, or their metrics.jsonl.
+        picture: the file to write.
+        title: above all axes.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the file holds no metric of any panel.
+        ValueError: there is no such run, or it holds nothing to draw.
     """
     try:
         figures, lines = (importlib.import_module(f"matplotlib.{name}") for name in ("figure", "lines"))
     except ImportError as error:
         raise ImportError("the plot of the curves needs matplotlib: `pip install 'slpojax[plot]'`") from error
-    rows = [json.loads(line) for line in pathlib.Path(jsonl_path).read_text().splitlines()]
-    panels = [(name, unit, series) for name, unit, which in PANELS if (series := _series(rows, which))]
-    if not panels:
-        raise ValueError(f"{jsonl_path} holds no metric to draw, such as loss, in its {len(rows)} lines")
-    across = min(3, len(panels))
-    down = math.ceil(len(panels) / across)
-    figure = figures.Figure(figsize=(4.6 * across, 3.2 * down), layout="constrained")
-    for i, (name, unit, series) in enumerate(panels, 1):
-        axes = figure.add_subplot(down, across, i)
-        axes.set(title=name, xlabel="optimiser step", ylabel=unit)
-        axes.grid(alpha=0.25)
-        axes.set_xlim(0, 1.03 * max(1, max(row["step"] for row in rows)))
-        colours = {metric: f"C{j}" for j, metric in enumerate(sorted({metric for metric, _ in series}))}
-        for (metric, split), (steps, values) in sorted(series.items()):
-            _draw(axes, split, colours[metric], steps, values)
-        handles = [lines.Line2D([], [], color=colour) for colour in colours.values()]
-        axes.legend(handles, [metric.split("/")[-1] for metric in colours], fontsize=7, framealpha=0.6)
-    figure.suptitle(f"{title}\nlines: training and its running mean; points: evaluation".strip(), fontsize=11)
-    figure.savefig(png_path, dpi=120)
+    read = [Run(name, load(path)) for name, path in zip(_names(runs), runs, strict=True)]
+    known = list(dict.fromkeys(metric for run in read for metric, _ in run.points))
+    shown = [
+        quantity for quantity in QUANTITIES if quantity.drawn and any(find(metric) is quantity for metric in known)
+    ]
+    fronts = [pair for pair in FRONTIERS if any((metric, "eval") in run.points for run in read for metric in pair[1:])]
+    if not shown:
+        raise ValueError(f"{', '.join(map(str, runs))}: no metric to draw, such as loss")
+    count = len(shown) + len(fronts)
+    across = min(3, count)
+    down = math.ceil(count / across)
+    figure = figures.Figure(figsize=(4.8 * across, 3.3 * down + 0.8), layout="constrained")
+    places = (figure.add_subplot(down, across, i) for i in range(1, count + 1))
+    for horizontal, vertical in fronts:
+        _frontier(next(places), read, horizontal, vertical)
+    for quantity in shown:
+        _over_steps(next(places), lines.Line2D, read, quantity)
+    if len(read) > 1:
+        handles = [lines.Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(read))]
+        figure.legend(handles, [run.name for run in read], loc="outside upper center", ncols=4, fontsize=9)
+        figure.suptitle(title, fontsize=11)
+    else:
+        how = "lines: training and its running mean; points: held-out examples and fresh samples"
+        figure.suptitle(f"{title or read[0].name}\n{how}", fontsize=11)
+    figure.savefig(picture, dpi=120)
 
 
-def _series(rows: list[dict[str, Any]], which: str) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """Return (metric, split) -> (steps, values) of the metrics whose whole name matches."""
-    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for row in rows:
-        for metric, value in row.items():
-            if metric not in ("step", "split") and re.fullmatch(which, metric):
-                points.setdefault((metric, row["split"]), []).append((row["step"], value))
-    return {key: (np.asarray([s for s, _ in seen]), np.asarray([v for _, v in seen])) for key, seen in points.items()}
+def load(path: str | pathlib.Path) -> dict[tuple[str, str], Points]:
+    """Return (metric, split) -> (steps, values) of a run's metrics.jsonl; a torn last line is left out.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        ValueError: there is no such file, or a line of it is no row of metrics.
+    """
+    file = pathlib.Path(path)
+    file = file / "metrics.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        near = named.near_paths(path) if not pathlib.Path(path).is_dir() else "; the folder holds no run"
+        raise ValueError(f"{path}: no metrics.jsonl there{near}")
+    points: dict[tuple[str, str], dict[int, float]] = {}
+    texts = file.read_text(errors="replace").split("\n")
+    for number, text in enumerate(texts, 1):
+        if not text:
+            continue
+        try:
+            row = json.loads(text)
+            step, split = row["step"], row["split"]
+            values = {name: float(value) for name, value in row.items() if name not in ("step", "split")}
+            if type(step) is not int or not isinstance(split, str) or not abs(step) < 2**53:
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            if number == len(texts):  # a line that is being written: whole ones end with a line break
+                continue
+            raise ValueError(
+                f"{file}, line {number}: expected an object of numbers with a step and a split, as a run writes them"
+            ) from error
+        for metric, value in values.items():
+            points.setdefault((metric, split), {})[step] = value
+    return {
+        key: (np.array([*seen], np.float64), np.array([*seen.values()], np.float64)) for key, seen in points.items()
+    }
 
 
-def _draw(axes: Any, split: str, colour: str, steps: np.ndarray, values: np.ndarray) -> None:
-    """Draw one series."""
+def _names(runs: Sequence[str | pathlib.Path]) -> list[str]:
+    """Return what tells runs apart: the last parts of their paths, as many as it takes."""
+    paths = [pathlib.Path(run).absolute() for run in runs]
+    paths = [path.parent if path.name == "metrics.jsonl" else path for path in paths]
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return names
+
+
+def _frontier(axes: Any, runs: Sequence[Run], horizontal: str, vertical: str) -> None:
+    """Draw the evaluations of every run as a path of reward against KL, whose last point is large."""
+    units = [(find(name) or QUANTITIES[0]).unit for name in (horizontal, vertical)]
+    axes.set(title="What the reward costs", xlabel=f"{label(horizontal)} ({units[0]})", ylabel=units[1])
+    axes.grid(alpha=0.25)
+    axes.axhline(0, color="k", linewidth=0.8)
+    for i, run in enumerate(runs):
+        (steps, cost), (own, reward) = (
+            run.points.get((name, "eval"), (np.zeros(0),) * 2) for name in (horizontal, vertical)
+        )
+        both, at, where = np.intersect1d(steps, own, return_indices=True)
+        if len(both):
+            axes.plot(cost[at], reward[where], "o-", color=f"C{i}", markersize=3, linewidth=1)
+            axes.plot(cost[at][-1:], reward[where][-1:], "o", color=f"C{i}", markersize=8)
+
+
+def _over_steps(axes: Any, line: Any, runs: Sequence[Run], quantity: Quantity) -> None:
+    """Draw one kind of metrics against the step."""
+    axes.set(title=quantity.title, xlabel="optimiser step", ylabel=quantity.unit)
+    axes.grid(alpha=0.25)
+    if quantity.line is not None:
+        axes.axhline(quantity.line, color="k", linewidth=0.8)
+    metrics = [m for pattern in quantity.metrics for m in _matching(runs, pattern) if find(m) is quantity]
+    metrics = list(dict.fromkeys(metrics))
+    for i, run in enumerate(runs):
+        for j, metric in enumerate(metrics):
+            series = {split: points for (name, split), points in run.points.items() if name == metric}
+            if len(runs) > 1:
+                split = "eval" if len(series.get("eval", ((),))[0]) > 1 else "train" if "train" in series else "eval"
+                _draw(axes, split, f"C{i}", series.get(split), _STYLES[j % len(_STYLES)], faint=False)
+            else:
+                for split, points in sorted(series.items()):
+                    _draw(axes, split, f"C{j}", points, "-", faint=True)
+    axes.set_xlim(left=0)
+    if len(metrics) > 1:
+        several = len(runs) > 1
+        looks = [
+            {"color": "k", "linestyle": _STYLES[j % len(_STYLES)]} if several else {"color": f"C{j}"}
+            for j in range(len(metrics))
+        ]
+        axes.legend([line([], [], **look) for look in looks], map(label, metrics), fontsize=7, framealpha=0.6)
+
+
+def _matching(runs: Sequence[Run], pattern: str) -> list[str]:
+    return sorted({metric for run in runs for metric, _ in run.points if re.fullmatch(pattern, metric)})
+
+
+def _draw(axes: Any, split: str, colour: str, points: Points | None, style: Any, *, faint: bool) -> None:
+    """Draw one series: evaluations as points, training as its running mean, and faintly as it is."""
+    if points is None:
+        return
+    steps, values = points
     if split != "train":
-        axes.plot(steps, values, "o--", color=colour, markersize=4, linewidth=1)
+        axes.plot(
+            steps, values, marker="o", color=colour, linestyle="--" if faint else style, markersize=4, linewidth=1
+        )
         return
     width = max(1, len(values) // 20)
     if width == 1:
-        axes.plot(steps, values, color=colour, linewidth=1.2)
+        axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.2)
         return
-    axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+    if faint:
+        axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
     mean = np.convolve(values, np.ones(width) / width, "valid")
-    axes.plot(steps[width // 2 :][: len(mean)], mean, color=colour, linewidth=1.4)
+    axes.plot(steps[width // 2 :][: len(mean)], mean, color=colour, linestyle=style, linewidth=1.4)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(main(sys.argv[1:]))
+    except (ValueError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error

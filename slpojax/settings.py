@@ -5,17 +5,20 @@ hyperparameters they have, it learns from `Choices`.
 """
 
 import ast
+import inspect
 import json
 import pathlib
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from slpojax import named
+from slpojax.defaults import get_config
 
 # Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
 # name that does not exist.
@@ -36,6 +39,7 @@ def from_command_line(arguments: Sequence[str], *, default: str, choices: Choice
     """
     try:
         path, overrides = parse(arguments, default=default)
+        path = _shipped(path)
         config = load_file(path)
         if "--help" in arguments or "-h" in arguments:
             sys.stdout.write(_help(path, config))
@@ -222,9 +226,18 @@ def _with_tuples(tree: Any) -> Any:
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
+def _shipped(path: str) -> str:
+    """Return where a configuration file lies: as it is written, or, for `configs/...`, beside the installed package."""
+    shipped = pathlib.Path(__file__).resolve().parents[1] / path
+    if pathlib.Path(path).exists() or pathlib.Path(path).parts[:1] != ("configs",) or not shipped.is_file():
+        return path
+    sys.stderr.write(f"{path}: the one that comes with slpojax, {shipped}\n")  # JAX does not know the first host yet
+    return str(shipped)
+
+
 def _unknown(key: str, known: Iterable[str]) -> NoReturn:
-    keys = [f"config.{other}" for other in known]
-    raise named.unknown("key", f"config.{key}", keys, listed="slpojax/defaults.py explains each")
+    near = re.sub("(?<=[:,] )", "config.", named.near(key, known))
+    raise ValueError(f"unknown key 'config.{key}'{near}; --help lists all, and slpojax/defaults.py explains each")
 
 
 def _article(value: Any) -> str:
@@ -233,6 +246,34 @@ def _article(value: Any) -> str:
 
 
 def _help(path: str, config: ConfigDict) -> str:
-    lines = [f"usage: --config=FILE --config.KEY=VALUE ...   keys of {path} (slpojax/defaults.py explains each):"]
-    lines += [f"  --config.{key}={value}" for key, value in flat(ConfigDict(config).to_dict()).items()]
-    return "\n".join(lines) + "\n"
+    comments, name = _comments(), config.objective.name
+    place = {key: i for i, key in enumerate(comments)}
+    values = flat(ConfigDict(config).to_dict())
+    # As in the file that explains them, where one comment leads to the next; hyperparameters follow their function.
+    keys = sorted(
+        values, key=lambda key: (place[key if key in place else f"{key.partition('.')[0]}.name"], key not in place)
+    )
+    lines = ["usage: --config=FILE --config.KEY=VALUE ...", "", f"The keys, with their values in {path}:"]
+    for key in keys:
+        lines += ["", f"  --config.{key}={values[key]}"]
+        text = comments.get(key, "")
+        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    lines += ["", f"The hyperparameters of {name} are explained by: python -m slpojax.objectives {name}", ""]
+    return "\n".join(lines)
+
+
+def _comments() -> dict[str, str]:
+    """Return the comment on every key that has one, from the source of `slpojax/defaults.py`."""
+    comments, above, group = {}, [], ""
+    for line in inspect.getsource(sys.modules[get_config.__module__]).splitlines():
+        if function := re.match(r"def _?(\w+)\(\)", line):
+            group = "" if function[1] == "get_config" else f"{function[1]}."
+        if comment := re.match(r"\s+# (.*)", line):
+            above.append(comment[1])
+        elif key := re.match(r"\s+c\.([\w.]+) = (ConfigDict\(\{)?.*?(?:  # (.*))?$", line):
+            text = " ".join([*above, key[3]] if key[3] else above)
+            comments[f"{group}{key[1]}" + ".name" * bool(key[2])] = text
+            above = []
+        elif not line.strip().startswith("c."):
+            above = []
+    return comments

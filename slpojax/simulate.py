@@ -8,41 +8,29 @@ world, the seed and what they are made with, but no other key of the run. So all
 them, and may move with them. Knows worlds, models, sampling, and a function that trains; knows no objective.
 """
 
-import contextlib
-import fcntl
 import functools
-import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from rich.table import Table
 
-from slpojax import cached, checkpoint, defaults, grid, hf, log, metrics, models, plots, sampling, settings, worlds
+from slpojax import cached, checkpoint, defaults, grid, hf, log, models, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
+from slpojax.folder import agreed, alone
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.worlds import World
 
 BATCH = 512  # answers sampled at once
 METRICS = ("world/gold_reward", "world/gold_lift", "world/kl", "world/spread", "world/finished")  # of `judge`
-SHOWN = {  # the head of the final table
-    "world/gold_reward": "gold reward",
-    "world/gold_lift": "gained, in standard deviations of the reference",
-    "world/kl": "KL to the reference, nats per answer",
-    "rewards/accuracies": "preference accuracy",
-    "rewards/margins": "implicit reward margin",
-    "logps/chosen": "log-prob of chosen",
-    "logps/rejected": "log-prob of rejected",
-}
 
 _VERSION = 1  # of how this module makes reference and pairs; another number makes them anew
 _SHARED = ("seed", "compiled", "log_every", "mesh.data", "mesh.fsdp", "mesh.tensor")  # keys of a run that reach its SFT
-_MADE = "made.json"  # says what a folder was made from and what it holds; written last
+_MADE = "made.json"  # says what a folder was made from; written last
 _FILES = {"model.path": "hf", "data.path": "pairs.train.jsonl", "data.eval_path": "pairs.eval.jsonl"}
 
 Run = Callable[[Config], Any]  # trains what a configuration says and exports it to <output>/hf
@@ -56,22 +44,20 @@ def prepare(config: Config, run: Run) -> Config:
         run: trains what a configuration says, and exports it to <output>/hf.
 
     Raises:
-        ValueError: the output holds a run with another configuration, or one that began from a reference that was
-            different although it was made from the same.
+        ValueError: the output holds a run with another configuration.
     """
     module, world = worlds.find(config.world)
     output, folder = pathlib.Path(config.output), world_folder(config, module, world)
     made = settings.replace(config, {name: str(folder / file) for name, file in _FILES.items()})
     if (output / "checkpoints").is_dir():  # before minutes go into a reference for a run that is refused
         checkpoints = checkpoint.open_folder(output / "checkpoints")
-        checkpoint.require_same(checkpoints, made.to_dict())
+        checkpoint.require_same_config(checkpoints, made.to_dict(), force=config.resume == "force")
         checkpoint.close(checkpoints)
-    with _alone(folder):
-        if _agreed((folder / _MADE).exists()):
+    with alone(folder, lock="world.lock", wait=f"world: another run makes {folder}; waiting for it"):
+        if agreed((folder / _MADE).exists()):
             log.say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")
         else:
             _make(world, reference_config(config, world, folder), folder, _key(config, module, world), run)
-    _require_same_contents(output, folder)
     return made
 
 
@@ -158,33 +144,6 @@ def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
     return score
 
 
-def report(config: Config) -> None:
-    """Show what training did: the first and the last evaluation as a table, and the curves as a picture."""
-    output = pathlib.Path(config.output)
-    rows = metrics.read_jsonl(output / "metrics.jsonl", "eval")
-    log.say(table(config.objective.name, rows[0], rows[-1]))
-    if jax.process_index() != 0:
-        return
-    try:
-        title = f"{config.objective.name} in the world {config.world}"
-        plots.curves(output / "metrics.jsonl", output / "curves.png", title=title)
-        log.say(f"curves: {output / 'curves.png'}")
-    except ImportError as error:
-        log.say(f"no picture of the curves: {error}")
-
-
-def table(title: str, before: metrics.Row, after: metrics.Row) -> Table:
-    """Return two evaluations side by side: the world's metrics first, then every other one."""
-    labels = {name: label for name, label in SHOWN.items() if name in before or name in after}
-    labels |= {name: name for name in after if name not in (*labels, "step", "split")}
-    made = Table("", title=f"{title}, held-out pairs and fresh samples")
-    for row in (before, after):
-        made.add_column(f"step {row['step']}", justify="right")
-    for name, label in labels.items():
-        made.add_row(label, *(f"{row[name]:.4g}" if name in row else "" for row in (before, after)))
-    return made
-
-
 def _key(config: Config, module: str, world: World) -> dict[str, str]:
     """Return all that a world's reference and pairs depend on; where they lie is no part of it."""
     sft = settings.flat(reference_config(config, world, pathlib.Path()).to_dict())
@@ -199,30 +158,12 @@ def _key(config: Config, module: str, world: World) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a folder's lock on the first host: a run that finds another one making the same world waits for it."""
-    if jax.process_index() != 0:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.say(f"world: another run makes {folder}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks
-            log.say(f"world: {folder} cannot be locked ({error}); do not start two runs of one world at once")
-        yield
-
-
 def _make(world: World, sft: Config, folder: pathlib.Path, key: dict[str, str], run: Run) -> None:
     """Write a world's texts, train its reference on them, and label pairs of its answers."""
     writes = jax.process_index() == 0
     if writes:
         _write_start(world, folder, sft.seed)
-    _agreed(True)  # the other hosts read what the first one has written
+    agreed(True)  # the other hosts read what the first one has written
     log.say(f"world: a tiny model learns {world.text_count} texts in {sft.steps} steps; it is the reference")
     run(sft)
     count = world.pair_count + world.held_out
@@ -232,9 +173,9 @@ def _make(world: World, sft: Config, folder: pathlib.Path, key: dict[str, str], 
         train, held_out = (folder / _FILES[name] for name in ("data.path", "data.eval_path"))
         _write_jsonl(train, pairs[: world.pair_count])
         _write_jsonl(held_out, pairs[world.pair_count :])
-        (folder / f"{_MADE}.part").write_text(json.dumps({"from": key, "holds": _contents(folder)}, indent=1))
+        (folder / f"{_MADE}.part").write_text(json.dumps(key, indent=1))
         (folder / f"{_MADE}.part").replace(folder / _MADE)
-    _agreed(True)
+    agreed(True)
 
 
 def _write_start(world: World, folder: pathlib.Path, seed: int) -> None:
@@ -321,42 +262,6 @@ def _texts(tokenizer: Any, prompts: Sequence[np.ndarray], answers: Sequence[samp
         decode(np.concatenate([prompt, answer.token]))[begins(tuple(prompt.tolist())) :]
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-
-
-def _require_same_contents(output: pathlib.Path, folder: pathlib.Path) -> None:
-    """Refuse to go on with a policy that began from another reference, or other pairs, than lie in `folder` now.
-
-    Another machine, or another version of jax, makes other numbers of the same seed.
-    """
-    note, refused = output / "world.json", False
-    if jax.process_index() == 0:
-        holds = json.loads((folder / _MADE).read_text())["holds"]
-        began = any(path.name.isdigit() for path in (output / "checkpoints").glob("*"))
-        refused = began and note.exists() and json.loads(note.read_text()) != holds
-        if not refused:
-            output.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(holds, indent=1))
-    if _agreed(refused):
-        raise ValueError(
-            f"{folder} was made anew and holds another reference, or other pairs, than the run in {output} began with; "
-            "bring the former folder back, or start a new run in its own folder: --config.output=..."
-        )
-
-
-def _contents(folder: pathlib.Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that a run reads."""
-    places = [folder / name for name in _FILES.values()]
-    digests = {}
-    for path in sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file()):
-        with open(path, "rb") as f:
-            digests[str(path.relative_to(folder))] = hashlib.file_digest(f, "sha256").hexdigest()
-    return digests
-
-
-def _agreed(value: bool) -> bool:
-    """Return on every host what the first one says, once it has come here."""
-    answer = cached.from_first_host([np.array([value], np.int32)])
-    return bool(answer is not None and answer[0][0])
 
 
 def _write_jsonl(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -267,6 +267,24 @@ def update(
     return step
 
 
+def skipping(update: Update) -> Update:
+    """Return an update that leaves the state as it was, but for the step's number, where a step is not finite.
+
+    A step is finite if its loss and the norm of its gradient are. The metric `skipped` is 1 where it is not, else 0.
+
+    Args:
+        update: from `update`.
+    """
+
+    def step(state: State, frozen: Frozen, batch: Batch, hyper: Hyper = AS_BUILT) -> tuple[State, Metrics]:
+        new, metrics = update(state, frozen, batch, hyper)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        return kept._replace(step=new.step), metrics | {"skipped": jnp.where(finite, 0.0, 1.0)}
+
+    return step
+
+
 def picks(
     model: Model, views: Views, selector: Selector, shapes: Shapes, grid: Grid
 ) -> Callable[..., tuple[Int[Array, "B picked"], Metrics]]:

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str]) -> str:
     """
     if not arguments:
         return _table()
+    if arguments[0] in ("--help", "-h"):
+        return "usage: python -m slpojax.objectives [NAME | --markdown]; without an argument, a line about each\n"
     if list(arguments) == ["--markdown"]:
         return _markdown()
     return one(" ".join(arguments))

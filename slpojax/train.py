@@ -3,21 +3,27 @@
 The whole run from top to bottom: bench, method, data, frozen models, the step, the loop, the export.
 """
 
+import errno
 import pathlib
 import sys
 import traceback
 
 from slpojax import bench as benches
 from slpojax import (
+    contents,
+    folder,
     frozen,
     grid,
+    log,
     loop,
     measure,
     objectives,
     optim,
+    outcome,
     selectors,
     settings,
     simulate,
+    stopping,
     training,
 )
 from slpojax import parts as data
@@ -26,6 +32,8 @@ from slpojax.step import Method
 
 DEFAULT = "configs/quickstart.py"
 HERE = pathlib.Path(__file__).parent
+# What a full disk, a quota, a read-only or broken file system and missing permissions make of reads and writes.
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
@@ -43,14 +51,23 @@ def main() -> None:
             check(config, training.method(config))  # before minutes go into a world
             config = simulate.prepare(config, train)
             train(config, simulate.judge(config))
-            simulate.report(config)
         else:
             train(config)
+        outcome.show(config.output, config.objective.name + f" in the world {config.world}" * bool(config.world))
+    except stopping.Stopped as stopped:
+        log.say(str(stopped))
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; the same command goes on from the newest checkpoint in {config.output}") from None
     except (ValueError, FloatingPointError, ImportError) as error:
         # What this package raises is about the input, and the message says all; anything else is a bug: show where.
         if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
             raise SystemExit(f"error: {error}") from error
         raise
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        raise SystemExit(f"error: {error}; mend this and repeat the command: checkpoints are whole") from error
 
 
 def train(config: Config, score: measure.Score | None = None) -> None:
@@ -63,13 +80,21 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     Raises:
         ValueError: something in the configuration, the model folder or the data is wrong; the message says what to do.
         FloatingPointError: a loss or gradient is not finite.
+        Stopped: a signal asked the run to end, and it can go on.
     """
     method = training.method(config)
     check(config, method)
+    with folder.alone(config.output):
+        _train(config, method, score)
+
+
+def _train(config: Config, method: Method, score: measure.Score | None) -> None:
+    """Train in a folder that belongs to this run alone."""
     bench = benches.make(config)
     parts = data.load(config, bench)
     data.refuse(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
+    held = contents.digests(config, bench, method, parts)
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 
@@ -80,7 +105,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
     compare = measure.comparison(bench, method, setup.views, layout.scan, weights, parts[0])
     take = training.take(setup, bench, parts[0])
 
-    run = loop.start(config, setup.like, parts[0], layout.train, layout.steps, bench.grid.share, evaluate)
+    run = loop.start(config, setup.like, parts[0], layout.train, layout.steps, bench.grid.share, evaluate, held)
     try:
         state = run.restored or setup.first(benches.first_params(config, bench), first_reference)
         del first_reference  # it moves: from here on it is part of the state
@@ -96,11 +121,13 @@ def train(config: Config, score: measure.Score | None = None) -> None:
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
+    folder.check(config.output)
     benches.refuse(config)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
-    loop.refuse(config, [f"eval/{name}" for name in metrics] if evaluated else [])
+    names = [f"eval/{name}" for name in metrics] if evaluated else []
+    loop.refuse(config, [*names, *measure.own_metrics(config)])
 
 
 if __name__ == "__main__":

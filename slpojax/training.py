@@ -208,6 +208,8 @@ def make(config: Config, bench: Bench, method: Method, layout: Layout, *, online
 
     trained = method._replace(selector=None) if layout.picked else method
     update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
+    if config.nonfinite == "skip":
+        update = step.skipping(update)
     picks = None
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)

@@ -1,12 +1,14 @@
 """Checkpoints: equal values on any mesh, the newest complete one, the last and the best kept, nothing lost."""
 
-import logging
+import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,9 @@ CONFIG = {
 }
 
 
+RUN = checkpoint.Run({"next": 0}, CONFIG, {"examples": "abc"})
+
+
 def mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
     devices = np.asarray(jax.devices()[: data * fsdp]).reshape(data, fsdp)
     return jax.sharding.Mesh(devices, ("data", "fsdp"))
@@ -34,7 +39,7 @@ def mesh(data: int, fsdp: int) -> jax.sharding.Mesh:
 
 def make(on: jax.sharding.Mesh, seed: int = 0, step: int = 0) -> State:
     """Return a state with every kind of leaf, sharded over fsdp where it divides."""
-    params = {"w": jax.random.normal(jax.random.key(seed), (16, 6)), "bias": jnp.arange(3.0) + seed}
+    params = {"w": jax.random.normal(jax.random.key(seed), (64, 48)), "bias": jnp.arange(3.0) + seed}
     optimizer = optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params)
     state = State(jnp.int32(step), params, optimizer, {"mean": jnp.float32(seed)}, jax.random.key(seed + 7))
     return jax.tree.map(lambda x: jax.device_put(x, sharding(on, x)), state)
@@ -60,7 +65,7 @@ def save(folder, steps, **kwargs):
     c = checkpoint.open_folder(folder, **kwargs)
     for step, loss in steps.items():
         metrics = None if loss is None else {"eval/loss": loss, "eval/acc": -loss}
-        checkpoint.save(c, step, make(mesh(8, 1), step, step), data={"next": step}, config=CONFIG, metrics=metrics)
+        checkpoint.save(c, step, make(mesh(8, 1), step, step), RUN._replace(data={"next": step}), metrics)
     checkpoint.close(c)
 
 
@@ -72,12 +77,12 @@ def kept(folder: pathlib.Path) -> list[int]:
 def test_restores_equal_values_onto_another_mesh(tmp_path, data, fsdp):
     saved = make(mesh(4, 2), 3, 5)
     c = checkpoint.open_folder(tmp_path)
-    checkpoint.save(c, 5, saved, data={"next": [1, 2], "epoch": 0}, config=CONFIG)
+    checkpoint.save(c, 5, saved, checkpoint.Run({"next": [1, 2], "epoch": 0}, CONFIG, {}, {"skipped": [3]}))
     checkpoint.close(c)
     c = checkpoint.open_folder(tmp_path)
     found = checkpoint.restore(c, abstract(mesh(data, fsdp)), config=CONFIG)
     checkpoint.close(c)
-    assert (found.step, found.data) == (5, {"next": [1, 2], "epoch": 0})
+    assert (found.step, found.data, found.notes) == (5, {"next": [1, 2], "epoch": 0}, {"skipped": [3]})
     assert jax.tree.structure(found.state) == jax.tree.structure(saved)
     for a, b in zip(values(saved), values(found.state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -93,7 +98,7 @@ def test_moments_in_bfloat16_come_back_as_they_were(tmp_path):
     state = State(jnp.int32(1), params, moments, None, jax.random.key(0))
     state = jax.tree.map(lambda x: jax.device_put(x, sharding(on, x)), state)
     c = checkpoint.open_folder(tmp_path)
-    checkpoint.save(c, 1, state, data={}, config=CONFIG)
+    checkpoint.save(c, 1, state, RUN)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     found = checkpoint.restore(c, like, config=CONFIG).state
     checkpoint.close(c)
@@ -110,7 +115,7 @@ def test_a_state_may_be_donated_while_it_is_being_saved(tmp_path):
     expected = values(state)
     c = checkpoint.open_folder(tmp_path)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    checkpoint.save(c, 1, state, data={}, config=CONFIG)
+    checkpoint.save(c, 1, state, RUN)
     for _ in range(3):
         state = scale(state)
     jax.block_until_ready(state)
@@ -149,23 +154,120 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
     assert kept(tmp_path) == [3]
 
 
-def test_a_torn_checkpoint_is_skipped_and_said_so(tmp_path, caplog):
+def test_a_torn_checkpoint_is_skipped_and_said_so(tmp_path, capsys):
     save(tmp_path, {2: None, 4: None, 6: None}, keep_last=3)
     (tmp_path / "6").rename(tmp_path / "6.orbax-checkpoint-tmp")  # killed while writing
-    for file in (tmp_path / "4" / "state").rglob("*"):  # half copied
-        if file.is_file():
-            file.unlink()
-    (tmp_path / "4" / "data" / "metadata").unlink()
-    (tmp_path / "4" / "data" / "commit_success.txt").unlink(missing_ok=True)
-    with caplog.at_level(logging.WARNING):
-        c = checkpoint.open_folder(tmp_path)
+    shutil.rmtree(tmp_path / "4" / "run")  # half copied
+    c = checkpoint.open_folder(tmp_path)
     found = checkpoint.restore(c, abstract(mesh(2, 1)), config=CONFIG)
     assert found.step == 2
-    assert "skipped checkpoint 6: the process ended while it was written" in caplog.text
-    assert "skipped checkpoint 4: it lacks data" in caplog.text
-    checkpoint.save(c, 4, make(mesh(8, 1), 4, 4), data={}, config=CONFIG)
+    said = capsys.readouterr().out
+    assert "skipped checkpoint 6: the process ended while it was written" in said
+    assert "skipped checkpoint 4: it lacks run" in said
+    checkpoint.save(c, 4, make(mesh(8, 1), 4, 4), RUN)
     checkpoint.close(c)
     assert kept(tmp_path) == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> pathlib.Path:
+    """A folder with the checkpoints 3 and 6."""
+    folder = tmp_path_factory.mktemp("two")
+    save(folder, {3: 0.5, 6: 0.4})
+    return folder
+
+
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the numbers."""
+    return [path for path in folder.rglob("d/*") if path.is_file()]
+
+
+def each(change):
+    """Return a damage: a change of every file that holds numbers."""
+    return lambda folder: [change(path) for path in files(folder)]
+
+
+def flip(path: pathlib.Path, share: float) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * share)] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": each(lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])),
+    "empty": each(lambda path: path.write_bytes(b"")),
+    "without its data": each(lambda path: path.unlink()),
+    "without its manifests": lambda c: [path.unlink() for path in c.rglob("manifest.ocdbt")],
+    "without its record": lambda c: (c / "run" / "metadata").write_text(""),
+    "with another record": lambda c: flip(c / "run" / "metadata", 0.5),
+    "without metrics": lambda c: (c / "metrics" / "metrics").write_text("{"),
+    "of another step": lambda c: (shutil.rmtree(c), shutil.copytree(c.with_name("3"), c)),
+    **{f"flipped at {share}": each(lambda path, share=share: flip(path, share)) for share in (0.2, 0.5, 0.9)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_set_aside_for_the_one_before(two, tmp_path, capsys, damage):
+    folder = shutil.copytree(two, tmp_path / "copy")
+    DAMAGES[damage](folder / "6")
+    c = checkpoint.open_folder(folder)
+    found = checkpoint.restore(c, abstract(mesh(2, 1)), config=CONFIG, contents=RUN.contents)
+    assert (found.step, found.data) == (3, {"next": 3})
+    assert "skipped checkpoint 6: " in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "torn-6"]
+    checkpoint.save(c, 6, make(mesh(8, 1), 6, 6), RUN)  # the name is free again
+    checkpoint.close(c)
+    assert kept(folder) == [3, 6]
+
+
+def test_where_all_are_damaged_nothing_is_touched_and_nothing_begins_anew(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "copy")
+    DAMAGES["flipped at 0.5"](folder / "6")
+    DAMAGES["empty"](folder / "3")
+    c = checkpoint.open_folder(folder)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be restored \(6: .*; 3: .*--config.output"):
+        checkpoint.restore(c, abstract(mesh(1, 1)), config=CONFIG)
+    assert kept(folder) == [3, 6]
+
+
+def test_changed_contents_are_refused_by_name_and_forced_aloud(two, capsys):
+    c = checkpoint.open_folder(two)
+    here = {"config": CONFIG, "contents": {"examples": "abd"}}
+    with pytest.raises(ValueError, match=r"step 6 of a run .*: the examples changed\. Set this back .*resume=force"):
+        checkpoint.restore(c, abstract(mesh(1, 1)), **here)
+    here["config"] = CONFIG | {"seed": 1, "data": {"path": "elsewhere"}}
+    assert checkpoint.restore(c, abstract(mesh(1, 1)), **here, force=True).step == 6
+    said = capsys.readouterr().out
+    assert "going on from step 6 although seed was 0 and is 1; the examples changed (config.resume=force)" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, value):
+    c = checkpoint.open_folder(tmp_path)
+    state = make(mesh(1, 1))
+    state.params["bias"] = state.params["bias"].at[1].set(value)
+    with pytest.raises(FloatingPointError, match="the state behind step 1 is not finite: params/bias$"):
+        checkpoint.save(c, 1, state, RUN)
+    checkpoint.close(c)
+    assert kept(tmp_path) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
+    c = checkpoint.open_folder(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device\nand a second line")
+    with mock.patch.object(c.manager, "save", side_effect=full):
+        with pytest.raises(
+            ValueError, match=r"checkpoint 1 could not be written to .* No space .* repeat the"
+        ) as refused:
+            checkpoint.save(c, 1, make(mesh(1, 1)), RUN)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_where_checkpoints_belong_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(ValueError, match="cannot hold checkpoints: File exists; move away"):
+        checkpoint.open_folder(tmp_path / "checkpoints")
 
 
 def test_another_configuration_is_refused_by_key(tmp_path):
@@ -173,7 +275,7 @@ def test_another_configuration_is_refused_by_key(tmp_path):
     c = checkpoint.open_folder(tmp_path)
     changed = CONFIG | {"seed": 1, "objective": {"name": "dpo.ipo"}, "log_every": 5, "mesh": {"data": 1}}
     says = (
-        r"objective.beta was 0.1 and is None; objective.name was .*; seed was 0 and is 1\. Set these .*--config.output"
+        r"objective.beta was 0.1 and is None; objective.name was .*; seed was 0 and is 1\. Set this .*--config.output"
     )
     with pytest.raises(ValueError, match=says):
         checkpoint.restore(c, abstract(mesh(1, 1)), config=changed)
@@ -191,7 +293,7 @@ def test_a_run_may_be_lengthened_under_a_constant_schedule():
 def test_the_best_metric_must_be_there(tmp_path):
     c = checkpoint.open_folder(tmp_path, best_metric="eval/accuracy")
     with pytest.raises(ValueError, match=r"unknown config.best_metric 'eval/accuracy'; there are eval/loss"):
-        checkpoint.save(c, 1, make(mesh(1, 1)), data={}, config=CONFIG, metrics={"eval/loss": 1.0})
+        checkpoint.save(c, 1, make(mesh(1, 1)), RUN, {"eval/loss": 1.0})
     with pytest.raises(ValueError, match="keep_last is 0"):
         checkpoint.open_folder(tmp_path, keep_last=0)
 
@@ -213,19 +315,10 @@ def test_a_best_metric_that_no_evaluation_reports_is_refused_with_the_near_ones(
     checkpoint.check_best_metric("anything", ())  # nothing is evaluated, so nothing is ranked
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "same"),
-    [
-        ("out/w-0123456789ab/hf", "/elsewhere/w-0123456789ab/hf", True),
-        ("w-0123456789ab", "/elsewhere/w-0123456789ab", True),
-        ("out/w-0123456789ab/hf", "out/w-0123456789ac/hf", False),
-        ("out/w-0123456789ab/hf", "out/w-0123456789ab/start", False),
-        ("out/hf", "/elsewhere/hf", False),
-        ("out/w-0123456789ab/hf", None, False),
-    ],
-)
-def test_what_a_folder_named_by_its_digest_holds_is_the_same_wherever_it_lies(old, new, same):
-    assert (checkpoint.differences({"model": {"path": old}}, {"model": {"path": new}}) == {}) == same
+def test_a_place_is_no_difference():
+    old = {"model": {"path": "a", "dtype": "float32"}, "reference": {"path": ""}, "data": {"path": "x", "rows": ""}}
+    new = {"model": {"path": "b", "dtype": "float32"}, "reference": {"path": "c"}, "data": {"path": "y", "rows": "0:2"}}
+    assert checkpoint.differences(old, new) == {"data.rows": ("", "0:2")}
 
 
 WRITER = """
@@ -242,7 +335,7 @@ print(step, flush=True)
 while True:
     step += 1
     state = State(jnp.int32(step), {"w": jnp.full(300_000, float(step))}, (), None, jax.random.key(step))
-    checkpoint.save(c, step, state, data=step, config={}, metrics={"eval/loss": (step * 7919) % 101})
+    checkpoint.save(c, step, state, checkpoint.Run(step, {}), {"eval/loss": (step * 7919) % 101})
     print(step, flush=True)
 """
 

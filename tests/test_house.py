@@ -38,15 +38,15 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem n
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 KEYS = """
-    abort_on_nonfinite accumulate batch_size best_metric checkpoint_every clip_norm compiled data.accept
-    data.accept_beta data.bos data.candidates data.chat_template data.degrade data.eval_path data.eval_rows
-    data.eval_split data.format data.match_prompts data.max_length data.max_prompt_length data.mismatched data.order
-    data.pack data.pairs data.path data.row_length data.rows data.split data.ties data.tokenizer data.too_long
-    data.unpair diagnostics epochs eval_every export keep_best keep_last learning_rate log_every mesh.data
-    mesh.distributed mesh.fsdp mesh.tensor model.attention model.dtype model.family model.path model.remat model.weights
-    moments objective.name optimizer.name output profile reference.batch_size reference.cache reference.every
-    reference.mix reference.mode reference.path reference.previous resume schedule seed selection selector.name steps
-    tensorboard wandb warmup_steps world
+    accumulate batch_size best_metric checkpoint_every clip_norm compiled data.accept data.accept_beta data.bos
+    data.candidates data.chat_template data.degrade data.eval_path data.eval_rows data.eval_split data.format
+    data.match_prompts data.max_length data.max_prompt_length data.mismatched data.order data.pack data.pairs
+    data.path data.row_length data.rows data.split data.ties data.tokenizer data.too_long data.unpair diagnostics
+    epochs eval_every export keep_best keep_last learning_rate log_every mesh.data mesh.distributed mesh.fsdp
+    mesh.tensor model.attention model.dtype model.family model.path model.remat model.weights moments nonfinite
+    nonfinite_limit objective.name optimizer.name output profile reference.batch_size reference.cache reference.every
+    reference.mix reference.mode reference.path reference.previous resume schedule scorer seed selection selector.name
+    steps tensorboard wandb warmup_steps world
 """.split()
 
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from slpojax import measure, objectives
-from slpojax.base import Batch, Logps
+from configs import base
+from slpojax import bench, grid, loop, measure, objectives, settings
+from slpojax.base import Batch, Logps, State
 
 COUNT, HERE = 7, __name__
 
@@ -49,3 +51,33 @@ def test_neither_the_batches_nor_their_fillers_change_a_number(order):
     assert got == {"loss": float(loss), "mean": float(metrics["mean"])}
     # The next batch is on its way before one is fetched.
     assert seen == ["dispatch", *["dispatch", "fetch"] * (len(order) - 1), "fetch"]
+
+
+SCORER = """
+def best_token(config, bench):
+    return lambda params, step: {"largest": params["bias"].max(), "step": step + config.batch_size}
+"""
+
+
+def test_a_scorer_of_ones_own_is_found_by_its_name_and_logged_as_a_score(tmp_path, monkeypatch):
+    (tmp_path / "scorer_of_a_test.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = State(jnp.int32(3), {"bias": jnp.float32([1.0, 2.5])}, (), (), jax.random.key(0))
+
+    def configured(**changes):
+        return settings.resolve(base.get_config(), {"scorer": "scorer_of_a_test.best_token"} | changes, choices={})
+
+    at = bench.of_model(configured(), tiny.MODEL, grid.one_device())
+    assert measure._own(configured(best_metric="-eval/score/largest"), at)(3, state) == {
+        "score/largest": 2.5,
+        "score/step": 67.0,
+    }
+    with pytest.raises(ValueError, match="near: eval/score/largest"):  # at step 0, before anything is trained
+        measure._own(configured(best_metric="eval/score/lagest"), at)(0, state)
+    with pytest.raises(
+        ValueError, match="unknown config.scorer 'scorer_of_a_test.bst'; expected any importable module"
+    ):
+        measure.own_metrics(configured(scorer="scorer_of_a_test.bst"))
+    loop.refuse(configured(best_metric="eval/score/any"), measure.own_metrics(configured()))
+    with pytest.raises(ValueError, match="eval/score/NAME of best_token"):
+        loop.refuse(configured(best_metric="eval/lss"), measure.own_metrics(configured()))

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 150
-KILLS = 24
+STEPS = 240
+# How a start ends, in turn: behind some steps, amid the writing of a checkpoint, anywhere (while it starts, too), or
+# asked to end. 25 of 30 are SIGKILL, 15 of them amid a checkpoint.
+WAYS = ("step", "save", "any", "save", "term", "save")
+STARTS = 30
 # How the only numbers end that may differ: times and memory.
 TIMES = ("_per_second", "step_seconds", "device_waited_share", "peak_bytes")
 
@@ -23,14 +26,15 @@ from configs import base
 
 def get_config():
     c = base.get_config()
-    c.steps, c.batch_size, c.warmup_steps, c.learning_rate = {STEPS}, 4, 5, 1e-3
+    c.steps, c.batch_size, c.warmup_steps, c.learning_rate = {STEPS}, 8, 5, 1e-3
     c.model.path, c.model.weights = "model", "random"
     c.data.path, c.data.format, c.data.rows, c.data.eval_rows = "pairs.jsonl", "pairs", "0:40", "40:48"
     c.data.max_length, c.data.max_prompt_length, c.data.row_length = 32, 16, 64
     c.objective = ConfigDict({{"name": "dpo.sigmoid"}})
-    c.eval_every, c.checkpoint_every, c.mesh.data = 10, 2, 1
+    c.eval_every, c.checkpoint_every = 10, 2
     return c
 """
+MESHES = {1: [], 8: ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]}
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,7 +56,7 @@ LLAMA = {
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> pathlib.Path:
-    """A folder with a tiny model, 48 pairs, the configuration, and the finished run `whole` of one process."""
+    """A folder with a tiny model, 48 pairs and the configuration."""
     import tokenizers
 
     folder = tmp_path_factory.mktemp("resume")
@@ -70,34 +74,65 @@ def workplace(tmp_path_factory) -> pathlib.Path:
     rows = [{"prompt": text() + " ", "chosen": text(), "rejected": text()} for _ in range(48)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tiny.py").write_text(CONFIG)
-
-    run(folder, "whole")
-    assert len(losses(folder / "whole")) == STEPS + STEPS // 10 + 1
     return folder
 
 
-def start(folder: pathlib.Path, output: str) -> tuple[subprocess.Popen, pathlib.Path]:
-    """Start the program on one CPU device, in a process group of its own; return it and what it says."""
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "HF_HUB_OFFLINE": "1",
-        # Compiled once for all starts, which take most of the time of this test.
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, "-m", "slpojax.train", "--config=tiny.py", f"--config.output={output}"]
-    said = folder / f"{output}.{len(list(folder.glob(f'{output}.*.log')))}.log"
-    with said.open("w") as log:
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True), said
+class Starter:
+    """The program, started as often as one likes by tests/killed.py."""
 
+    def __init__(self, folder: pathlib.Path, devices: int):
+        self.folder, self.devices = folder, devices
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "HF_HUB_OFFLINE": "1",
+            # Compiled once for all starts.
+            "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled{devices}"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        command = [sys.executable, str(ROOT / "tests" / "killed.py")]
+        self.server = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        os.set_blocking(self.server.stdout.fileno(), False)
+        self.told, self.status, self.pid = b"", {}, 0
 
-def run(folder: pathlib.Path, output: str) -> None:
-    """Let the program run to its end."""
-    process, said = start(folder, output)
-    assert process.wait(timeout=300) == 0, said.read_text()[-3000:]
+    def start(self, output: str) -> pathlib.Path:
+        """Start the program; return the file with what it says."""
+        log = self.folder / f"{output}.{len(list(self.folder.glob(f'{output}.*.log')))}.log"
+        log.touch()
+        arguments = ["--config=tiny.py", f"--config.output={output}", *MESHES[self.devices]]
+        self.server.stdin.write(json.dumps([str(log), arguments]).encode() + b"\n")
+        self.server.stdin.flush()
+        self.pid = 0
+        while not self.pid:
+            self.poll()
+            time.sleep(0.002)
+        return log
+
+    def poll(self) -> int | None:
+        """Return how the last start ended, None while it runs."""
+        *lines, self.told = (self.told + (self.server.stdout.read() or b"")).split(b"\n")
+        for line in map(json.loads, lines):
+            if "status" in line:
+                self.status[line["pid"]] = line["status"]
+            else:
+                self.pid = line["pid"]
+        assert self.server.poll() is None
+        return self.status.get(self.pid)
+
+    def wait(self, seconds: float = 300.0) -> int:
+        """Wait for the end of the last start, and return its status."""
+        until = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        return self.status[self.pid]
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.stdin.close()
+        self.server.wait(60)
+        self.server.stdout.close()
 
 
 def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
@@ -110,21 +145,20 @@ def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
     return numbers
 
 
-def moment(
-    process: subprocess.Popen, said: pathlib.Path, output: pathlib.Path, rng: np.random.Generator, how: str, limit: int
-) -> None:
-    """Wait for a random moment of a kind: any (starting up, too), a few steps on, or amid the writing of a checkpoint.
+def moment(starter: Starter, said: pathlib.Path, output: pathlib.Path, rng: np.random.Generator, how: str, limit: int):
+    """Wait for a random moment of a kind.
 
-    However fast the machine is, the wait ends at step `limit`, so that the steps last for all kills.
+    However fast the machine is, the wait ends at step `limit`, so that the steps last for all starts.
     """
-    until, begun = time.monotonic() + rng.uniform(0, 12), False
-    more, first, writing = rng.integers(1, 6), 0, set()
-    while process.poll() is None:
+    until, begun = time.monotonic() + rng.uniform(0, 3), False
+    more, first, writing = rng.integers(1, 4), 0, set()
+    while starter.poll() is None:
         begun = begun or "parameters on" in said.read_text() or "resumed behind" in said.read_text()
         now = newest(output / "metrics.jsonl") if begun else 0
         first = first or now
         writing.update(p.name for p in (output / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-        reached = {"any": time.monotonic() >= until, "step": now >= first + more, "save": len(writing) >= more}[how]
+        some = begun and now >= first + more
+        reached = {"any": time.monotonic() >= until, "step": some, "term": some, "save": len(writing) >= more}[how]
         if (reached and (begun or how == "any")) or now >= limit:
             break
         time.sleep(0.002)
@@ -139,20 +173,29 @@ def newest(path: pathlib.Path) -> int:
 
 @pytest.mark.check
 @pytest.mark.optimised
-@pytest.mark.timeout(1200)  # some 26 starts of the program
-def test_losses_are_bit_identical_after_two_dozen_kills(workplace):
-    rng, output, torn = np.random.default_rng(0), workplace / "killed", 0
-    for i in range(KILLS):
-        process, said = start(workplace, output.name)
-        moment(process, said, output, rng, ("step", "save", "any", "save")[i % 4], STEPS * (i + 1) // (KILLS + 4))
-        assert process.poll() is None, (
-            f"over before kill {i + 1}, status {process.returncode}: {said.read_text()[-3000:]}"
-        )
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        torn += "skipped checkpoint" in said.read_text()
-    run(workplace, output.name)
-    assert torn > 0, "no kill hit a checkpoint that was being written"
-    assert losses(output) == losses(workplace / "whole")
-    weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (output, workplace / "whole")]
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("devices", MESHES)
+def test_losses_are_bit_identical_after_thirty_ends(workplace, devices):
+    starter, rng, torn, killed = Starter(workplace, devices), np.random.default_rng(devices), 0, 0
+    whole, output = (workplace / f"{name}{devices}" for name in ("whole", "killed"))
+    said = starter.start(whole.name)
+    assert starter.wait() == 0, said.read_text()[-3000:]
+    assert len(losses(whole)) == STEPS + STEPS // 10 + 1
+    for i in range(STARTS):
+        how = WAYS[i % len(WAYS)]
+        said = starter.start(output.name)
+        moment(starter, said, output, rng, how, STEPS * (i + 1) // (STARTS + 4))
+        assert starter.poll() is None, f"over before end {i + 1}: {said.read_text()[-3000:]}"
+        os.kill(starter.pid, signal.SIGTERM if how == "term" else signal.SIGKILL)
+        status = starter.wait()
+        assert status == (128 + signal.SIGTERM if how == "term" else -signal.SIGKILL), said.read_text()[-3000:]
+        assert ("stopped by SIGTERM behind step" in said.read_text()) == (how == "term")
+        killed += how != "term"
+        torn += any((output / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    said = starter.start(output.name)
+    assert starter.wait() == 0, said.read_text()[-3000:]
+    starter.close()
+    assert killed == 25 and torn >= 5, f"{torn} kills hit a checkpoint that was being written"
+    assert losses(output) == losses(whole)
+    weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (output, whole)]
     assert weights[0] == weights[1]

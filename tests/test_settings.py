@@ -1,5 +1,7 @@
 """The command line and the configuration files: what is accepted, and what the errors say."""
 
+import re
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -86,7 +88,7 @@ def test_hyperparameters_are_literals(text, key, value):
         ({"seed.x": "1"}, ["unknown key 'config.seed.x'", "near: config.seed"]),
         ({"model": "x"}, ["config.model: a group", "config.model.path"]),
         ({"objective": "dpo.ipo"}, ["config.objective: a group", "config.objective.name"]),
-        ({"zzz": "1"}, ["config.zzz", "there are", "slpojax/defaults.py explains each"]),
+        ({"zzz": "1"}, ["config.zzz", "--help lists all", "slpojax/defaults.py explains each"]),
         ({"batch_size": "many"}, ["config.batch_size", "'many'", "an int"]),
         ({"batch_size": "2.5"}, ["config.batch_size", "2.5", "an int"]),
         ({"data.pack": "1"}, ["config.data.pack", "a bool"]),
@@ -175,3 +177,44 @@ def test_files(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         run("--help")
     assert caught.value.code == 0 and "--config.data.max_length=512" in capsys.readouterr().out
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit):
+        settings.from_command_line(["--help"], default="configs/quickstart.py", choices=CHOICES)
+    shown = capsys.readouterr().out
+    for key, words in [
+        ("seed=0", "parameters (if random), order of the data"),
+        ("data.too_long=cut_prompt", "drop | cut_prompt | cut_response (loses EOS, counted)"),
+        ("objective.name=slpo.shift", "An objective: name = module.function of slpojax.objectives"),
+        ("reference.mix=0.6", "each to mix * policy + (1 - mix) * reference"),
+    ]:
+        assert re.search(rf"--config\.{re.escape(key)}\n +{re.escape(words)}", shown), key
+    assert shown.index("config.objective.name") < shown.index("config.objective.alpha") < shown.index("config.selector")
+    assert "python -m slpojax.objectives slpo.shift" in shown and max(map(len, shown.splitlines())) <= 100
+    assert len(settings._comments()) >= len(settings.flat(base.get_config().to_dict())) - 3
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("batchsize", "(near: config.batch_size"), ("data.pth", "(near: config.data.path"), ("lora.rank", "")],
+)
+def test_an_unknown_key_lists_near_ones_and_no_others(key, near):
+    with pytest.raises(ValueError, match=f"unknown key 'config.{key}'") as caught:
+        resolve({key: "3"})
+    assert near in str(caught.value) and len(str(caught.value)) < 250 and ("near" in str(caught.value)) == bool(near)
+
+
+def test_a_shipped_config_is_found_from_anywhere_and_a_file_of_ones_own_comes_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = settings.from_command_line([], default="configs/quickstart.py", choices={})
+    assert (
+        config.world == "reviews"
+        and "configs/quickstart.py: the one that comes with slpojax" in capsys.readouterr().err
+    )
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.py").write_text("from slpojax.defaults import get_config\n")
+    assert settings.from_command_line([], default="configs/quickstart.py", choices={}).world == ""
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit, match="no such file"):
+        settings.from_command_line(["--config=configs/mine.py"], default="", choices={})

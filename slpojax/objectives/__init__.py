@@ -139,6 +139,11 @@ def find(name: str) -> Callable[..., Any]:
     return function
 
 
+def functions(name: str) -> list[Callable[..., Any]]:
+    """Return the functions of an objective: of each term, where it is a mixture."""
+    return [find(term) for term in (mixture.parse(name) if mixture.is_mixture(name) else [name])]
+
+
 def defaults(name: str) -> dict[str, Any]:
     """Return the hyperparameters of an objective and their defaults.
 

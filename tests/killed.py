@@ -1,0 +1,69 @@
+"""Starts the program again and again without waiting for its imports: `python tests/killed.py`, then lines on stdin.
+
+A line is a JSON list: a file for what the program says, and its command line. It runs in a fork, which has the modules
+and no JAX backend yet. Lines on stdout: {"pid": ...} for a start, and {"pid": ..., "status": ...} for an end.
+"""
+
+import json
+import os
+import select
+import sys
+import traceback
+
+import slpojax.train as program  # everything that a start would import
+
+
+def run(log: str, arguments: list[str]) -> int:
+    """Run the program in this process; return the status that a shell would see."""
+    os.setsid()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.argv = ["train", *arguments]
+    try:
+        program.main()
+        return 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr, flush=True)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def tell(**values: int) -> None:
+    """Write a line."""
+    os.write(1, json.dumps(values).encode() + b"\n")
+
+
+def start(line: str) -> int:
+    """Start the program in a fork, and return its process."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = run(*json.loads(line))
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+    tell(pid=pid)
+    return pid
+
+
+def main() -> None:
+    """Start what the lines ask for, and tell what has ended, until the lines end."""
+    running: set[int] = set()
+    while True:
+        if select.select([0], [], [], 0.005)[0]:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            running.add(start(line))
+        for pid in [*running]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                tell(pid=pid, status=os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main()
