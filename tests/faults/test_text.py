@@ -60,7 +60,8 @@ def load(folder, records, **options):
 
 # ---- records ---------------------------------------------------------------------------------------------------------
 
-words = st.sampled_from([SECRET, "", " \n", "</think>", "<eos>", "一加一", "[{", "a" * 99, "human", "yes"])
+# A text is more than a word: one word where a role is expected is the name of a role, and shown.
+words = st.sampled_from([f"{SECRET} is it", "", " \n", "</think>", "<eos>", "一加一", "[{", "a" * 99, "human", "yes"])
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2),
