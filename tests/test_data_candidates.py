@@ -57,7 +57,7 @@ def test_a_record_with_two_responses_is_kept_and_the_others_are_absent(load_rank
 
 
 def test_a_format_of_one_candidate_asked_for_two_gives_none(load):
-    with pytest.raises(ValueError, match=f"no usable record(.|\n)*1 {FEWER}: rows 0"):
+    with pytest.raises(ValueError, match=f"no usable record of 1: 1 {FEWER} .rows 0.*Set data.candidates=1"):
         load([{"prompt": "a", "response": "b"}], format="prompt_response", candidates=2)
 
 

@@ -89,13 +89,13 @@ def test_a_chat_template_writes_messages(load):
 
 def test_a_response_of_several_turns_ends_with_the_last_eos_of_its_template(load):
     def said(*texts):
-        return [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(texts)]
+        return [{"role": ("assistant", "tool")[i % 2], "content": text} for i, text in enumerate(texts)]
 
     ask = [{"role": "user", "content": "Go"}]
     records = [{"prompt": ask, "chosen": said("A", "So?", "C"), "rejected": said("B")}]
     tokenizer = make_tokenizer(template=CHATML, bos=True)
     stored, summary = load(records, tokenizer=tokenizer, format="conversational")
-    turns = "A<eos>\n<|im_start|>user\nSo?<eos>\n<|im_start|>assistant\nC<eos>"
+    turns = "A<eos>\n<|im_start|>tool\nSo?<eos>\n<|im_start|>assistant\nC<eos>"
     assert [decoded(example, tokenizer)[1:] for example in stored] == [[turns, "B<eos>"]]
     assert summary.noted["a response of several turns"].rows == (0,)
 
@@ -109,7 +109,9 @@ def test_candidates_are_kept_best_first(load):
     stored, summary = load([records[0]], candidates=3, **options)
     assert stored[0].score == (5.0, 5.0, 1.0) and [len(r) for r in stored[0].responses] == [3, 3, 3]
     assert not summary.dropped and not summary.noted
-    with pytest.raises(ValueError, match="no usable record(.|\n)*all candidates ranked equal: rows 0, 1"):
+    with pytest.raises(
+        ValueError, match="no usable record of 2: 2 all candidates ranked equal .rows 0, 1.*Set data.ties"
+    ):
         load(records, candidates=2, **options)
     assert len(load([pair(rejected="")], candidates=1)[0]) == 1  # SFT on the chosen response does not need the other
 

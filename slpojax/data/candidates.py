@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from slpojax import named
+from slpojax.data import turns
 from slpojax.data.chain import Group, Text, Transform, each
 from slpojax.data.formats import Messages, Unusable
 from slpojax.data.options import Setup
@@ -100,4 +101,4 @@ def compare_scores(_: Setup) -> Transform:
 
 
 def _blank(response: str | Messages) -> bool:
-    return not (response if isinstance(response, str) else "".join(turn["content"] for turn in response)).strip()
+    return not response.strip() if isinstance(response, str) else turns.blank(response)

@@ -26,6 +26,7 @@ class Text(NamedTuple):
         place: how many records come before it in what is read; records that are joined count once.
         parsed: prompt, responses and scores: plain text or messages, after `templates.render` plain text alone.
         templated: whether a chat template wrote the texts, special tokens included.
+        ended: of each response that a template wrote, whether the template ends it, so that no EOS is put behind it.
         rendered: whether a chat template wrote the record's own texts before, special tokens included.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
@@ -34,6 +35,7 @@ class Text(NamedTuple):
     place: int
     parsed: Parsed
     templated: bool = False
+    ended: tuple[bool, ...] = ()
     rendered: bool = False
     notes: tuple[str, ...] = ()
 
@@ -47,6 +49,7 @@ class Group(NamedTuple):
         ordered: whether the order of the candidates alone says which is better, whatever their scores.
         scored: whether the record has scores.
         labelled: whether the examples have labels.
+        templated: whether a chat template wrote the texts.
         added: names of the last candidates that are no responses of the record to its prompt.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
@@ -56,6 +59,7 @@ class Group(NamedTuple):
     ordered: bool
     scored: bool
     labelled: bool
+    templated: bool = False
     added: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -13,31 +13,26 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from slpojax import named
+from slpojax.data import turns
+from slpojax.data.turns import Messages as Messages
+from slpojax.data.turns import Unusable as Unusable
 
-Messages: TypeAlias = tuple[dict[str, str], ...]  # {"role", "content"}; rendered by the tokenizer's chat template
 Record: TypeAlias = Mapping[str, Any]
 
 _ASSISTANT = "\n\nAssistant:"
-_SEVERAL = "a response of several turns"
+SEVERAL = "a response of several turns"
 _LOWER = "the chosen response has the lower score"
 _LARGEST = 3.4028234663852886e38  # of float32
 _STEER_TURN = re.compile(r"\n*<extra_id_1>(?:User|Assistant)\n")  # between the turns of a HelpSteer prompt
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
-
-
-class Unusable(Exception):
-    """The record holds no example; the message is the reason under which the report counts it."""
+_ONE_WORD = re.compile(r"\s?[\w'’-]*")
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Chinese, ...
+_MORE_THAN_A_WORD = "the responses share more than a word, as the prompt does not end with a blank"
+_SHARED = "turns up to one of a user that both responses share, which are prompt"
+_REPEATED = "prompt repeated by the responses, read once"
 
 
 class Parsed(NamedTuple):
@@ -51,6 +46,7 @@ class Parsed(NamedTuple):
         label: of a response that is no part of a pair: 1 desirable, 0 undesirable; None in every other format.
         stated: whether the record itself states that the first response is the better one. Scores then only say by how
             much: equal ones are no tie, and a lower one of the first is a preference with noise.
+        tools: the functions that the record offers, which a chat template describes; `parsing` reads them.
     """
 
     prompt: str | Messages
@@ -59,6 +55,7 @@ class Parsed(NamedTuple):
     notes: tuple[str, ...] = ()
     label: float | None = None
     stated: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 Parser: TypeAlias = Callable[[Record], Parsed]
@@ -87,12 +84,12 @@ def hh(record: Record) -> Parsed:
     al., Training a Helpful and Harmless Assistant with RLHF, 2022, arXiv 2204.05862.)
     """
     chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
-    cut = chosen[: _common(chosen, rejected)].rfind(_ASSISTANT) + len(_ASSISTANT)
+    cut = chosen[: common(chosen, rejected)].rfind(_ASSISTANT) + len(_ASSISTANT)
     if cut < len(_ASSISTANT):
         raise Unusable("no shared prompt")
     responses = chosen[cut:], rejected[cut:]
     several = any(_ASSISTANT in response for response in responses)
-    return _pair(record, chosen[:cut], responses, notes=(_SEVERAL,) if several else ())
+    return _pair(record, chosen[:cut], responses, notes=(SEVERAL,) if several else ())
 
 
 def hh_rightmost(record: Record) -> Parsed:
@@ -135,41 +132,48 @@ def implicit(record: Record) -> Parsed:
     """`chosen` and `rejected` that both begin with the prompt: strings, or lists of messages.
 
     Strings are split before the last blank of their common beginning, so that no word is cut and the responses keep
-    their leading blank; a first word that both responses share counts as prompt. Where the format has a mark for the
-    end of the prompt, as HH has, use the parser for it.
+    their leading blank; a first word that both responses share counts as prompt. Where they share more than a word, as
+    in Chinese, it is noted. Where the format has a mark for the end of the prompt, as HH has, use the parser for it.
     """
     if not isinstance(record.get("chosen"), str):
         return conversational(record)
     chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
-    common = _common(chosen, rejected)
-    if common == len(chosen) == len(rejected):
+    both = common(chosen, rejected)
+    if both == len(chosen) == len(rejected):
         raise Unusable("identical responses")
-    cut = max(chosen.rfind(blank, 0, common) for blank in " \n\t")
-    if cut <= 0:
-        raise Unusable("no shared prompt")
-    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]))
+    cut = max(0, *(chosen.rfind(blank, 0, both) for blank in " \n\t"))
+    more = not _ONE_WORD.fullmatch(chosen, cut, both) or _NO_BLANKS.search(chosen, cut, both)
+    if not cut:
+        raise Unusable("no blank that ends a prompt" if more else "no shared prompt")
+    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]), (_MORE_THAN_A_WORD,) if more else ())
 
 
 def conversational(record: Record) -> Parsed:
     """Messages for the tokenizer's chat template.
 
-    `prompt` (or LLaMA-Factory's `conversations`) with `chosen` and `rejected`, each a message or a list of them; or
-    `chosen` and `rejected` alone, which then begin with the same messages. Messages are {"role", "content"} or
-    {"from", "value"}. A `prompt` that is a string beside them repeats how they begin, and is not read (so it is in
-    HuggingFaceH4/ultrafeedback_binarized).
+    `prompt` (or LLaMA-Factory's `conversations`, with its `system`) with `chosen` and `rejected`, each a message or a
+    list of them; or `chosen` and `rejected` alone, which then begin with the same messages. `slpojax.data.turns` says
+    what messages may look like. A `prompt` that is a string beside them repeats how they begin, and is not read (so it
+    is in HuggingFaceH4/ultrafeedback_binarized). `chosen` and `rejected` that repeat the messages of `prompt` are read
+    without them.
     """
-    chosen, rejected = _messages(_field(record, "chosen")), _messages(_field(record, "rejected"))
-    prompt = record.get("prompt") or record.get("conversations")
-    if prompt and not isinstance(prompt, str):
-        return _pair(record, _messages(prompt), (chosen, rejected))
-    if chosen == rejected:
+    chosen, rejected = turns.read(_field(record, "chosen")), turns.read(_field(record, "rejected"))
+    prompt = record.get("prompt")
+    if not prompt or isinstance(prompt, str):
+        prompt = _conversations(record) if record.get("conversations") else ()
+    else:
+        prompt = turns.read(prompt)
+    if prompt and not all(turns.shared(prompt, response) == len(prompt) for response in (chosen, rejected)):
+        both = turns.shared(chosen, rejected)
+        both = both if any(turn["role"] == "user" for turn in chosen[:both]) else 0
+        notes = (_SHARED,) * bool(both)
+        return _pair(record, (*prompt, *chosen[:both]), (chosen[both:], rejected[both:]), notes)
+    if turns.same(chosen, rejected):
         raise Unusable("identical responses")
-    cut = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
-    )
+    cut = turns.shared(chosen, rejected)
     if not cut:
         raise Unusable("no shared prompt")
-    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]))
+    return _pair(record, chosen[:cut], (chosen[cut:], rejected[cut:]), (_REPEATED,) if prompt else ())
 
 
 def prompt_response(record: Record) -> Parsed:
@@ -178,11 +182,11 @@ def prompt_response(record: Record) -> Parsed:
 
 
 def messages(record: Record) -> Parsed:
-    """`messages` (or `conversations`), the last of which is the response, for SFT: one candidate."""
-    turns = _messages(record.get("messages") or _field(record, "conversations"))
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+    """`messages` (or `conversations` with `system`), the last of which is the response, for SFT: one candidate."""
+    dialogue = turns.read(record["messages"]) if record.get("messages") else _conversations(record)
+    if len(dialogue) < 2 or dialogue[-1]["role"] != "assistant":
         raise Unusable("the last message is not the assistant's")
-    return Parsed(turns[:-1], (turns[-1:],))
+    return Parsed(dialogue[:-1], (dialogue[-1:],))
 
 
 def ranked(record: Record) -> Parsed:
@@ -201,7 +205,7 @@ def ranked(record: Record) -> Parsed:
     if any(worse > better for better, worse in itertools.pairwise(scores)):
         raise Unusable("ranks and scores contradict each other")
     replies = tuple(_reply(answer["text"], "text") for _, _, answer in scored)
-    return Parsed(_messages(_field(record, "messages")), replies, scores)
+    return Parsed(turns.read(_field(record, "messages")), replies, scores)
 
 
 def nectar(record: Record) -> Parsed:
@@ -248,9 +252,9 @@ def helpsteer(record: Record) -> Parsed:
     answers = sorted(zip(scores, _field(record, "response"), strict=True), key=lambda answer: -answer[0])
     if record["prompt"][0] is None:
         raise Unusable("prompt is null")
-    turns = _STEER_TURN.split(record["prompt"][0])
+    said = _STEER_TURN.split(record["prompt"][0])
     return Parsed(
-        tuple({"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)),
+        tuple({"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(said)),
         tuple(_reply(text, "response") for _, text in answers),
         tuple(score for score, _ in answers),
         notes=("row joined with the one before it, which has the same prompt",) * (len(answers) - 1),
@@ -264,7 +268,7 @@ def unpaired(record: Record) -> Parsed:
         raise TypeError(f"label is of type {type(label).__name__}, and neither true nor false, nor 1 nor 0")
     if isinstance(record.get("prompt"), str):
         return Parsed(_text(record, "prompt"), (_text(record, "completion"),), label=float(label))
-    prompt, completion = _messages(_field(record, "prompt")), _messages(_field(record, "completion"))
+    prompt, completion = turns.read(_field(record, "prompt")), turns.read(_field(record, "completion"))
     return Parsed(prompt, (completion,), label=float(label))
 
 
@@ -293,8 +297,6 @@ def _pair(
     notes: tuple[str, ...] = (),
 ) -> Parsed:
     """Return a pair whose order the record states, with the scores that it may have."""
-    if any(len(response) > 1 for response in responses if not isinstance(response, str)):
-        notes = (*notes, _SEVERAL)
     scores = [record.get(name) for name in ("score_chosen", "score_rejected")]
     if any(score is None for score in scores):
         return Parsed(prompt, responses, None, notes, stated=True)
@@ -314,10 +316,15 @@ def _field(record: Record, name: str) -> Any:
 def _text(record: Record, name: str) -> str:
     value = _field(record, name)
     if not isinstance(value, str):
-        raise TypeError(
-            f"{name} is {type(value).__name__}, expected a string; data.format=conversational reads messages"
-        )
+        messages_there = "; data.format=conversational reads messages" * isinstance(value, list | Mapping)
+        raise TypeError(f"{name} is {type(value).__name__}, expected a string{messages_there}")
     return value
+
+
+def _conversations(record: Record) -> Messages:
+    """Return the messages of LLaMA-Factory's layout: its field `system` is the system turn, where there is none yet."""
+    said = turns.read(_field(record, "conversations"))
+    return said if said and said[0]["role"] == "system" else (*turns.system(record.get("system")), *said)
 
 
 def _objects(record: Record, name: str) -> list[Record]:
@@ -364,23 +371,7 @@ def _reply(text: Any, name: str) -> Messages:
     return ({"role": "assistant", "content": _optional(text, name)},)
 
 
-def _messages(value: Any) -> Messages:
-    turns = [value] if isinstance(value, Mapping) else value
-    if (
-        not isinstance(turns, Sequence)
-        or isinstance(turns, str)
-        or not all(isinstance(turn, Mapping) for turn in turns)
-    ):
-        raise TypeError(
-            f"got {type(value).__name__} where messages were expected; data.format=pairs reads plain strings"
-        )
-    spoken = [(str(turn.get("role") or turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns]
-    if any(role not in _ROLES or not isinstance(content, str) for role, content in spoken):
-        raise Unusable("a message without text or of an unknown role")
-    return tuple({"role": _ROLES[role], "content": str(content)} for role, content in spoken)
-
-
-def _common(a: str, b: str) -> int:
+def common(a: str, b: str) -> int:
     """Return the length of the common beginning, by bisection: comparing slices is much faster than characters."""
     low, high = 0, min(len(a), len(b))
     while low < high:

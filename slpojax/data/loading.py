@@ -10,10 +10,10 @@ from typing import Any
 
 from slpojax import log
 from slpojax.data import (
+    advice,
     candidates,
     chain,
     degrade,
-    formats,
     marks,
     pairing,
     parsing,
@@ -90,12 +90,11 @@ def load(
     examples, added = _store(groups, setup)
     rows, encoding = f", rows {source.rows}" if source.rows else "", setup.encoding
     line = f"{source.path}{rows}, as {encoding.format}, too_long {encoding.too_long}{sources.counted(read)}"
-    made = report.make(line, len(read.records), tally, examples, tokenise.special(setup), added=added)
+    written = {group.templated: templates.special if group.templated else tokenise.special for group in groups}
+    special = "; ".join(tell(setup) for tell in written.values())
+    made = report.make(line, len(read.records), tally, examples, special, added=added)
     if not len(examples):
-        raise ValueError(
-            f"no usable record\n{report.render(made)}\nTry another data.format ({', '.join(formats.FORMATS)}), "
-            "data.too_long or data.candidates"
-        )
+        raise ValueError(f"{line}: {advice.why_none(made.dropped, made.read)}")
     return examples, made
 
 

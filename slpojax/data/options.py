@@ -30,7 +30,8 @@ class Encoding(NamedTuple):
     Attributes:
         format: a parser of `slpojax.data.formats`, or `package.module.name` of any importable one.
         bos: before plain prompts: "tokenizer" (where the tokenizer adds one by itself) | "never" | "always".
-        chat_template: for messages: "" (the tokenizer's) | "dialogue" (HH's form) | a Jinja file.
+        chat_template: for messages: "" (the tokenizer's) | "dialogue" (HH's form) | a Jinja file | the name of one of
+            the tokenizer's templates, where it has several.
         max_length: most tokens of a prompt plus one response.
         max_prompt_length: tokens that a prompt keeps where it is cut; above 0, below `max_length`.
         too_long: "drop" | "cut_prompt" | "cut_response" | "original", the policies of `slpojax.data.too_long`.

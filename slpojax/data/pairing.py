@@ -18,6 +18,8 @@ from slpojax.data.options import Candidates, Setup
 
 KINDS = ("best", "all", "random")
 
+AGAINST = "scores against the order of the candidates"
+
 _PAIRED = "taken apart into pairs"
 _NO_PAIR = "pair of equally good responses left out"
 
@@ -46,10 +48,15 @@ def pair(setup: Setup) -> Transform | None:
             example = rejection_sample(example, asked.accept, asked.accept_beta, rng)
         made, left_out = pairs(example, asked.pairs, rng, ordered=group.ordered)
         if not made:
-            raise Unusable(EQUAL if left_out else FEWER)
+            raise Unusable(_why(example) if left_out else FEWER)
         return group._replace(examples=tuple(made), notes=(*group.notes, _PAIRED, *(_NO_PAIR,) * left_out))
 
     return each(one)
+
+
+def _why(example: Example) -> str:
+    """Return why no pair is left of several."""
+    return EQUAL if len({example.score[k] for k in _present(example)}) == 1 else AGAINST
 
 
 def _check(asked: Candidates) -> None:

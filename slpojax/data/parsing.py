@@ -1,26 +1,38 @@
 """The first transform: a record becomes a prompt with its responses, as the format's parser reads it.
 
-Knows formats and how records are joined; knows no token.
+Knows formats, how records are joined, and what every dialogue must keep to; knows no token.
 """
 
+import collections
 import functools
 import itertools
 import pathlib
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from slpojax.data import formats, sources
+from slpojax.data import formats, sources, turns
 from slpojax.data.chain import Text, Transform
 from slpojax.data.formats import Parsed, Record, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
+from slpojax.data.turns import Messages
+
+_CUT = "response cut before the turn of a user, which is not trained"
+_END_CUT = "response cut behind the assistant's last turn"
+_JSON = "text that is messages in JSON, read as plain text (data.format=conversational reads them)"
+_LOOKS = re.compile(r'\s*\[\s*\{\s*"(role|from)"\s*:')
+APART = "a record apart from the others of its"
 
 _FIELDS, _LONGEST = 20, 40  # of a record that an error lists, and characters of each
 
 
 def parse(setup: Setup) -> Transform:
     """Parse `(row, record)` pairs, consecutive records of one example together; drop what holds no example.
+
+    Of messages the record's `tools` come with them. A response of messages begins with the assistant's turn and ends
+    with one, and holds none of a user; what comes behind is left out. Which fields no parser read is counted.
 
     Raises:
         ValueError: an unknown format; later, a record of another format.
@@ -29,16 +41,58 @@ def parse(setup: Setup) -> Transform:
     parser, field = formats.find(name), formats.grouped_by(name)
 
     def transform(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[Text]:
+        read: set[str] = set()
         records = _objects(items, tally)
-        for place, (row, record) in enumerate(sources.grouped(records, field) if field else records):
+        for place, (row, record) in enumerate(_joined(records, field, tally) if field else records):
+            tally.fields.update(field for field, value in record.items() if value not in (None, "", [], {}))
             try:
-                parsed = _parse(parser, name, record, functools.partial(tally.where, row))
+                parsed = _parse(parser, name, _Watched(record, read), functools.partial(tally.where, row))
             except Unusable as reason:
                 tally.drop(row, str(reason))
             else:
                 yield Text(row, place, parsed, notes=parsed.notes)
+        tally.fields.difference_update(read)
 
     return transform
+
+
+class _Watched(dict[str, Any]):
+    """A record that remembers which of its fields a parser read."""
+
+    def __init__(self, record: Record, read: set[str]):
+        super().__init__(record)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Iterator[str]:  # with it, dict(record) and {**record} go through __getitem__
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self._read.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        self._read.update(self)
+        return super().values()
+
+
+def _joined(items: Iterable[tuple[int, Record]], field: str, tally: Tally) -> Iterator[tuple[int, Record]]:
+    """Join the records of an example; drop one that stands alone although there are others of its example elsewhere."""
+    groups = list(sources.grouped(items, field))
+    keys = [str(record[field][0]) if record.get(field) else "" for _, record in groups]
+    times = collections.Counter(keys)
+    for key, (row, record) in zip(keys, groups, strict=True):
+        if times[key] > 1 and len(record[field]) == 1:
+            tally.drop(row, f"{APART} {field}")
+        else:
+            yield row, record
 
 
 def _objects(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[tuple[int, Record]]:
@@ -58,7 +112,7 @@ def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[]
     the row's text.
     """
     try:
-        return _checked(parser(record))
+        return _settle(_checked(parser(record)), record)
     except Unusable:
         raise
     except Exception as error:
@@ -89,3 +143,48 @@ def _checked(parsed: Any) -> Parsed:
     if parsed.scores is not None and len(parsed.scores) != len(parsed.responses):
         raise TypeError(f"{len(parsed.responses)} responses have {len(parsed.scores)} scores")
     return parsed._replace(scores=parsed.scores and tuple(map(formats.number, parsed.scores)))
+
+
+def _settle(parsed: Parsed, record: Record) -> Parsed:
+    """Return what was parsed, as every format must keep to it.
+
+    Raises:
+        Unusable: see `_answer`, and `turns.tools`.
+    """
+    notes = list(parsed.notes)
+    if isinstance(parsed.prompt, str):
+        if any(_LOOKS.match(text) for text in (parsed.prompt, *parsed.responses) if isinstance(text, str)):
+            notes.append(_JSON)
+        return parsed._replace(notes=tuple(notes))
+    every = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]
+    if not all(isinstance(turn.get("content", ""), str) for turn in every if isinstance(turn, Mapping)):
+        raise Unusable("a message whose content is no text")
+    responses = tuple(_answer(response, notes) for response in parsed.responses if not isinstance(response, str))
+    if any(len(response) > 1 for response in responses):
+        notes.append(formats.SEVERAL)
+    tools = parsed.tools or turns.tools(record.get("tools"))
+    return parsed._replace(responses=responses, tools=tools, notes=tuple(notes))
+
+
+def _answer(response: Messages, notes: list[str]) -> Messages:
+    """Return the turns of a response that may be trained: from the assistant's first turn to its last.
+
+    All tokens of a response are trained, so a user's turn, and what answers it, cannot be part of it. The result of a
+    tool may stand between two turns of the assistant.
+
+    Raises:
+        Unusable: the response begins with a turn that is not the assistant's.
+    """
+    if response and response[0]["role"] != "assistant":
+        raise Unusable(f"a response that begins with a turn of the {response[0]['role']}")
+    own = len(response)
+    for i, turn in enumerate(response):
+        if turn["role"] not in ("assistant", "tool", "ipython"):
+            own = i
+            break
+    notes += [_CUT] * (own < len(response))
+    kept = response[:own]
+    while kept and kept[-1]["role"] != "assistant":
+        kept = kept[:-1]
+    notes += [_END_CUT] * (len(kept) < own)
+    return kept

@@ -15,6 +15,7 @@ from slpojax.data import filling
 from slpojax.data.examples import Examples
 
 _SHOWN = 10  # row numbers that a line of the report names
+_FIELDS = 20  # fields that it names
 
 
 class Count(NamedTuple):
@@ -27,11 +28,13 @@ class Count(NamedTuple):
 class Tally(NamedTuple):
     """What happened to records while they are read: (reason or note) -> row numbers, a number once for every time.
 
+    `fields` are those that hold something in some record and that no row's parser read.
     `where` returns what a message calls a row, with file and line.
     """
 
     dropped: dict[str, list[int]]
     noted: dict[str, list[int]]
+    fields: set[str]
     where: Callable[[int], str] = "row {}".format
 
     def drop(self, row: int, reason: str) -> None:
@@ -83,6 +86,7 @@ class Report:
         candidates: how many an example has.
         labels: how many examples of each there are; None where the data has none.
         special: the special tokens, in a line.
+        unread: names of the records' fields that no parser read.
         packing: how full the rows are; None until they are planned.
     """
 
@@ -95,12 +99,13 @@ class Report:
     candidates: Candidates
     labels: Labels | None
     special: str
+    unread: tuple[str, ...] = ()
     packing: filling.Packing | None = None
 
 
 def tally(where: Callable[[int], str] = "row {}".format) -> Tally:
     """Return empty counts of rows that a message calls as `where` does."""
-    return Tally(defaultdict(list), defaultdict(list), where)
+    return Tally(defaultdict(list), defaultdict(list), set(), where)
 
 
 def make(
@@ -141,6 +146,7 @@ def make(
         candidates=_candidates((response[:, :count] > 0).sum(axis=1), count),
         labels=Labels(desirable, len(examples) - desirable) if examples.labelled else None,
         special=special,
+        unread=tuple(sorted(counts.fields)),
     )
 
 
@@ -180,6 +186,7 @@ def with_overlap(report: Report, held_out: Examples, trained: Examples) -> Repor
 
 def render(report: Report) -> str:
     """Return the report as lines of text."""
+    more = ", ..." * (len(report.unread) > _FIELDS)
     lines = [f"data      {report.source}", f"rows      {report.read:,} read, {report.kept:,} kept; {report.special}"]
     for title, counts in (("dropped", report.dropped), ("noted", report.noted)):
         for what, (times, numbers) in sorted(counts.items(), key=lambda item: -item[1].times):
@@ -187,6 +194,8 @@ def render(report: Report) -> str:
                 f"{title:<10}{times:,} {what}: rows {', '.join(map(str, numbers))}"
                 f"{', ...' if times > len(numbers) else ''}"
             )
+    if report.unread:
+        lines.append(f"{'noted':<10}fields not read: {', '.join(report.unread[:_FIELDS])}{more}")
     for name, size in report.sizes.items():
         lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, all {size.total:,}")
     if report.candidates.most > 2 or report.candidates.absent:
@@ -212,6 +221,7 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
     }
     flat |= {f"data/dropped/{reason}": count.times for reason, count in report.dropped.items()}
     flat |= {f"data/noted/{note}": count.times for note, count in report.noted.items()}
+    flat |= {"data/unread": ", ".join(report.unread)} if report.unread else {}
     for name, size in report.sizes.items():
         flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
     flat |= {f"data/candidates/{key}": value for key, value in report.candidates._asdict().items()}

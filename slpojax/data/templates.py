@@ -3,105 +3,300 @@
 Knows messages, Jinja templates and the tokenizer that brings one; knows no token id.
 """
 
+import builtins
+import functools
 import pathlib
-from typing import NamedTuple
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jinja2
+
+from slpojax import named
+from slpojax.data import formats, sandbox, turns
 from slpojax.data.chain import Text, Transform, each
-from slpojax.data.formats import Messages, Parsed, Unusable
+from slpojax.data.formats import Parsed, Unusable
 from slpojax.data.options import Setup
-from slpojax.data.tokenise import STRAY, Tokenizer
+from slpojax.data.tokenise import Tokenizer
+from slpojax.data.turns import Messages
 
-# HH's dialogue form, for tokenizers without a chat template: `data.chat_template = "dialogue"`.
+# HH's dialogue form, for tokenizers without a chat template: `data.chat_template = "dialogue"`. It has no header for a
+# system prompt; as Anthropic's own text form had it, that stands before the first turn.
 DIALOGUE = (
-    "{% for m in messages %}{{ '\n\nAssistant: ' if m.role == 'assistant' else '\n\nHuman: ' }}{{ m.content }}"
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ '\n\nAssistant: ' }}"
+    "{% elif m.role == 'user' %}{{ '\n\nHuman: ' }}"
+    "{% elif not loop.first or m.role not in ['system', 'developer'] %}"
+    "{{ raise_exception('the dialogue form has a turn of the user and of the assistant alone') }}{% endif %}"
+    "{{ m.content }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
+REFUSES = "the chat template refuses the messages"
+FAILS = "the chat template fails"
+DIFFERENT = "the chat template writes the prompt differently when a response follows"
+_COMMON = "generation prompt of the chat template cut to what stands before the answer"
+_LEFT_OUT = "the chat template leaves out or rewrites"
+_WORDS = "Vtnqkx"  # an answer that no template writes by itself
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_TAG = r"<[^<>\s]{1,64}>"
+_NEAR = 128  # characters around a cut in which a mark is looked for
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; transformers fills in the others
+
 
 class Rendered(NamedTuple):
-    """The texts of an example; `templated` where a chat template wrote them, special tokens included."""
+    """An example as a chat template writes it, special tokens included.
+
+    Attributes:
+        prompt: up to where the assistant answers.
+        responses: what each adds to that.
+        ended: whether the template itself ends the last turn of each.
+        notes: what the report counts.
+    """
 
     prompt: str
     responses: tuple[str, ...]
-    templated: bool
+    ended: tuple[bool, ...]
+    notes: tuple[str, ...]
+
+
+class _Template(NamedTuple):
+    """A template that is ready.
+
+    Attributes:
+        draw: (messages, tools, whether to ask for an answer) -> text; raises `Unusable`.
+        end: what it writes behind the words of the last answer; "" where that cannot be told.
+        begins: a prompt that it writes, to see its first token.
+    """
+
+    draw: Callable[[Messages, tuple[dict[str, Any], ...], bool], str]
+    end: str
+    begins: str
 
 
 def render(setup: Setup) -> Transform:
     """Write messages as text; plain text stays as it is.
 
     Raises:
-        ValueError: `data.chat_template` names no file; later, messages without a template.
+        ValueError: `data.chat_template` names nothing, or a file that is no template; later, messages without a
+            template, or one that runs on and on.
     """
-    template = chat_template(setup.tokenizer, setup.encoding.chat_template)
+    asked, tokenizer = setup.encoding.chat_template, setup.tokenizer
+    if asked:
+        _ready(tokenizer, asked)
 
     def one(text: Text) -> Text:
-        prompt, responses, templated = write(text.parsed, setup.tokenizer, template)
-        return text._replace(parsed=text.parsed._replace(prompt=prompt, responses=responses), templated=templated)
+        if isinstance(text.parsed.prompt, str):
+            return text
+        try:
+            written = write(text.parsed, tokenizer, asked)
+        except sandbox.TooMuch as limit:
+            raise ValueError(
+                f"{_called(asked)} was stopped at row {text.row}: {limit}; mend the template, or leave out this row"
+            ) from None
+        return text._replace(
+            parsed=text.parsed._replace(prompt=written.prompt, responses=written.responses),
+            templated=True,
+            ended=written.ended,
+            notes=(*text.notes, *written.notes),
+        )
 
     return each(one)
 
 
-def chat_template(tokenizer: Tokenizer, name: str) -> str | None:
+def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> str | None:
     """Return the Jinja template that `data.chat_template` asks for, or None where there is none.
 
     Args:
         tokenizer: its template is taken for "".
-        name: "", "dialogue" (HH's form: Human and Assistant), or a file.
+        name: "", "dialogue" (HH's form: Human and Assistant), a file, or one of the tokenizer's templates, where it has
+            several.
+        tools: whether there are tools; a tokenizer may have a template of its own for them.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such template, or the tokenizer has several, of which none is the default.
     """
+    own = tokenizer.chat_template
+    several = own if isinstance(own, dict) else {}
+    if not name and several:
+        default = "tool_use" if tools and "tool_use" in several else "default"
+        if default not in several:
+            raise ValueError(
+                f"the tokenizer has several chat templates, {', '.join(sorted(several))}, and none is called default; "
+                "set data.chat_template to the name of one"
+            )
+        return str(several[default])
     if not name:
-        return tokenizer.get_chat_template() if tokenizer.chat_template else None
-    if name == "dialogue":
-        return DIALOGUE
+        return own or None
+    if name == "dialogue" or name in several:
+        return DIALOGUE if name == "dialogue" else str(several[name])
     if not pathlib.Path(name).is_file():
         raise ValueError(
-            f"data.chat_template={name!r}: no such file; expected '' (the tokenizer's), 'dialogue' or a Jinja file"
+            f"data.chat_template={name!r}: no such file{named.near_paths(name)}; expected '' (the tokenizer's), "
+            f"'dialogue'{''.join(f', {other!r}' for other in sorted(several))} or a Jinja file"
         )
-    return pathlib.Path(name).read_text(encoding="utf-8")
+    try:
+        return pathlib.Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"data.chat_template={name!r} cannot be read as a text in UTF-8 ({type(error).__name__}); give a Jinja file"
+        ) from None
 
 
-def write(parsed: Parsed, tokenizer: Tokenizer, template: str | None) -> Rendered:
+def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
     """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
 
-    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last. In
-    what a message says EOS is a stray mark, as it is in plain text.
+    A template may close every turn with EOS; a response of several turns then holds some, and ends with the last.
+    Where the generation prompt is not what the template writes before an answer, as with thoughts that it opens, the
+    prompt is cut at their common beginning.
 
     Raises:
-        Unusable: the template refuses the messages, or writes the prompt differently once a response follows, or a
-            message holds EOS.
-        ValueError: there is no template.
+        Unusable: the template refuses the messages or fails, or writes the turns of the prompt differently once a
+            response follows.
+        ValueError: there is no template, or a faulty one.
+        sandbox.TooMuch: the template goes over a limit.
     """
-    if isinstance(parsed.prompt, str):
-        return Rendered(parsed.prompt, tuple(str(response) for response in parsed.responses), templated=False)
-    if template is None:
+    prompt, responses = parsed.prompt, parsed.responses
+    assert not isinstance(prompt, str)
+    template = _ready(tokenizer, name, tools=bool(parsed.tools))
+    dialogues: list[Messages] = [(*prompt, *response) for response in responses]  # type: ignore[misc]
+    asked = template.draw(prompt, parsed.tools, True)
+    wholes = [template.draw(dialogue, parsed.tools, False) for dialogue in dialogues]
+    lost = set().union(*(_left_out(d, parsed.tools, whole) for d, whole in zip(dialogues, wholes, strict=True)))
+    notes: tuple[str, ...] = (f"{_LEFT_OUT} {', '.join(sorted(lost))}",) if lost else ()
+    cut = len(asked)
+    if not all(whole.startswith(asked) for whole in wholes):
+        answered = max((i + 1 for i, turn in enumerate(prompt) if turn["role"] != "assistant"), default=0)
+        before = template.draw(prompt[:answered], parsed.tools, False) if answered else ""
+        cut = _common_end(asked, wholes, tokenizer)
+        if cut < len(before) or not asked.startswith(before):
+            raise Unusable(DIFFERENT)
+        notes += (_COMMON,)
+    texts = tuple(_until_eos(whole[cut:], tokenizer.eos_token) for whole in wholes)
+    # A call of a tool may end otherwise than words do, but also with a special token.
+    specials = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    ends = tuple(end for end in (template.end.strip(), *specials) if end)
+    ended = tuple(text.rstrip().endswith(ends) for text in texts)
+    return Rendered(asked[:cut], texts, ended, notes)
+
+
+def special(setup: Setup) -> str:
+    """Return a line on the special tokens of what a chat template writes: how a response ends, and whether with BOS."""
+    tokenizer = setup.tokenizer
+    template = _ready(tokenizer, setup.encoding.chat_template)
+    eos = f"EOS {tokenizer.eos_token} ({tokenizer.eos_token_id})"
+    bos = f"BOS {tokenizer.bos_token} ({tokenizer.bos_token_id})"
+    end = template.end.strip()
+    by_itself = end and not end.endswith(tokenizer.eos_token)
+    ending = (
+        f"{template.end!r} of the chat template ends a response, no {eos}" if by_itself else f"{eos} ends a response"
+    )
+    begins = tokenizer.bos_token and template.begins.startswith(tokenizer.bos_token)
+    return f"{ending}; {f'{bos} of the chat template' if begins else 'no BOS'}"
+
+
+def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> "_Template":
+    """Return the template that is asked for, ready to write.
+
+    Raises:
+        ValueError: there is no template, or it is none that Jinja can read.
+    """
+    source = chat_template(tokenizer, name, tools=tools)
+    if source is None:
         raise ValueError(
             "the records hold messages, and the tokenizer has no chat template; set data.chat_template to 'dialogue' "
             "(HH's form) or to a Jinja file, or take the tokenizer of a chat model"
         )
-    turns: list[dict[str, str]] = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]  # type: ignore[list-item]
-    if any(tokenizer.eos_token in turn["content"] for turn in turns):
-        raise Unusable(STRAY)
-    prompt = _apply(tokenizer, template, parsed.prompt, ask=True)
-    responses = []
-    for response in parsed.responses:
-        whole = _apply(tokenizer, template, (*parsed.prompt, *response), ask=False)  # type: ignore[misc]
-        if not whole.startswith(prompt):
-            raise Unusable("the chat template writes the prompt differently when a response follows")
-        text = whole[len(prompt) :]
-        # Templates such as ChatML close a turn with EOS and a line break; the response ends with its EOS.
-        responses.append(text.rstrip() if text.rstrip().endswith(tokenizer.eos_token) else text)
-    return Rendered(prompt, tuple(responses), templated=True)
-
-
-def _apply(tokenizer: Tokenizer, template: str, messages: Messages, *, ask: bool) -> str:
-    import jinja2
-
+    names = sorted(tokenizer.special_tokens_map.items())
+    given = tuple((key, value if isinstance(value, str) else tuple(map(str, value))) for key, value in names)
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask
-        )
-    except jinja2.TemplateError:
-        raise Unusable("the chat template refuses the messages") from None
+        return _compiled(source, given)
+    except sandbox.TooMuch as limit:
+        raise ValueError(
+            f"{_called(name)} was stopped at a dialogue of two turns: {limit}; mend the template"
+        ) from None
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        line = f"line {error.lineno}: {error.message}" if isinstance(error, jinja2.TemplateSyntaxError) else "too deep"
+        raise ValueError(f"{_called(name)} is no Jinja template: {line[:300]}; mend it, or take another one") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str, given: tuple[tuple[str, Any], ...]) -> "_Template":
+    run = sandbox.compiled(source)
+
+    def draw(messages: Messages, tools: tuple[dict[str, Any], ...], ask: bool) -> str:
+        said = [_as_transformers(turn) for turn in messages]
+        try:
+            return run(
+                **dict(given), messages=said, tools=list(tools) or None, documents=None, add_generation_prompt=ask
+            )
+        except sandbox.TooMuch:
+            raise
+        except Exception as error:  # whatever a template's own code makes of Jinja and Python
+            raise _reason(error, source) from None
+
+    question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": _WORDS}
+    try:
+        end = draw((question, answer), (), False).partition(_WORDS)[2]
+        begins = draw((question,), (), True)
+    except Unusable:
+        end = begins = ""
+    return _Template(draw, end, begins)
+
+
+def _as_transformers(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a message as transformers hands it to a template: thoughts by the names that templates know."""
+    thought = next((turn[name] for name in _THOUGHTS if turn.get(name) is not None), None)
+    return turn if thought is None else {"thinking": thought, **turn, "reasoning_content": thought}
+
+
+def _reason(error: Exception, source: str) -> Unusable:
+    """Return the reason why a template stopped: in its own words, as far as they stand in the template itself.
+
+    What it puts into its words may be the text of a row, which no reason holds.
+    """
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    place, words = f" in line {lines[-1]}" if lines else "", str(error)
+    if type(error) is jinja2.TemplateError:
+        own = next((n for n in range(min(len(words), 200), 7, -1) if words[:n] in source), 0)
+        said = f": {words[:own].strip()}{'...' * (own < len(words))}" if own else ""
+        return Unusable(f"{REFUSES}{place}{said}")
+    names = [name for pair in _QUOTED.findall(words) for name in pair if name and not name.endswith(" object")]
+    known = all(name in source or name == "NoneType" or hasattr(builtins, name) for name in names)
+    told = known and isinstance(error, jinja2.UndefinedError | TypeError)
+    return Unusable(f"{FAILS}{place} ({type(error).__name__}{f': {words[:200]}' if told else ''})")
+
+
+def _common_end(asked: str, wholes: Sequence[str], tokenizer: Tokenizer) -> int:
+    """Return where the generation prompt and what is written before all answers part, outside of any mark and word."""
+    cut = min(formats.common(asked, whole) for whole in wholes)
+    marks = re.compile("|".join([*map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)), _TAG]))
+    while True:
+        across = [
+            mark.start()
+            for text in (asked, *wholes)
+            for mark in marks.finditer(text, max(0, cut - _NEAR), cut + _NEAR)
+            if mark.start() < cut < mark.end()
+        ]
+        in_word = asked[cut - 1 : cut].isalnum() and any(text[cut : cut + 1].isalnum() for text in (asked, *wholes))
+        if not across and not in_word:
+            return cut
+        cut = min(across, default=cut - 1)
+
+
+def _left_out(messages: Messages, tools: tuple[dict[str, Any], ...], written: str) -> set[str]:
+    """Return the fields whose texts a template did not write as they are."""
+    said = [part for turn in messages for part in turns.said(turn)]
+    said += [("tools", turns.function_name(tool)) for tool in tools]
+    return {name for name, text in said if text.strip() not in written}
+
+
+def _until_eos(text: str, eos: str) -> str:
+    """Return a text up to its last EOS, if blanks alone follow: ChatML and others put a line break behind it."""
+    return text.rstrip() if text.rstrip().endswith(eos) else text
+
+
+def _called(name: str) -> str:
+    return f"data.chat_template={name!r}" if name else "the tokenizer's chat template"

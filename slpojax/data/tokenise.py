@@ -104,6 +104,7 @@ def tokenise(setup: Setup) -> Transform:
                         eos=tokenizer.eos_token_id,
                         before=() if text.templated else before,
                         marked=text.templated or text.rendered,
+                        ended=text.ended,
                     )
                 except Unusable as reason:
                     tally.drop(text.row, str(reason))
@@ -218,9 +219,15 @@ def special(setup: Setup) -> str:
 
 
 def close(
-    prompt: Ids, responses: Sequence[Ids], *, eos: int, before: tuple[int, ...], marked: bool
+    prompt: Ids,
+    responses: Sequence[Ids],
+    *,
+    eos: int,
+    before: tuple[int, ...],
+    marked: bool,
+    ended: tuple[bool, ...] = (),
 ) -> tuple[Ids, tuple[Ids, ...]]:
-    """Put what stands `before` the prompt, where it does not begin with it, and EOS after every response without one.
+    """Put what stands `before` the prompt, unless it begins with it, and EOS after every response without an end.
 
     Args:
         prompt: token ids.
@@ -228,6 +235,7 @@ def close(
         eos: the id that ends a response.
         before: ids that stand before the prompt.
         marked: whether the texts hold special tokens by intent; then a response may have EOS inside, between its turns.
+        ended: of each response, whether a chat template ends it by itself.
 
     Raises:
         Unusable: there is no prompt, or EOS stands where a plain response goes on.
@@ -236,7 +244,10 @@ def close(
         prompt = np.concatenate([np.array(before, np.int32), prompt])
     if not len(prompt):
         raise Unusable("empty prompt")
-    closed = tuple(r if len(r) and r[-1] == eos else np.append(r, np.int32(eos)) for r in responses)
+    closed = tuple(
+        r if by_itself or (len(r) and r[-1] == eos) else np.append(r, np.int32(eos))
+        for r, by_itself in zip(responses, ended or (False,) * len(responses), strict=True)
+    )
     if not marked and any((ids[:-1] == eos).any() for ids in closed):
         raise Unusable(STRAY)
     return prompt, closed
@@ -251,5 +262,6 @@ def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
         ordered=text.parsed.stated or scores is None,
         scored=scores is not None,
         labelled=label is not None,
+        templated=text.templated,
         notes=text.notes,
     )

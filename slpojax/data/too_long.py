@@ -28,6 +28,7 @@ from slpojax.data.options import Setup
 
 POLICIES = ("drop", "cut_prompt", "cut_response", "original")
 PROMPT_CUT = "prompt cut at its beginning"
+CHAT_CUT = "prompt of a chat cut at its beginning: its system turn and headers of turns go first"
 RESPONSE_CUT = "response cut (no EOS)"
 
 Ids: TypeAlias = Int[np.ndarray, " _"]
@@ -70,7 +71,8 @@ def cut(setup: Setup) -> Transform:
         [example] = group.examples
         fitted = policy(example.prompt, example.responses, budget)
         example = example._replace(prompt=fitted.prompt, responses=fitted.responses)
-        return group._replace(examples=(example,), notes=(*group.notes, *fitted.notes))
+        notes = tuple(CHAT_CUT if group.templated and note == PROMPT_CUT else note for note in fitted.notes)
+        return group._replace(examples=(example,), notes=(*group.notes, *notes))
 
     return each(one)
 

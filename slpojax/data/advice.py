@@ -1,0 +1,58 @@
+"""What helps where no record is usable: one piece of advice for every reason.
+
+Knows reasons by how they begin, and settings by their names; knows no record.
+"""
+
+from collections.abc import Mapping
+
+from slpojax.data.formats import FORMATS
+from slpojax.data.report import Count
+
+# How a reason begins -> what to do. `tests/test_data_advice.py` holds that every reason has one.
+ADVICE = {
+    "EOS inside the text": "give messages (data.format=conversational): a chat template writes the special tokens",
+    "a function call that cannot be read": "give tool_calls as a list of {'function': {'name', 'arguments'}}",
+    "a message of the unknown role": "rename it: system, developer, user, assistant or tool",
+    "a message whose content is no text": "leave out images and other parts; slpojax trains on text",
+    "a message with": "give every message a role and a content",
+    "a record apart from the others of its": "sort the records, so that those of one prompt stand together",
+    "a private character": "take it out of the text: it stands for special tokens here",
+    "a rank that is no number": "give ranks as numbers, 0 for the best",
+    "a response that begins with a turn of": "let the prompt end with the user's turn, and responses hold what follows",
+    "a score that is no number": "give finite numbers as scores",
+    "all candidates ranked equal": "set data.ties=keep for an objective that reads scores, or take other data",
+    "ranks and scores contradict": "look at whether a higher score is the better one, and rank 0 the best",
+    "scores against the order": "look at whether a higher score is the better one, and rank 0 the best",
+    "empty prompt": "give every record a prompt",
+    "empty response": "look at which field holds the response: data.format says what is read",
+    "fewer responses than data.candidates": "set data.candidates=1 for single responses, or take another data.format",
+    "half a character": "write the text anew: it was cut inside a character",
+    "identical responses": "look at which fields hold the two responses: data.format says what is read",
+    "longer than data.max_length": "raise data.max_length, or cut by data.too_long=cut_response",
+    "messages as lists": "give every message a role and a content",
+    "no blank that ends a prompt": "give the prompt in a field of its own (data.format=pairs), or write a parser",
+    "no shared prompt": "take the format that the records have: data.format",
+    "the chat template fails": "mend the template, or name another one: data.chat_template",
+    "the chat template refuses": "leave out what it refuses, or name another template: data.chat_template",
+    "the chat template writes the prompt differently": "name a template that writes turns alike wherever they stand: "
+    "data.chat_template",
+    "the last message is not the assistant's": "let every dialogue end with the assistant's turn",
+    "tools that are no list": "give tools as a list of JSON schemas, or leave them out",
+}
+
+
+def why_none(dropped: Mapping[str, Count], read: int) -> str:
+    """Return in a line why none of the records is usable, the commonest reason first, and what helps with that."""
+    reasons = sorted(dropped.items(), key=lambda item: -item[1].times)
+    told = [f"{count.times:,} {reason} (rows {', '.join(map(str, count.rows[:5]))})" for reason, count in reasons[:5]]
+    told += [f"and {len(reasons) - 5} other reasons"] * (len(reasons) > 5)
+    return f"no usable record of {read:,}: {'; '.join(told)}. {of(reasons[0][0]) if reasons else ''}".strip()
+
+
+def of(reason: str) -> str:
+    """Return what helps with a reason."""
+    words = next((advice for begins, advice in ADVICE.items() if reason.startswith(begins)), "")
+    words = words or (
+        "give a text there" if reason.endswith(" is null") else f"take another data.format ({', '.join(FORMATS)})"
+    )
+    return f"{words[0].upper()}{words[1:]}"
