@@ -22,11 +22,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from slpojax import log, named, settings, sums
+from slpojax import log, named, resuming, sums
 from slpojax.base import Params, State
-from slpojax.defaults import CHANGE_NO_NUMBER, PLACES
-
-LENGTH = ("steps", "epochs")  # change no number either under a constant schedule: no step before the end knows them
 
 _ITEMS = ("state", "run")
 _TRASH = "deleted"
@@ -166,7 +163,7 @@ def restore(
         checkpoints: from `open_folder`.
         like: a state of arrays or of `jax.ShapeDtypeStruct` with shardings: the shapes, and where each array goes.
             The mesh may be another than the one that saved.
-        config: the configuration of this run, compared with the saved one, see `require_same`.
+        config: the configuration of this run, compared with the saved one, see `resuming`.
         contents: digests, compared likewise.
         force: whether to go on, and to say what differs, where something does.
 
@@ -178,7 +175,7 @@ def restore(
     for step in sorted(checkpoints.manager.all_steps(), reverse=True):
         run, reason = _read_run(checkpoints, step)
         if run is not None:
-            require_same(checkpoints.folder, step, run, config=config, contents=contents, force=force)
+            resuming.require_same(checkpoints.folder, step, run, config=config, contents=contents, force=force)
             state, reason = _read_state(checkpoints, step, like, run["sums"])
             if state is not None:
                 _set_aside(checkpoints, damaged)
@@ -193,49 +190,45 @@ def restore(
     return None
 
 
+def restore_params(checkpoints: Checkpoints, step: int, like: Params) -> Params:
+    """Restore the policy's parameters of a checkpoint, without the rest of its state.
+
+    Args:
+        checkpoints: from `open_folder`.
+        step: of the checkpoint.
+        like: shapes and shardings of the parameters that are asked for.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is damaged.
+    """
+    if step not in checkpoints.manager.all_steps():
+        known = ", ".join(map(str, sorted(checkpoints.manager.all_steps()))) or "none"
+        raise ValueError(f"{checkpoints.folder} holds no checkpoint of step {step}; there are {known}")
+    run, reason = _read_run(checkpoints, step)
+    if run is not None:
+        item = {"params": jax.tree.map(_abstract, like)}
+        places = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), item)
+        arguments = ocp.args.PyTreeRestore(item=item, restore_args=places, partial_restore=True)
+        try:
+            found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+                checkpoints.folder / str(step) / "state", args=arguments
+            )
+            now = sums.of(found).bits
+            differ = [path for path, bits in now.items() if run["sums"].get(path) != bits]
+            if not differ:
+                return found["params"]
+            reason = f"the numbers of {', '.join(differ[:3])} are not those that were saved"
+        except Exception as error:  # whatever a damaged file makes of a reader
+            reason = _first_line(error)
+    raise ValueError(f"checkpoint {step} in {checkpoints.folder} cannot be read: {reason}; choose another --step")
+
+
 def require_same_config(checkpoints: Checkpoints, config: Mapping[str, Any], *, force: bool = False) -> None:
-    """Refuse to go on with another run's checkpoints, before anything is loaded: `require_same` of the newest."""
+    """Refuse to go on with another run's checkpoints, before anything is loaded: see `resuming`."""
     for step in sorted(checkpoints.manager.all_steps(), reverse=True):
         run, _ = _read_run(checkpoints, step)
         if run is not None:
-            return require_same(checkpoints.folder, step, run, config=config, contents=None, force=force)
-
-
-def require_same(
-    folder: pathlib.Path,
-    step: int,
-    run: Mapping[str, Any],
-    *,
-    config: Mapping[str, Any],
-    contents: Mapping[str, str] | None,
-    force: bool,
-) -> None:
-    """Refuse to go on with another run's checkpoint.
-
-    Args:
-        folder: of the checkpoints.
-        step: of this one.
-        run: what it says that its state belongs to.
-        config: of this run, see `differences`.
-        contents: digests of this run; None where they are not known yet.
-        force: whether to say what differs and to go on.
-
-    Raises:
-        ValueError: something differs that changes numbers; names it.
-    """
-    changed = differences(run["config"], config)
-    listed = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
-    if contents is not None:
-        saved = run["contents"]
-        listed += [f"the {x} changed" for x in sorted({*saved, *contents}) if saved.get(x) != contents.get(x)]
-    if listed and force:
-        log.say(f"going on from step {step} although {'; '.join(listed)} (config.resume=force)")
-    elif listed:
-        raise ValueError(
-            f"{folder} holds step {step} of a run with another configuration: {'; '.join(listed)}. Set this back to "
-            "go on with it, start a new run in its own folder (--config.output=...), or go on regardless "
-            "(--config.resume=force)"
-        )
+            return resuming.require_same(checkpoints.folder, step, run, config=config, contents=None, force=force)
 
 
 def require_none(checkpoints: Checkpoints) -> None:
@@ -263,24 +256,6 @@ def close(checkpoints: Checkpoints) -> None:
         checkpoints.manager.close()
     if jax.process_index() == 0:
         shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys that differ between two configurations and matter, each with the saved and the current value.
-
-    Keys that change no number do not matter; nor do those that name a place, as what lies there is compared by its
-    digest.
-
-    Example:
-        >>> differences({"seed": 0, "objective": {"beta": 0.1}}, {"seed": 0, "objective": {"beta": 0.2}, "wandb": "p"})
-        {'objective.beta': (0.1, 0.2)}
-        >>> differences({"model": {"path": "a/hf"}}, {"model": {"path": "/b/hf"}})
-        {}
-    """
-    old, new = (settings.flat(json.loads(json.dumps(config))) for config in (saved, current))
-    free = CHANGE_NO_NUMBER + PLACES + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
-    matters = [k for k in sorted(old.keys() | new.keys()) if not any(k == f or k.startswith(f + ".") for f in free)]
-    return {k: (old.get(k), new.get(k)) for k in matters if old.get(k) != new.get(k)}
 
 
 def check_best_metric(best_metric: str, names: Collection[str], groups: Collection[str] = ()) -> None:

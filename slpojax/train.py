@@ -3,17 +3,15 @@
 The whole run from top to bottom: bench, method, data, frozen models, the step, the loop, the export.
 """
 
-import errno
 import pathlib
 import sys
-import traceback
 
 from slpojax import bench as benches
 from slpojax import (
     contents,
+    errors,
     frozen,
     grid,
-    log,
     loop,
     measure,
     objectives,
@@ -23,7 +21,6 @@ from slpojax import (
     selectors,
     settings,
     simulate,
-    stopping,
     training,
 )
 from slpojax import parts as data
@@ -31,9 +28,6 @@ from slpojax.settings import Config
 from slpojax.step import Method
 
 DEFAULT = "configs/quickstart.py"
-HERE = pathlib.Path(__file__).parent
-# What a full disk, a quota, a read-only or broken file system and missing permissions make of reads and writes.
-OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 
 CHOICES: settings.Choices = {
     "objective": objectives.defaults,
@@ -46,7 +40,7 @@ def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
     grid.start(config.mesh.distributed)
-    try:
+    with errors.as_lines():
         if config.world:
             check(config, training.method(config))  # before minutes go into a world
             config = simulate.prepare(config, train)
@@ -54,20 +48,6 @@ def main() -> None:
         else:
             train(config)
         outcome.show(config.output, config.objective.name + f" in the world {config.world}" * bool(config.world))
-    except stopping.Stopped as stopped:
-        log.say(str(stopped))
-        raise SystemExit(stopped.status) from None
-    except KeyboardInterrupt:
-        raise SystemExit(f"stopped; the same command goes on from the newest checkpoint in {config.output}") from None
-    except (ValueError, FloatingPointError, ImportError) as error:
-        # What this package raises is about the input, and the message says all; anything else is a bug: show where.
-        if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
-            raise SystemExit(f"error: {error}") from error
-        raise
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
-            raise
-        raise SystemExit(f"error: {error}; mend this and repeat the command: checkpoints are whole") from error
 
 
 def train(config: Config, score: measure.Score | None = None) -> None:

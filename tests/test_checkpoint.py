@@ -17,7 +17,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slpojax import checkpoint, optim
+from slpojax import checkpoint, optim, resuming
 from slpojax.base import State
 
 CONFIG = {
@@ -284,10 +284,10 @@ def test_another_configuration_is_refused_by_key(tmp_path):
 
 
 def test_a_run_may_be_lengthened_under_a_constant_schedule():
-    assert checkpoint.differences(CONFIG, CONFIG | {"steps": 20, "output": "x"}) == {}
-    assert checkpoint.differences({"selection": "together"}, {"selection": "score_first"}) == {}
+    assert resuming.differences(CONFIG, CONFIG | {"steps": 20, "output": "x"}) == {}
+    assert resuming.differences({"selection": "together"}, {"selection": "score_first"}) == {}
     cosine = CONFIG | {"schedule": "cosine"}
-    assert checkpoint.differences(cosine, cosine | {"steps": 20}) == {"steps": (10, 20)}
+    assert resuming.differences(cosine, cosine | {"steps": 20}) == {"steps": (10, 20)}
 
 
 def test_the_best_metric_must_be_there(tmp_path):
@@ -318,7 +318,7 @@ def test_a_best_metric_that_no_evaluation_reports_is_refused_with_the_near_ones(
 def test_a_place_is_no_difference():
     old = {"model": {"path": "a", "dtype": "float32"}, "reference": {"path": ""}, "data": {"path": "x", "rows": ""}}
     new = {"model": {"path": "b", "dtype": "float32"}, "reference": {"path": "c"}, "data": {"path": "y", "rows": "0:2"}}
-    assert checkpoint.differences(old, new) == {"data.rows": ("", "0:2")}
+    assert resuming.differences(old, new) == {"data.rows": ("", "0:2")}
 
 
 WRITER = """

@@ -125,7 +125,7 @@ def test_what_a_run_sets_does_not_reach_the_reference(prepared):
     world = worlds.find("reviews")[1]
     config = quickstart(output, **changes, **{"log_every": 7, "mesh.fsdp": 2})
     made = simulate.reference_config(config, world, pathlib.Path(sft.output))
-    assert checkpoint.differences(sft.to_dict(), made.to_dict()) == {}
+    assert resuming.differences(sft.to_dict(), made.to_dict()) == {}
     assert made.data.rows == "" and (made.log_every, made.mesh.fsdp) == (7, 2)
 
 
@@ -147,9 +147,9 @@ def test_a_run_may_move_with_its_world(prepared, tmp_path):
     moved = shutil.copytree(output.parent, tmp_path / "elsewhere") / "run"
     there = simulate.prepare(quickstart(moved), stop)
     assert there.data.path == str(moved.parent / pathlib.Path(config.data.path).relative_to(output.parent))
-    assert checkpoint.differences(config.to_dict(), there.to_dict()) == {}
+    assert resuming.differences(config.to_dict(), there.to_dict()) == {}
     other = simulate.prepare(quickstart(moved), stop).to_dict()
-    assert checkpoint.differences(config.to_dict(), other | {"seed": 1}) == {"seed": (0, 1)}
+    assert resuming.differences(config.to_dict(), other | {"seed": 1}) == {"seed": (0, 1)}
 
 
 def test_another_run_in_the_output_is_refused_before_its_reference_is_made(prepared, monkeypatch):

@@ -11,7 +11,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from configs import base
-from slpojax import hf, metrics, settings, train
+from slpojax import export, hf, metrics, settings, train
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,12 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
         np.testing.assert_array_equal(ours[name], theirs[name])
     with pytest.raises(ValueError, match=r"objective.name was 'dpo.sigmoid' and is 'dpo.ipo'"):
         train.train(configuration(folder, "parts", steps=6, **{"objective.name": "dpo.ipo"}))
+    again = load_file(export.export(folder / "parts", "newest") / "model.safetensors")
+    for name in theirs:
+        np.testing.assert_array_equal(again[name], theirs[name])
+    assert export.export(folder / "parts", to=folder / "best").name == "best"
+    with pytest.raises(ValueError, match="holds no checkpoint of step 4; there are 3, 6"):
+        export.export(folder / "parts", "4")
     pairs = (folder / "pairs.jsonl").read_text()
     moved, other = folder / "moved.jsonl", folder / "other.jsonl"
     moved.write_text(pairs)

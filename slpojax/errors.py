@@ -1,0 +1,40 @@
+"""How a program ends: with one line where the input is wrong, and with a status of its own where it was asked to end.
+
+Knows exceptions; knows nothing of what raised them.
+"""
+
+import contextlib
+import errno
+import pathlib
+import traceback
+from collections.abc import Iterator
+
+from slpojax import log
+from slpojax.stopping import Stopped
+
+HERE = pathlib.Path(__file__).parent
+# What a full disk, a quota, a read-only or broken file system and missing permissions make of reads and writes.
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def as_lines() -> Iterator[None]:
+    """End the program with one line for what the user can mend, and with a traceback for a bug.
+
+    What this package raises is about the input, and the message says all. Anything else shows where it arose.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        log.say(str(stopped))
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from the newest checkpoint") from None
+    except (ValueError, FloatingPointError, ImportError) as error:
+        if pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(HERE):
+            raise SystemExit(f"error: {error}") from error
+        raise
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        raise SystemExit(f"error: {error}; mend this and repeat the command: checkpoints are whole") from error
