@@ -225,7 +225,7 @@ LABELLED = [{"prompt": f"{i}:", "completion": f" {i}", "label": i % 3 == 0} for 
 def test_labels_come_from_the_record(load):
     stored, summary = load(LABELLED, format="unpaired", candidates=1)
     assert stored.labelled and stored.label.tolist() == [1, 0, 0, 1, 0]
-    assert stored[3].label == 1.0 and summary.labels == (2, 3)
+    assert stored[3].label == 1.0 and summary.labels == (2, 3, 0)
     assert "2 desirable, 3 undesirable" in report.render(summary)
     assert report.as_dict(summary)["data/labels/undesirable"] == 3
     taken = stored.take([4, 0])
@@ -260,7 +260,7 @@ def test_pairs_are_taken_apart_into_labelled_responses(load):
         ["c", " no<eos>"],
     ]
     assert stored.labelled and stored.candidates == 1 and stored.label.tolist() == [1, 0, 1, 0]
-    assert stored.row.tolist() == [0, 0, 2, 2] and summary.labels == (2, 2)
+    assert stored.row.tolist() == [0, 0, 2, 2] and summary.labels == (2, 2, 0)
     assert summary.noted["taken apart into labelled responses"].rows == (0, 2)
 
 
