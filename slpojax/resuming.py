@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from slpojax import log, settings
+from slpojax import log, named
 from slpojax.defaults import CHANGE_NO_NUMBER, PLACES
 
 LENGTH = ("steps", "epochs")  # change no number either under a constant schedule: no step before the end knows them
@@ -63,7 +63,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
         >>> differences({"model": {"path": "a/hf"}}, {"model": {"path": "/b/hf"}})
         {}
     """
-    old, new = (settings.flat(json.loads(json.dumps(config))) for config in (saved, current))
+    old, new = (named.flatten(json.loads(json.dumps(config)), ".") for config in (saved, current))
     free = CHANGE_NO_NUMBER + PLACES + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
     matters = [k for k in sorted(old.keys() | new.keys()) if not any(k == f or k.startswith(f + ".") for f in free)]
     return {k: (old.get(k), new.get(k)) for k in matters if old.get(k) != new.get(k)}

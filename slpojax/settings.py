@@ -101,8 +101,8 @@ def load_file(path: str) -> ConfigDict:
         config = namespace["get_config"]()
     except (AttributeError, KeyError, TypeError) as error:  # what a locked ConfigDict raises for unknown keys and types
         raise ValueError(f"--config={path}: {error}") from error
-    has = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
-    if lacks := flat(get_config().to_dict()).keys() - has.keys():
+    has = named.flatten(config.to_dict(), ".") if isinstance(config, ConfigDict) else {}
+    if lacks := named.flatten(get_config().to_dict(), ".").keys() - has.keys():
         raise ValueError(
             f"--config={path}: get_config() returned {type(config).__name__}, which lacks {len(lacks)} keys such as "
             f"{min(lacks)}; start from configs.base.get_config() and change some of them"
@@ -137,11 +137,11 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            _unknown(key, flat(result))
+            _unknown(key, named.flatten(result, "."))
         node[leaf] = _convert(f"config.{key}", value, node[leaf])
     for group, defaults in choices.items():
         result[group] = _choose(group, result[group], chosen[group], defaults)
-    for key, value in flat(result).items():
+    for key, value in named.flatten(result, ".").items():
         check(key, value)
     return FrozenConfigDict(result)
 
@@ -205,18 +205,6 @@ def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:
     'output/policy'
     """
     return resolve(ConfigDict(config), changes, choices={})
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested dictionary under their dotted keys.
-
-    >>> flat({"seed": 0, "mesh": {"data": -1, "fsdp": 1}})
-    {'seed': 0, 'mesh.data': -1, 'mesh.fsdp': 1}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return leaves
 
 
 def dump(config: ConfigDict) -> str:
@@ -304,7 +292,7 @@ def _short(argument: str) -> str:
 def _help(path: str, config: ConfigDict) -> str:
     comments, name = _comments(), config.objective.name
     place = {key: i for i, key in enumerate(comments)}
-    values = flat(ConfigDict(config).to_dict())
+    values = named.flatten(ConfigDict(config).to_dict(), ".")
     # As in the file that explains them, where one comment leads to the next; hyperparameters follow their function.
     keys = sorted(
         values, key=lambda key: (place[key if key in place else f"{key.partition('.')[0]}.name"], key not in place)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax import cached, checkpoint, defaults, grid, hf, log, models, sampling, settings, worlds
+from slpojax import cached, checkpoint, defaults, grid, hf, log, models, named, sampling, settings, worlds
 from slpojax.base import Key, Model, Params, named_key, stream_number
 from slpojax.grid import Grid
 from slpojax.outputs import agreed, alone
@@ -81,7 +81,7 @@ def reference_config(config: Config, world: World, folder: pathlib.Path) -> Conf
         world: whose texts it learns.
         folder: where it lies.
     """
-    run = settings.flat(config.to_dict())
+    run = named.flatten(config.to_dict(), ".")
     changes = {
         "objective.name": "sft.token_mean",
         "reference.mode": "none",
@@ -146,7 +146,7 @@ def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
 
 def _key(config: Config, module: str, world: World) -> dict[str, str]:
     """Return all that a world's reference and pairs depend on; where they lie is no part of it."""
-    sft = settings.flat(reference_config(config, world, pathlib.Path()).to_dict())
+    sft = named.flatten(reference_config(config, world, pathlib.Path()).to_dict(), ".")
     free = (*defaults.CHANGE_NO_NUMBER, "model.path", "data.path", "data.eval_path")
     return {
         "module": module,

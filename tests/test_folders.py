@@ -167,7 +167,5 @@ def test_the_dtype_of_an_export_is_that_of_the_folder_or_refused(folder, model, 
     (folder / hf.WEIGHTS).unlink()
     assert hf.stored_dtype(folder, CONFIG | {"torch_dtype": "bfloat16"}) == "bfloat16"
     assert hf.stored_dtype(folder, CONFIG) == "float32"
-    config = settings.resolve(base.get_config(), {"export_dtype": "float64"}, choices=train.CHOICES)
-    refused(lambda: bench.refuse(config), "config.export_dtype 'float64'", "source, float32, float16, bfloat16")
     large = jax.tree.map(lambda x: 1e6 * x, params)
     refused(lambda: hf.save(folder, large, model, CONFIG, dtype="float16"), "float16 cannot hold", "export_dtype")

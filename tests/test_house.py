@@ -16,7 +16,7 @@ import pytest
 
 import slpojax
 from configs import base
-from slpojax import defaults, hf, models, optim, settings
+from slpojax import defaults, hf, models, named, optim, settings
 from slpojax.data import candidates, orders, pairing, tokenise, too_long
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -166,7 +166,7 @@ def test_nothing_imports_torch():
 
 
 def test_the_option_surface():
-    assert settings.flat(base.get_config().to_dict()).keys() == set(KEYS)
+    assert named.flatten(base.get_config().to_dict(), ".").keys() == set(KEYS)
 
 
 def test_keys_that_change_no_number_are_keys_or_groups_of_them():
@@ -177,7 +177,7 @@ def test_keys_that_change_no_number_are_keys_or_groups_of_them():
 
 
 def test_every_key_that_is_a_number_has_a_range_and_every_default_is_allowed():
-    keys = settings.flat(base.get_config().to_dict())
+    keys = named.flatten(base.get_config().to_dict(), ".")
     numbers = {key for key, value in keys.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     assert numbers == {key for key in defaults.RANGES if not key.startswith("optimizer.")}
     assert defaults.WORDS.keys() <= keys.keys()

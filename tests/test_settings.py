@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from slpojax import settings
+from slpojax import named, settings
 
 FUNCTIONS = {
     "dpo.sigmoid": {"beta": 0.1},
@@ -265,7 +265,7 @@ def test_help_explains_every_key(capsys):
         assert re.search(rf"--config\.{re.escape(key)}\n +{re.escape(words)}", shown), key
     assert shown.index("config.objective.name") < shown.index("config.objective.alpha") < shown.index("config.selector")
     assert "python -m slpojax.objectives slpo.shift" in shown and max(map(len, shown.splitlines())) <= 100
-    assert len(settings._comments()) >= len(settings.flat(base.get_config().to_dict())) - 3
+    assert len(settings._comments()) >= len(named.flatten(base.get_config().to_dict(), ".")) - 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from slpojax import checkpoint, defaults, hf, metrics, models, settings, simulate, train, worlds
+from slpojax import checkpoint, defaults, hf, metrics, models, named, settings, simulate, train, worlds
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -97,11 +97,11 @@ def folder_of(config):
 
 def different(key):
     """Another value of a key of the base configuration."""
-    value = settings.flat(base.get_config().to_dict()).get(key)
-    named = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
-    named |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
-    if key in named:
-        return named[key]
+    value = named.flatten(base.get_config().to_dict(), ".").get(key)
+    others = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
+    others |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
+    if key in others:
+        return others[key]
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -109,7 +109,7 @@ def different(key):
     return value + 1 if value + 1 <= defaults.RANGES[key].most else value / 2
 
 
-KEYS = sorted(settings.flat(base.get_config().to_dict()).keys() - {"world", "output"})
+KEYS = sorted(named.flatten(base.get_config().to_dict(), ".").keys() - {"world", "output"})
 
 
 def test_the_reference_depends_on_the_seed_and_on_no_other_key_of_a_run(prepared):

@@ -19,7 +19,7 @@ from slpojax.data import formats
 pytestmark = pytest.mark.check
 
 KEYS = [
-    *configuration.flat(defaults.get_config().to_dict()),
+    *named.flatten(defaults.get_config().to_dict(), "."),
     "objective.beta",
     "optimizer.b1",
     "optimizer.weight_decay",
@@ -81,7 +81,7 @@ def test_overrides_are_read_or_refused_by_their_key(outcomes, key, text):
         return
     assert key not in MISSPELT
     assert configuration.load(configuration.dump(got)) == got
-    value = configuration.flat(got.to_dict())[key]
+    value = named.flatten(got.to_dict(), ".")[key]
     if isinstance(value, str):
         assert value == text and len(value.splitlines()) <= 1
     elif not isinstance(value, bool):

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slpojax import defaults, log, outcome, plots, quantities
-from slpojax.settings import flat, resolve
+from slpojax import defaults, log, named, outcome, plots, quantities
+from slpojax.settings import resolve
 
 pytestmark = pytest.mark.check
-KEYS = flat(defaults.get_config().to_dict())
+KEYS = named.flatten(defaults.get_config().to_dict(), ".")
 NAMES = st.sampled_from([next(iter(q.metrics)).replace("(chosen|rejected)", "chosen") for q in quantities.QUANTITIES])
 NUMBERS = st.floats(-1e300, 1e300) | st.sampled_from([math.nan, math.inf, -math.inf])
 METRICS = st.dictionaries(NAMES | st.text("abz/_", min_size=1, max_size=8), NUMBERS, max_size=6)

@@ -6,7 +6,7 @@ import pkgutil
 import numpy as np
 import pytest
 
-from slpojax import defaults, models, settings, worlds
+from slpojax import defaults, models, named, worlds
 
 NAMES = [module.name for module in pkgutil.iter_modules(worlds.__path__)]
 COUNT = 60
@@ -46,6 +46,6 @@ def test_its_reward_is_finite_for_any_answer_and_tells_its_texts_apart(world):
 
 
 def test_its_model_and_settings_are_those_of_the_package(world):
-    assert world.settings.keys() <= settings.flat(defaults.get_config().to_dict()).keys()
+    assert world.settings.keys() <= named.flatten(defaults.get_config().to_dict(), ".").keys()
     models.build({"vocab_size": len(world.tokenizer()), **world.model})
     assert min(world.text_count, world.pair_count, world.held_out, world.judged) > 0
