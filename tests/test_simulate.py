@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from slpojax import checkpoint, defaults, hf, metrics, models, named, settings, simulate, train, worlds
+from slpojax import checkpoint, defaults, hf, metrics, models, named, resuming, settings, simulate, train, worlds
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -99,7 +99,8 @@ def different(key):
     """Another value of a key of the base configuration."""
     value = named.flatten(base.get_config().to_dict(), ".").get(key)
     others = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
-    others |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100", "model.dtype": "bfloat16"}
+    others |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100"}
+    others |= {"model.dtype": "bfloat16"}
     if key in others:
         return others[key]
     if isinstance(value, bool):
