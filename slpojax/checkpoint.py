@@ -36,11 +36,13 @@ class Checkpoints(NamedTuple):
         folder: where they are.
         manager: orbax's.
         best_metric: what "best" means; lower is better, with a leading "-" higher is.
+        saved: steps that this process has saved and not yet opened again.
     """
 
     folder: pathlib.Path
     manager: ocp.CheckpointManager
     best_metric: str
+    saved: list[int]
 
 
 class Run(NamedTuple):
@@ -102,7 +104,7 @@ def open_folder(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies), best_fn=cost, best_mode="min", todelete_subdir=_TRASH
     )
-    return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric)
+    return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric, [])
 
 
 def save(
@@ -143,6 +145,7 @@ def save(
     )
     try:
         checkpoints.manager.save(step, args=items, metrics=named, force=True)
+        checkpoints.saved.append(step)
     except Exception as error:
         raise _not_written(checkpoints, step, error) from error
 
@@ -305,17 +308,16 @@ def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping
 
 
 def wait(checkpoints: Checkpoints) -> None:
-    """Wait until the newest checkpoint is complete, and open every array of it.
+    """Wait until what was saved is complete, and open every array of it.
 
     Raises:
         ValueError: it could not be written, or cannot be read.
     """
-    manager = checkpoints.manager
-    step = manager.latest_step()
+    step = checkpoints.saved.pop() if checkpoints.saved else None
     try:
-        manager.wait_until_finished()
-        if step is not None and manager.latest_step() == step:
-            manager.item_metadata(step)
+        checkpoints.manager.wait_until_finished()
+        if step is not None:
+            checkpoints.manager.item_metadata(step)
     except Exception as error:
         raise _not_written(checkpoints, step, error) from error
 
