@@ -50,9 +50,10 @@ def prepare(config: Config, run: Run) -> Config:
     output, folder = pathlib.Path(config.output), world_folder(config, module, world)
     made = settings.replace(config, {name: str(folder / file) for name, file in _FILES.items()})
     if (output / "checkpoints").is_dir():  # before minutes go into a reference for a run that is refused
-        checkpoints = checkpoint.open_folder(output / "checkpoints")
-        checkpoint.require_same_config(checkpoints, made.to_dict(), force=config.resume == "force")
-        checkpoint.close(checkpoints)
+        with alone(output):
+            checkpoints = checkpoint.open_folder(output / "checkpoints")
+            checkpoint.require_same_config(checkpoints, made.to_dict(), force=config.resume == "force")
+            checkpoint.close(checkpoints)
     with alone(folder, lock="world.lock", wait=f"world: another run makes {folder}; waiting for it"):
         if agreed((folder / _MADE).exists()):
             log.say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")

@@ -15,7 +15,20 @@ import numpy as np
 import pytest
 
 from configs import base
-from slpojax import checkpoint, defaults, hf, metrics, models, named, resuming, settings, simulate, train, worlds
+from slpojax import (
+    checkpoint,
+    defaults,
+    hf,
+    metrics,
+    models,
+    named,
+    outputs,
+    resuming,
+    settings,
+    simulate,
+    train,
+    worlds,
+)
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -160,8 +173,16 @@ def test_another_run_in_the_output_is_refused_before_its_reference_is_made(prepa
     monkeypatch.setattr(checkpoint, "require_same_config", refuse)
     with pytest.raises(ValueError, match="another run"):
         simulate.prepare(quickstart(output, seed=2), stop)
-    (output / "checkpoints").rmdir()
-    output.rmdir()
+    shutil.rmtree(output)
+
+
+def test_a_folder_in_which_a_run_works_is_not_touched(prepared):
+    output, _, _ = prepared
+    (output / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+    with outputs.alone(output), pytest.raises(ValueError, match="another run works in"):
+        simulate.prepare(quickstart(output), stop)
+    assert (output / "checkpoints" / "3.orbax-checkpoint-tmp").is_dir()
+    shutil.rmtree(output)
 
 
 OTHERS = {  # another objective -> what more its error asks for
