@@ -34,7 +34,7 @@ def of(tree: Any) -> Sums:
         tree: of arrays, keys of random numbers as their data.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    computed = jax.device_get([_of_array(leaf) for _, leaf in leaves])  # all are on their way before one is fetched
+    computed = jax.device_get(_of_arrays([leaf for _, leaf in leaves]))
     paths = [path_name(path) for path, _ in leaves]
     return Sums(
         {path: int(bits) for path, (bits, _) in zip(paths, computed, strict=True)},
@@ -74,6 +74,10 @@ def of_bits(x: Array) -> Array:
 
 
 @jax.jit
-def _of_array(x: Array) -> tuple[Array, Array]:
-    finite = jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.bool_(True)
-    return of_bits(x), finite
+def _of_arrays(arrays: list[Array]) -> list[tuple[Array, Array]]:
+    # One program: of several under way at once, hosts may run the collectives in different orders, and wait forever.
+    return [(of_bits(x), _is_finite(x)) for x in arrays]
+
+
+def _is_finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.bool_(True)

@@ -51,7 +51,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_never_stopped(folder, caps
     # array of several devices.
     expected = ("log_probs", "objective_step", "step")
     assert {name: compiled.count(f"jit({name})") for name in expected} == dict.fromkeys(expected, 1)
-    assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)", "jit(_layer)", "jit(_of_array)"}
+    assert set(compiled[compiled.index("jit(step)") + 1 :]) <= {"jit(slice)", "jit(_layer)", "jit(_of_arrays)"}
     last = metrics.read_jsonl(folder / "whole" / "metrics.jsonl", "train")[-1]
     assert 0 <= last["device_waited_share"] <= 1 and last["process_peak_bytes"] > 2**20
     shown = capsys.readouterr().out
