@@ -20,9 +20,13 @@ hypothesis.settings.load_profile("faults")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw the seed once: worker processes get it from the environment."""
-    seed = os.environ.setdefault(SEED, str(int.from_bytes(os.urandom(4), "little")))
-    config.option.hypothesis_seed = int(seed)
+    """Take the seed from the environment, as worker processes do; "random" draws one.
+
+    It is the same from run to run, so that what fails is what was changed; any other number makes other inputs.
+    """
+    seed = os.environ.get(SEED, "4063059789")
+    os.environ[SEED] = str(int.from_bytes(os.urandom(4), "little")) if seed == "random" else seed
+    config.option.hypothesis_seed = int(os.environ[SEED])
 
 
 @pytest.fixture
@@ -43,6 +47,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 lines.append(f"{report.nodeid}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
                 total += sum(counts.values())
     if lines:
-        terminalreporter.write_sep("=", f"{total} generated inputs, seed {os.environ[SEED]} (${SEED} repeats them)")
+        said = f"{total} generated inputs, seed {os.environ[SEED]}; {SEED}=random draws others"
+        terminalreporter.write_sep("=", said)
+            "=", f"{total} generated inputs, seed {os.environ[SEED]} (${SEED}=random, or a number, makes others)"
+        )
     for line in sorted(lines):
         terminalreporter.write_line(line)
