@@ -49,7 +49,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if lines:
         said = f"{total} generated inputs, seed {os.environ[SEED]}; {SEED}=random draws others"
         terminalreporter.write_sep("=", said)
-            "=", f"{total} generated inputs, seed {os.environ[SEED]} (${SEED}=random, or a number, makes others)"
-        )
     for line in sorted(lines):
         terminalreporter.write_line(line)
