@@ -11,6 +11,8 @@ from rich.table import Column, Table
 
 from slpojax import log, metrics, plots, quantities
 
+FAR = 0.2  # difference of accuracies above which training and held-out pairs have parted
+
 
 def show(output: str | pathlib.Path, title: str) -> None:
     """Print the table and draw <output>/curves.png, on the first host.
@@ -26,11 +28,31 @@ def show(output: str | pathlib.Path, title: str) -> None:
     if made is None:
         return
     log.say(made)
+    if said := parted(metrics.read_jsonl(output / "metrics.jsonl")):
+        log.say(said)
     try:
         plots.curves([output], output / "curves.png", title=title)
         log.say(f"curves: {output / 'curves.png'}")
     except ImportError as error:
         log.say(f"no picture of the curves: {error}")
+
+
+def parted(rows: list[metrics.Row]) -> str:
+    """Say that a run knows the pairs that it trains on far better than others; "" where it does not.
+
+    Args:
+        rows: of metrics.jsonl. The last tenth of the training steps is held against the last evaluation.
+    """
+    name = "rewards/accuracies"
+    held_out = [row[name] for row in rows if row["split"] == "eval" and name in row]
+    training = [row[name] for row in rows if row["split"] == "train" and name in row]
+    last = training[-max(1, len(training) // 10) :]
+    if not held_out or not last or (accuracy := sum(last) / len(last)) - held_out[-1] < FAR:
+        return ""
+    return (
+        f"at the end {accuracy:.0%} of the training pairs are ranked right, and {held_out[-1]:.0%} of the held-out "
+        "ones: the run learns its pairs by heart; fewer passes, more data or a lower learning rate may help"
+    )
 
 
 def table(title: str, rows: list[metrics.Row]) -> Table | None:

@@ -64,3 +64,12 @@ def test_every_metric_of_a_pair_has_words_a_unit_and_one_axis():
     for name in ("loss", "grad_norm", "learning_rate", "world/kl", *names):
         assert quantities.find(name) is not None and quantities.label(name) != name or name == "loss", name
     assert quantities.order(["mine", "loss", "world/kl"]) == ["world/kl", "loss", "mine"]
+
+
+@pytest.mark.parametrize(("training", "held_out", "said"), [(0.94, 0.52, True), (0.7, 0.6, False), (0.5, 0.9, False)])
+def test_a_run_that_learns_its_pairs_by_heart_is_told_so(training, held_out, said):
+    rows = [{"split": "train", "step": n, "rewards/accuracies": training if n > 18 else 0.5} for n in range(1, 21)]
+    rows += [{"split": "eval", "step": n, "rewards/accuracies": held_out} for n in (0, 20)]
+    told = outcome.parted(rows)
+    assert bool(told) == said and (not said or "94% of the training pairs" in told and "52% of the held-out" in told)
+    assert outcome.parted([{"split": "train", "step": 1, "loss": 1.0}]) == ""

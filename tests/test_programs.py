@@ -8,7 +8,7 @@ import programs
 import pytest
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "goldens" / "programs.json").read_text())
-QUICK = ("dpo", "slpo tensor", "sparse")  # the others run in `make check`
+QUICK = ("dpo", "slpo tensor")  # the others run in `make check`
 
 
 @pytest.fixture(scope="module")

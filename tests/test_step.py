@@ -297,6 +297,7 @@ def test_online_reference_equals_the_cached_one():
     agree(two_steps("dpo.sigmoid", online=True, accumulate=2), two_steps("dpo.sigmoid"))
 
 
+@pytest.mark.check
 def test_packed_rows_equal_rows_of_one_example():
     agree(two_steps("dpo.sigmoid"), two_steps("dpo.sigmoid", pack=False))
 
