@@ -126,17 +126,16 @@ def save(
             before, could not be written.
         FloatingPointError: a number of the state is not finite; nothing is saved.
     """
-    named = {name: float(value) for name, value in (metrics or {}).items()}
+    ranked = {name: float(value) for name, value in (metrics or {}).items()}
     if metrics is not None:
-        _cost(checkpoints.best_metric, named)
+        _cost(checkpoints.best_metric, ranked)
     wait(checkpoints)
     if step == checkpoints.manager.latest_step():
         return
     stored = jax.tree.map(_as_data, state)
     bits, broken = sums.of(stored)
     if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise FloatingPointError(f"the state behind step {step} is not finite: {', '.join(broken[:3])}{more}")
+        raise FloatingPointError(f"the state behind step {step} is not finite: {named.few(broken, 3)}")
     if jax.process_index() == 0:
         shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
     items = ocp.args.Composite(
@@ -144,7 +143,7 @@ def save(
         run=ocp.args.JsonSave(_sealed({**run._asdict(), "step": step, "sums": bits})),
     )
     try:
-        checkpoints.manager.save(step, args=items, metrics=named, force=True)
+        checkpoints.manager.save(step, args=items, metrics=ranked, force=True)
         checkpoints.saved.append(step)
     except Exception as error:
         raise _not_written(checkpoints, step, error) from error
@@ -220,7 +219,7 @@ def restore_params(checkpoints: Checkpoints, step: int, like: Params) -> Params:
             differ = [path for path, bits in now.items() if run["sums"].get(path) != bits]
             if not differ:
                 return found["params"]
-            reason = f"the numbers of {', '.join(differ[:3])} are not those that were saved"
+            reason = f"the numbers of {named.few(differ, 3)} are not those that were saved"
         except Exception as error:  # whatever a damaged file makes of a reader
             reason = _first_line(error)
     raise ValueError(f"checkpoint {step} in {checkpoints.folder} cannot be read: {reason}; choose another --step")
@@ -302,8 +301,7 @@ def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping
         return None, reason or "another host cannot read it"
     differ = sums.differing(saved, sums.of(found).bits)
     if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        return None, f"the numbers of {', '.join(differ[:3])}{more} are not those that were saved"
+        return None, f"the numbers of {named.few(differ, 3)} are not those that were saved"
     return jax.tree.map(_as_like, found, like), ""
 
 

@@ -186,8 +186,7 @@ def listed(names: Sequence[str]) -> str:
         >>> listed(["a", "b"]), listed([])
         ('a, b', 'none')
     """
-    shown = [name if len(name) <= 120 else f"{name[:120]}..." for name in names[:8]]
-    return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+    return named.few([name if len(name) <= 120 else f"{name[:120]}..." for name in names]) or "none"
 
 
 def _promised(index: pathlib.Path) -> dict[str, str]:

@@ -9,18 +9,16 @@ import dataclasses
 import math
 import pathlib
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from slpojax import checkpoint, data, flops, log, metrics, settings, stopping, sums, tracing
+from slpojax import checkpoint, data, flops, log, metrics, named, settings, stopping, sums, tracing
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
-
-_LISTED = 8  # rows of a batch that a message names
 
 Measure = Callable[[int, State], Mapping[str, float]]  # (step, state) -> metrics
 
@@ -137,7 +135,7 @@ class Loop:
         finally:
             self.opened.close()
         if self.skipped:
-            log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {_list(self.skipped)}")
+            log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {named.few(self.skipped)}")
 
     def _save(self, n: int, state: State, measured: Mapping[str, float] | None, *, owed: bool = False) -> None:
         """Save the state, once all is known of the steps that led to it."""
@@ -180,7 +178,7 @@ class Loop:
             names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
             index = self.indices.get(n, np.zeros(0, int))
             rows = sorted({int(self.rows[i]) for i in index if i >= 0})
-            said = f"step {n} is not finite: {names}. Its batch holds the rows {_list(rows)}"
+            said = f"step {n} is not finite: {names}. Its batch holds the rows {named.few(rows)}"
             if self.config.nonfinite == "stop":
                 raise FloatingPointError(f"{said}. To mend it, {self._advice(n)}")
             self.skipped.append(n)
@@ -313,9 +311,3 @@ def start(
     if restored:
         run.owed, run.skipped = restored.notes["owed"], list(restored.notes["skipped"])
     return run
-
-
-def _list(numbers: Sequence[int]) -> str:
-    """Return some numbers, and how many more there are."""
-    more = f" and {len(numbers) - _LISTED} more" if len(numbers) > _LISTED else ""
-    return ", ".join(map(str, numbers[:_LISTED])) + more

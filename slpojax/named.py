@@ -10,7 +10,7 @@ import inspect
 import math
 import pathlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -150,6 +150,17 @@ def shown(value: Any) -> str:
     # Python refuses to write out a whole number of thousands of digits, but for bits.
     text = hex(value) if isinstance(value, int) and value.bit_length() > 999 else repr(value).replace("\n", " ")
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]}... ({len(text):,} characters)"
+
+
+def few(names: Sequence[Any], most: int = 8) -> str:
+    """Return the first of some names in a line, and how many more there are.
+
+    Example:
+        >>> few([1, 2, 3, 4], 3), few(["a"])
+        ('1, 2, 3 and 1 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def near(word: str, words: Iterable[str]) -> str:

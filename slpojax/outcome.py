@@ -24,11 +24,12 @@ def show(output: str | pathlib.Path, title: str) -> None:
     if jax.process_index() != 0:
         return
     output = pathlib.Path(output)
-    made = table(title, metrics.read_jsonl(output / "metrics.jsonl"))
+    rows = metrics.read_jsonl(output / "metrics.jsonl")
+    made = table(title, rows)
     if made is None:
         return
     log.say(made)
-    if said := parted(metrics.read_jsonl(output / "metrics.jsonl")):
+    if said := parted(rows):
         log.say(said)
     try:
         plots.curves([output], output / "curves.png", title=title)

@@ -124,10 +124,9 @@ def finish(options: dict[str, Any]) -> None:
         and not (key in _HARMLESS_AS and type(value) is type(_HARMLESS_AS[key]) and value == _HARMLESS_AS[key])
     }
     if unknown:
-        shown = [f"{_name(k)}={_short(v)}" for k, v in [*unknown.items()][:8]]
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        shown = named.few([f"{_name(k)}={_short(v)}" for k, v in unknown.items()])
         raise ValueError(
-            f"config.json: not understood: {', '.join(shown)}{more}. Ignoring an option "
+            f"config.json: not understood: {shown}. Ignoring an option "
             "could change the model silently; remove the key from config.json if it has no effect."
         )
 
