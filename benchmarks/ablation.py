@@ -123,7 +123,7 @@ def everything(batch: Batch, shapes: Shapes) -> Scored:
     used = batch.scored.slot[0] < spare
     rest = np.setdiff1d(np.arange(batch.rows.token.size), batch.scored.source[0][used])
     more = (rest, batch.rows.token.reshape(-1)[rest], np.full(rest.shape, spare))
-    scored = zip(batch.scored, more, strict=True)
+    scored = zip(batch.scored[:3], more, strict=True)
     return Scored(*(np.concatenate([old[0][used], new]).astype(np.int32)[None] for old, new in scored))
 
 

@@ -52,7 +52,7 @@ def dialogues(rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 def causal(query: jax.Array, key: jax.Array, value: jax.Array, reader: Cells, read: Cells) -> jax.Array:
     def cut(cells: Cells, stop: int, start: int = 0) -> Cells:
-        return Cells(*(x[:, start:stop] for x in cells))
+        return jax.tree.map(lambda x: x[:, start:stop], cells)
 
     block = 128 * -(-query.shape[1] // 1024)  # at most eight blocks
     return jnp.concatenate(

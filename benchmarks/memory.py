@@ -52,7 +52,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
-    parser.add_argument("--off", nargs="+", help="these features alone beside \"nothing\", as the table names them")
+    parser.add_argument("--off", nargs="+", help='these features alone beside "nothing", as the table names them')
     parser.add_argument("--remat", nargs="+", choices=tuple(REMATS), help="compare these policies instead")
     parser.add_argument("--width", type=int, default=0, help="0: of the config on a topology, 256 elsewhere")
     for name, value in (("layers", 4), ("heads", 8), ("rows", 5), ("length", 1024), ("rounds", 5)):

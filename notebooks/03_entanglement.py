@@ -100,10 +100,10 @@ else:
 # places; two *independent* responses to the same opening.
 
 # %%
-samples = sampling.generate(
-    model, params, [p for p in prompts for _ in range(2)], key=jax.random.key(3), max_new_tokens=LONGEST, eos=eos, batch=2 * PAIRS
+answers = sampling.generate(
+    model, params, prompts, key=jax.random.key(3), max_new_tokens=LONGEST, eos=eos, samples=2, slots=2 * PAIRS
 )
-first, second = ([np.asarray(y.token, np.int32) for y in samples[k::2]] for k in (0, 1))
+first, second = ([np.asarray(y[k].token, np.int32) for y in answers] for k in (0, 1))
 
 
 @jax.jit

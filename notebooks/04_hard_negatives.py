@@ -100,10 +100,11 @@ ANSWERS = 6 * PROMPTS
 
 
 def sample(params, key, topics=prompts, times=6):
-    encoded = [language.encode(prompt) for _, prompt in topics for _ in range(times)]
-    return encoded, sampling.generate(
-        model, params, encoded, key=key, max_new_tokens=language.LONGEST, eos=(EOS,), batch=120
+    encoded = [language.encode(prompt) for _, prompt in topics]
+    answers = sampling.generate(
+        model, params, encoded, key=key, max_new_tokens=language.LONGEST, eos=(EOS,), samples=times, slots=120
     )
+    return [prompt for prompt in encoded for _ in range(times)], [y for of_prompt in answers for y in of_prompt]
 
 
 def exchanged(response):
@@ -215,7 +216,7 @@ print(f"chance that the kernel picks what `likeliest` would: start {1 / POOL:.2f
 #
 # 360 fresh responses of each policy. The gold reward is what training is after, the KL to the reference what it costs,
 # and the share that the grammar could have written tells damage. **Read** the reward together with the other two: `least_likely`
-# pays for its reward with a language that is none any more; `likeliest` moves least and keeps most; the kernel lies between
+# pays much of its language for hardly any reward; `likeliest` moves least and keeps most; the kernel lies between
 # `likeliest` and `uniform` in what it pays. (± is the standard error of the samples; another seed of the training moves the
 # numbers by more than that.)
 

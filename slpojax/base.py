@@ -25,6 +25,8 @@ Scalar: TypeAlias = float | Float[Array, ""]  # a hyperparameter: a Python numbe
 
 # log(1 - p) where there is no token. exp() of it is 0, and sums of thousands of it stay finite in float32.
 ABSENT = -1e30
+# An adapter's pair and its scale, by their names beside the weight of a linear map.
+ADAPTER = ("lora_a", "lora_b", "lora_scale")
 
 
 def stream_number(name: str) -> int:
@@ -100,11 +102,14 @@ class Scored(NamedTuple):
         target: the token id. 0 where unused.
         slot: (b * K + k) * T + t in the flattened [B, K, T] of the *global* batch; behind these, for token t + 1 of a
             prompt, B * K * T + b * P + t; B * (K * T + P) where unused.
+        cell: index, counted as `source`, of the token's own hidden state, which a score head reads; 0 where unused.
+            None where nobody reads it.
     """
 
     source: Int[Array, "G S"]
     target: Int[Array, "G S"]
     slot: Int[Array, "G S"]
+    cell: Int[Array, "G S"] | None = None
 
 
 class Batch(NamedTuple):
@@ -167,11 +172,13 @@ class State(NamedTuple):
 
     Attributes:
         step: steps taken.
-        params: the policy's.
+        params: what the optimiser moves: the policy's, or a part of them or adapters (see `slpojax.trained`), and those
+            of readers.
         optimizer: its state.
         objective: running statistics, or None.
         key: of the run; every step folds its number in.
-        reference: the reference's parameters where it follows the policy; one that stays is no part of this.
+        reference: the reference's parameters where it follows the policy, as far as they move; one that stays is no
+            part of this.
     """
 
     step: Int[Array, ""]
@@ -202,11 +209,17 @@ class Model(NamedTuple):
         apply: (params, rows, cache) -> (hidden, cache). `hidden` [R, L, D] is normalised and ready for the unembedding,
             in the compute dtype. With `cache=None` the rows are self-contained and None comes back.
         layers: (params, rows, read) -> (hidden, what `read` makes of every layer's output [R, L, D], stacked).
-        unembed: params -> [D, V], the array that turns hidden states into logits (the embedding transposed if tied).
+        unembed: params -> [D, V], the array that turns hidden states into logits (the embedding transposed if tied);
+            ValueError where there is a score head in its place.
         empty_cache: (rows, length) -> cache for `rows` sequences of up to `length` tokens.
+        empty_pool: (parts, lanes, width, blocks, slots, tokens) -> cache for sampling, see `models.attention.Pool`.
         sharding: (regular expression on the '/'-joined path of a parameter, PartitionSpec over fsdp and tensor) pairs;
             the first match counts.
         tensors: the table between parameters and the tensors of a Hugging Face checkpoint (see `slpojax.hf`).
+        score: params -> [D], the weights of a score head; None for a language model.
+        linear: paths of the layers' linear maps, each of which adds the product of an adapter's pair where the
+            parameters hold one beside its weight (see `slpojax.trained.lora`).
+        cap: of the logits, which are cap tanh(product with the unembedding / cap); None for the product itself.
     """
 
     init: Callable[[Key], Params]
@@ -214,12 +227,17 @@ class Model(NamedTuple):
     layers: Callable[[Params, Rows, Callable[[Array], Any]], tuple[Float[Array, "R L D"], Any]]
     unembed: Callable[[Params], Float[Array, "D V"]]
     empty_cache: Callable[[int, int], Any]
+    empty_pool: Callable[..., Any]
     sharding: tuple[tuple[str, jax.sharding.PartitionSpec], ...]
     tensors: tuple[Any, ...]
+    score: Callable[[Params], Float[Array, " D"]] | None = None
+    linear: tuple[str, ...] = ()
+    cap: float | None = None
 
 
 __all__ = [
     "ABSENT",
+    "ADAPTER",
     "Array",
     "Batch",
     "Bool",

@@ -22,8 +22,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from slpojax import log, named, resuming, sums
+from slpojax import log, resuming, sums, torn, wording
 from slpojax.base import Params, State
+
+MODEL = "model that training starts from"  # the name of its digest among the contents
 
 _ITEMS = ("state", "run")
 _TRASH = "deleted"
@@ -92,7 +94,7 @@ def open_folder(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{folder} cannot hold checkpoints: {error.strerror}; move away what is there") from error
-        _set_aside_torn(folder)
+        torn.set_aside(folder, _ITEMS, _TRASH)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints are tidy")
 
@@ -135,7 +137,7 @@ def save(
     stored = jax.tree.map(_as_data, state)
     bits, broken = sums.of(stored)
     if broken:
-        raise FloatingPointError(f"the state behind step {step} is not finite: {named.few(broken, 3)}")
+        raise FloatingPointError(f"the state behind step {step} is not finite: {wording.few(broken, 3)}")
     if jax.process_index() == 0:
         shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
     items = ocp.args.Composite(
@@ -219,10 +221,71 @@ def restore_params(checkpoints: Checkpoints, step: int, like: Params) -> Params:
             differ = [path for path, bits in now.items() if run["sums"].get(path) != bits]
             if not differ:
                 return found["params"]
-            reason = f"the numbers of {named.few(differ, 3)} are not those that were saved"
+            reason = f"the numbers of {wording.few(differ, 3)} are not those that were saved"
         except Exception as error:  # whatever a damaged file makes of a reader
             reason = _first_line(error)
     raise ValueError(f"checkpoint {step} in {checkpoints.folder} cannot be read: {reason}; choose another --step")
+
+
+def last_state(run: str, like: State) -> State:
+    """Return the state of the newest checkpoint of another run, from which this one starts.
+
+    Args:
+        run: its output folder.
+        like: shape, dtype and sharding of every leaf.
+
+    Raises:
+        ValueError: it has no checkpoint, a damaged one, or that of another model, optimiser or objective.
+    """
+    checkpoints, step, sealed = _newest(run)
+    try:
+        state, reason = _read_state(checkpoints, step, like, sealed["sums"])
+    finally:
+        checkpoints.manager.close()
+    if state is None:
+        raise ValueError(
+            f"config.start={run}: the state behind step {step} is not one that this run can start from ({reason}); its "
+            "model, train.what, optimizer, moments and objective must be of the same kind"
+        )
+    log.say(f"starts from {run}, the state behind its step {step}")
+    return state
+
+
+def last_params(run: str, like: Params) -> Params:
+    """Return the policy's parameters of the newest checkpoint of another run, see `restore_params`."""
+    checkpoints, step, _ = _newest(run)
+    try:
+        return restore_params(checkpoints, step, like)
+    finally:
+        checkpoints.manager.close()
+
+
+def last_digest(run: str) -> str:
+    """Return the digest of the numbers that `last_state` reads."""
+    checkpoints, _, sealed = _newest(run)
+    checkpoints.manager.close()
+    return hashlib.sha256(json.dumps(sealed["sums"], sort_keys=True).encode()).hexdigest()
+
+
+def last_contents(run: str) -> Mapping[str, str]:
+    """Return the digests of what the state depends on that `last_state` reads, by name."""
+    checkpoints, _, sealed = _newest(run)
+    checkpoints.manager.close()
+    return sealed["contents"]
+
+
+def _newest(run: str) -> tuple[Checkpoints, int, Mapping[str, Any]]:
+    """Return another run's folder, its newest step, and what that state belongs to."""
+    folder = pathlib.Path(run) / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(f"config.start={run}: no checkpoints there; give the output folder of a run")
+    checkpoints = open_folder(folder)
+    step = checkpoints.manager.latest_step()
+    sealed, reason = (None, "there is none") if step is None else _read_run(checkpoints, step)
+    if step is None or sealed is None:
+        checkpoints.manager.close()
+        raise ValueError(f"config.start={run}: its newest checkpoint cannot be read ({reason})")
+    return checkpoints, step, sealed
 
 
 def require_same_config(checkpoints: Checkpoints, config: Mapping[str, Any], *, force: bool = False) -> None:
@@ -273,7 +336,7 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
     """
     name = best_metric.removeprefix("-")
     if names and name not in names and not name.startswith(tuple(groups)):
-        raise named.unknown("config.best_metric", name, sorted(names))
+        raise wording.unknown("config.best_metric", name, sorted(names))
 
 
 def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | None, str]:
@@ -301,7 +364,7 @@ def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping
         return None, reason or "another host cannot read it"
     differ = sums.differing(saved, sums.of(found).bits)
     if differ:
-        return None, f"the numbers of {named.few(differ, 3)} are not those that were saved"
+        return None, f"the numbers of {wording.few(differ, 3)} are not those that were saved"
     return jax.tree.map(_as_like, found, like), ""
 
 
@@ -348,50 +411,17 @@ def _set_aside(checkpoints: Checkpoints, damaged: Mapping[int, str]) -> None:
     """Rename damaged checkpoints, newer than the one that is restored, and say so."""
     for step, reason in damaged.items():
         if jax.process_index() == 0:
-            _rename(checkpoints.folder / str(step), reason)
+            torn.rename(checkpoints.folder / str(step), reason)
     if damaged:
         _all_hosts(True)
         checkpoints.manager.reload()
-
-
-def _set_aside_torn(folder: pathlib.Path) -> None:
-    """Remove what was being written or deleted, and rename finished checkpoints that lack a part; say so."""
-    shutil.rmtree(folder / _TRASH, ignore_errors=True)
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
-        if ".orbax-checkpoint-tmp" in path.name:
-            log.say(f"skipped checkpoint {path.name.split('.')[0]}: the process ended while it was written")
-            shutil.rmtree(path)
-        elif path.name.isdigit():
-            missing = [item for item in _ITEMS if not (path / item).is_dir() or not any((path / item).iterdir())]
-            if missing:
-                _rename(path, f"it lacks {', '.join(missing)}")
-            elif not _is_json(path / "metrics" / "metrics"):
-                _rename(path, "its metrics cannot be read")
-            elif path.name != str(int(path.name)):
-                _rename(path, "its name is no step")
-
-
-def _rename(path: pathlib.Path, reason: str) -> None:
-    """Give a checkpoint a name that no reader takes for one; nothing is deleted."""
-    names = (path.with_name(f"torn-{path.name}{f'-{n}' if n else ''}") for n in range(10_000))
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
-    log.say(f"skipped checkpoint {path.name}: {reason}; now {aside}")
-
-
-def _is_json(path: pathlib.Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _cost(best_metric: str, metrics: Mapping[str, float]) -> float:
     """Return what ranks a checkpoint, lower is better; NaN is the worst."""
     name = best_metric.removeprefix("-")
     if name not in metrics:
-        raise named.unknown("config.best_metric", name, sorted(metrics))
+        raise wording.unknown("config.best_metric", name, sorted(metrics))
     value = float(metrics[name]) * (-1.0 if best_metric.startswith("-") else 1.0)
     return math.inf if math.isnan(value) else value
 

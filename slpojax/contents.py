@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slpojax import cached, columns, data, hf, objectives, selectors
+from slpojax import bench as benches
+from slpojax import cached, checkpoint, data, hf, objectives, selectors
 from slpojax.bench import Bench
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -25,21 +26,22 @@ def digests(config: Config, bench: Bench, method: Method, parts: Sequence[Part])
         method: objective and selector, whose code counts.
         parts: of the data.
     """
-    assert bench.folder is not None
-    start = columns.weights_digest(bench.folder) if config.model.weights == "load" else _of_text(bench.hf_config)
+    start = benches.first_digest(bench) if config.model.weights == "load" else _of_text(bench.hf_config)
     held = {
         **{f"examples ({part.name})": part.examples.digest() for part in parts},
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
-        "model that training starts from": start,
+        checkpoint.MODEL: start,
         "code of the objective": _of_code(objectives.functions(config.objective.name)),
     }
+    if config.start:
+        held["state that training starts from"] = checkpoint.last_digest(config.start)
     if method.selector:
         held["code of the selector"] = _of_code([selectors.find(method.selector.name)])
     paths = {"reference": "path", "previous model": "previous"} if config.reference.mode != "none" else {}
     for name, key in paths.items():
         if config.reference[key]:
             folder = hf.resolve(config.reference[key], key=f"reference.{key}")
-            held[name] = columns.weights_digest(folder)
+            held[name] = benches.weights_digest(folder, f"reference.{key}")
     return held
 
 

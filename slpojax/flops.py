@@ -1,11 +1,12 @@
 """How many floating-point operations a step is worth, and how many the devices could do.
 
-The convention: a token costs 6 operations for every weight that it is multiplied with (2 forward, 4 backward), 2 where
-no gradient is taken; embeddings, norms, attention scores and recomputation are left out. So a policy's token costs
-6 N, an online reference adds 2 N, a cached one nothing; where all candidates are scored before the picked ones are
-trained on, each of theirs costs 2 N more. The unembedding is counted where it is used: at the scored tokens.
-Utilisation (MFU) is of the computed tokens, in which a shared prompt counts once; throughput may also be given in
-effective tokens, in which it counts once a response, as where every response is computed alone.
+The convention: a token costs 6 operations for every weight that it is multiplied with (2 forward, 4 backward), 4 where
+the weight is frozen and has no gradient of its own, 2 where no gradient is taken; embeddings, norms, attention scores
+and recomputation are left out. So a policy's token costs 6 N, an online reference adds 2 N, a cached one nothing; where
+all candidates are scored before the picked ones are trained on, each of theirs costs 2 N more. The unembedding is
+counted where it is used: at the scored tokens. Utilisation (MFU) is of the computed tokens, in which a shared prompt
+counts once; throughput may also be given in effective tokens, in which it counts once a response, as where every
+response is computed alone.
 
 Knows shapes and the names of chips; knows no model and no step.
 """
@@ -16,7 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-TRAIN, FORWARD = 6, 2  # operations for a token and a weight: with its gradient, and without
+from slpojax.base import ADAPTER
+
+# Operations for a token and a weight: with its gradient, with that of what it is multiplied with alone, with none.
+TRAIN, FROZEN, FORWARD = 6, 4, 2
 
 # Dense bfloat16 operations a second of one JAX device, by its kind; from the makers' data sheets. A kind is known by
 # its whole name: a PCIe board is slower than the card whose name begins alike, and a MIG slice is a part of one.
@@ -52,6 +56,29 @@ def weights(params: Any, unembed: Any) -> tuple[int, int]:
     """
     body = {name: tree for name, tree in params.items() if name not in ("embed", "head")}
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(body)), int(np.prod(unembed.shape))
+
+
+def moved(params: Any, trained: Any, counts: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what `weights` does, of all weights, adapters among them, and of those that are trained.
+
+    Args:
+        params: the model's, or their shapes.
+        trained: what is trained of them, and adapters beside; or the shapes.
+        counts: from `weights`, of the model's.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(trained)
+    adapters = sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") in ADAPTER)
+    body = sum(
+        int(np.prod(x.shape)) for name in trained.keys() - {"embed", "head"} for x in jax.tree.leaves(trained[name])
+    )
+    last = "head" if "head" in params else "embed"
+    return (counts[0] + adapters, counts[1]), (body, counts[1] * (last in trained))
+
+
+def count(params: Any) -> int:
+    """Return how many numbers there are, but for the scales of adapters, which are no parameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") != ADAPTER[2])
 
 
 def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int]]) -> float:

@@ -14,14 +14,18 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from slpojax import adapters, cached, columns, data, hf, log, models, prompts, scores, trained, vocabulary
 from slpojax import bench as benches
-from slpojax import cached, columns, data, hf, log, models, prompts, scores, vocabulary
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Columns, Part
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.step import Method
+
+# Settings of the data that a cache does not name: the digest of the examples says what they change.
+_BY_EXAMPLES = (*data.Rules._fields, "chat_template_kwargs")
+MOVING = ("moving", "bema")  # modes of a reference that follows the policy
 
 
 class Prepared(NamedTuple):
@@ -30,7 +34,7 @@ class Prepared(NamedTuple):
     Attributes:
         parts: of the data, with cached log-probs.
         frozen: weights that a step reads and never changes.
-        reference: the parameters that a moving reference starts from; None where it does not move.
+        reference: the parameters that a moving reference starts from, as far as they move; None where it does not.
         model: of the reference's parameters; None where it is a model like the policy.
     """
 
@@ -57,11 +61,28 @@ def refuse(config: Config, asked: Mapping[str, str]) -> None:
             "set --config.reference.mode=cached or online"
         )
     of_weights = sorted(name for name in asked if scores.takes_weights({name}))
-    if of_weights and mode not in ("online", "moving"):
+    if of_weights and mode not in ("online", *MOVING):
         raise ValueError(
             f"{asked[of_weights[0]]} asks for {', '.join(of_weights)} at every token, which takes the reference's "
             f"weights, but config.reference.mode is {mode!r}; set --config.reference.mode=online"
         )
+    if mode in MOVING and config.train.what != trained.ALL:
+        if config.reference.path:
+            raise ValueError(
+                f"config.reference.path={config.reference.path!r} with config.reference.mode={mode} and train.what="
+                f"{config.train.what!r}: what is frozen of a moving reference is the policy's; leave reference.path "
+                "empty, or set --config.train.what=all"
+            )
+        if config.train.what == trained.LORA and mode == "bema":
+            raise ValueError(
+                "config.reference.mode=bema with train.what=lora: an average of adapters' matrices is no average of "
+                "what they add; set --config.reference.mode=moving with reference.mix=1, or --config.train.what=all"
+            )
+        if config.train.what == trained.LORA and config.reference.mix != 1:
+            raise ValueError(
+                f"config.reference.mix={config.reference.mix:g} with train.what=lora: a mean of two adapters' matrices "
+                "is no mean of what they add; set --config.reference.mix=1"
+            )
     if "previous" in asked and not config.reference.previous:
         raise ValueError(
             f"{asked['previous']} compares with a second frozen model, the iterate that training starts from; set "
@@ -69,7 +90,9 @@ def refuse(config: Config, asked: Mapping[str, str]) -> None:
         )
 
 
-def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: Sequence[Part]) -> Prepared:
+def prepare(
+    config: Config, bench: Bench, method: Method, scan: Shapes, parts: Sequence[Part], base: Params | None = None
+) -> Prepared:
     """Give the parts of the data what frozen models say of them, or bring the reference's weights to the devices.
 
     Args:
@@ -78,6 +101,7 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
         method: what asks.
         scan: sizes of the batches that go through a part once.
         parts: of the data.
+        base: the policy's frozen parameters, which its reference has in common with it; None where all are trained.
 
     Raises:
         ValueError: a folder is no model, or a log-prob is not finite.
@@ -87,9 +111,10 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
     of_weights = scores.takes_weights(needs)
     used = {
         "reference.previous": "previous" in needs,
-        "reference.path": config.data.match_prompts or mode == "moving" or "ref" in needs or of_weights,
+        "reference.path": config.data.match_prompts or mode in MOVING or "ref" in needs or of_weights,
     }
-    sources = {key: _source(config, bench, key, parts) for key, asked in used.items() if asked}
+    examples = [part.examples for part in parts]
+    sources = {key: _source(config, bench, key, examples, base) for key, asked in used.items() if asked}
 
     def log_probs_of(name: str, source: Source) -> list[Columns]:
         compiled = scores.scorer(source.model, scan, bench.grid)
@@ -103,19 +128,20 @@ def prepare(config: Config, bench: Bench, method: Method, scan: Shapes, parts: S
         before = log_probs_of("previous", sources.pop("reference.previous"))
         parts = [part._replace(previous=columns) for part, columns in zip(parts, before, strict=True)]
     if not used["reference.path"]:
-        return Prepared(parts, Frozen(), None, None)
+        return Prepared(parts, Frozen(base), None, None)
     source = sources["reference.path"]
     if config.data.match_prompts:
         parts = match_prompts(bench, parts, source, cache=cache, batch=config.batch_size, seed=config.seed)
-    if mode == "moving":
-        return Prepared(parts, Frozen(), source.params(), None)
+    if mode in MOVING:
+        moves = source.params() if bench.plan.all else benches.first_trained(config, bench)
+        return Prepared(parts, Frozen(base), moves, None)
     if mode == "cached" and "ref" in needs:
         parts = [
             part._replace(ref=columns) for part, columns in zip(parts, log_probs_of("reference", source), strict=True)
         ]
-        return Prepared(parts, Frozen(), None, None)
+        return Prepared(parts, Frozen(base), None, None)
     online = mode != "none" and ("ref" in needs or of_weights)
-    weights = Frozen(reference=source.params() if online else None)
+    weights = Frozen(base, source.params() if online else None)
     return Prepared(parts, weights, None, source.model if online and source.model is not bench.model else None)
 
 
@@ -133,8 +159,25 @@ class Source(NamedTuple):
     model: Model
 
 
-def _source(config: Config, bench: Bench, key: str, parts: Sequence[Part]) -> Source:
+def reference(config: Config, bench: Bench) -> Source:
+    """Return the reference of a configuration, for who needs its weights and not its log-probs of the data.
+
+    Args:
+        config: its groups `reference`, `model` and `data`.
+        bench: devices, model and tokenizer, each of whose tokens it must know as the policy does: any may be sampled.
+    """
+    assert bench.tokenizer is not None
+    every, end = np.arange(len(bench.tokenizer)), np.array([bench.tokenizer.eos_token_id])
+    listed = data.build([data.Example(every, (end,), (0.0,), 0)], candidates=1)
+    return _source(config, bench, "reference.path", [listed])
+
+
+def _source(
+    config: Config, bench: Bench, key: str, examples: Sequence[data.Examples], base: Params | None = None
+) -> Source:
     """Return the frozen model of a folder, or where the key is empty the one that the policy starts from.
+
+    The folder may be that of an adapter, which counts with its model.
 
     Raises:
         ValueError: its log-probs cannot be compared with the policy's, or its weights not mixed with them.
@@ -144,28 +187,46 @@ def _source(config: Config, bench: Bench, key: str, parts: Sequence[Part]) -> So
     assert folder is not None
     hf_config, model = bench.hf_config, bench.model
     if path:
-        hf_config, model = hf.read_config(folder), _model(config, bench, key, folder)
+        of_model = adapters.base_of(folder, key)
+        hf_config, model = hf.read_config(of_model), _model(config, bench, key, of_model)
+        if of_model != folder:
+            adapters.read(folder, model)
         if bench.tokenizer_folder is not None:
-            examples, made_by = [part.examples for part in parts], bench.tokenizer_folder
-            if note := vocabulary.require_same_tokens(examples, bench.tokenizer, made_by, folder, key=key):
+            made_by = bench.tokenizer_folder
+            if note := vocabulary.require_same_tokens(examples, bench.tokenizer, made_by, of_model, key=key):
                 log.say(note)
 
     @functools.cache
     def params() -> Params:
-        return benches.load_params(bench, folder, model) if path else benches.first_params(config, bench)
+        if path:
+            return benches.load_params(folder, model, bench.grid, key=key)
+        return benches.reference_params(config, bench, base)
 
     loaded, family = path or config.model.weights == "load", [config.model.family] if config.model.family else []
     depends = {
-        "weights": columns.weights_digest(folder) if loaded else f"drawn, seed {config.seed}",
+        "weights": _digest(bench, folder if path else None, key) if loaded else f"drawn, seed {config.seed}",
         "model": json.dumps(hf_config, sort_keys=True),
         "dtype": config.model.dtype,
         "attention": config.model.attention,
         "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows", "slpojax.hf", *family),
+        **_rounded(config, bench, path),
         "jax": jax.__version__,
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
-        **{f"data.{name}": str(config.data[name]) for name in data.FIELDS},
+        **{f"data.{name}": str(config.data[name]) for name in data.FIELDS if name not in _BY_EXAMPLES},
     }
     return Source(params, depends, model)
+
+
+def _digest(bench: Bench, folder: pathlib.Path | None, key: str) -> str:
+    """Return the digest of a folder's weights; None stands for those that the policy starts from."""
+    return benches.first_digest(bench) if folder is None else benches.weights_digest(folder, key)
+
+
+def _rounded(config: Config, bench: Bench, path: str) -> dict[str, str]:
+    """Return what the log-probs of the model that the policy starts from depend on where it is not all in float32."""
+    if path or bench.plan.all or config.model.frozen_dtype == "float32":
+        return {}
+    return {"frozen": f"{config.model.frozen_dtype}, but {sorted(bench.plan.layers.items())}"}
 
 
 def _model(config: Config, bench: Bench, key: str, folder: pathlib.Path) -> Model:
@@ -182,7 +243,7 @@ def _model(config: Config, bench: Bench, key: str, folder: pathlib.Path) -> Mode
             "them to the other's size (transformers: resize_token_embeddings, then save_pretrained)"
         )
     different = models.differences(policy, theirs, max_length=limit, family=both)
-    if different and config.reference.mode == "moving" and key == "reference.path":
+    if different and config.reference.mode in MOVING and key == "reference.path":
         raise ValueError(
             f"config.{key}: {folder}, held against the policy's config.json, differs in {', '.join(different)}, and a "
             "moving reference mixes its weights with the policy's. Set --config.reference.mode=cached, or give a "

@@ -25,10 +25,12 @@ from jaxtyping import Float
 from slpojax import needs
 from slpojax.base import ABSENT, Array, Int, Scored
 from slpojax.grid import Grid, lookup, scatter
+from slpojax.numerics import slope_of_soft, soften
 
 TokenScores: TypeAlias = dict[str, Array]  # "log_odds" and what else was requested, [G, S] each
 Sums: TypeAlias = dict[str, Array]  # over the words other than the token, [R, S] each; see `_add_part`
 Reference: TypeAlias = tuple[Float[Array, "R L E"], Float[Array, "E V"]]  # of a width of its own
+Caps: TypeAlias = tuple[float | None, ...]  # of the logits of the policy, and of the reference's; see `soften`
 
 # As many logits exist at once on a CPU as this many positions have: 64 x 50,304 in float32 is 13 MB, which stays in a
 # processor's cache from the product to the sums. From 96 on, scoring takes a third longer.
@@ -73,13 +75,18 @@ def positions_at_once(platform: str, vocabulary: int) -> int:
 
 
 def token_log_odds(
-    hidden: Float[Array, "R L D"], unembed: Float[Array, "D V"], scored: Scored, *, chunk: int
+    hidden: Float[Array, "R L D"],
+    unembed: Float[Array, "D V"],
+    scored: Scored,
+    *,
+    chunk: int,
+    cap: float | None = None,
 ) -> Float[Array, "G S"]:
     """Log-odds of the scored tokens: d = z_y - log sum_{v != y} exp z_v = log p - log(1 - p).
 
     The first of the scores of `token_scores`.
     """
-    return token_scores(hidden, unembed, scored, chunk=chunk)["log_odds"]
+    return token_scores(hidden, unembed, scored, chunk=chunk, caps=(cap, None))["log_odds"]
 
 
 def token_scores(
@@ -90,6 +97,7 @@ def token_scores(
     chunk: int,
     requested: Collection[str] = (),
     reference: Reference | None = None,
+    caps: Caps = (None, None),
     grid: Grid | None = None,
 ) -> TokenScores:
     """Scores of tokens, from one pass over the vocabulary.
@@ -104,6 +112,7 @@ def token_scores(
         chunk: how many scored positions of each group may have all their logits in memory at once.
         requested: what else to compute, among `needs.of_source("head")`.
         reference: hidden states and unembedding of the reference, for "kl" and "activity"; they get no gradient.
+        caps: of the policy's logits and of the reference's: cap tanh(product / cap); None for the product itself.
         grid: over whose devices the groups are split; None for one device.
 
     Returns:
@@ -116,13 +125,33 @@ def token_scores(
     sides = tuple((predictors(h, scored.source), matrix.T) for h, matrix in pairs)
     parts = -(-scored.source.shape[1] // max(1, chunk))
     summed = tuple(sorted(set(requested) - {"activity"}))
-    out = _scores(summed, parts, grid, sides[0], sides[1:] if "kl" in summed else (), scored.target)
-    return out | {"activity": _mean_logit(*sides[1])} if "activity" in requested else out
+    options = (summed, parts, caps, grid)
+    out = _scores(*options, sides[0], sides[1:] if "kl" in summed else (), scored.target)
+    if "activity" not in requested:
+        return out
+    if caps[1] is not None:
+        raise ValueError(
+            f"the mean of the reference's logits is not known where they are capped (at {caps[1]:g}): choose an "
+            "objective that does not ask for it, or a reference without final_logit_softcapping."
+        )
+    return out | {"activity": _mean_logit(*sides[1])}
 
 
 OF_REFERENCE = frozenset(
     needs.where(source="head", weights_of_reference=True)
 )  # scores that take the reference's hidden states
+
+
+def rewards(hidden: Float[Array, "R L D"], weight: Float[Array, " D"], cell: Int[Array, "G S"]) -> Float[Array, "G S"]:
+    """Return what a score head gives at tokens' own hidden states, float32: `cell` counts the cells of a group of rows.
+
+    Args:
+        hidden: final hidden states.
+        weight: of the score head, float32; cast to the states' dtype as any other weight, the sum is float32.
+        cell: [G, S], as `Scored.cell`.
+    """
+    of_cells = jnp.einsum("rld,d->rl", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.take_along_axis(of_cells.reshape(cell.shape[0], -1), cell, axis=1)
 
 
 def _mean_logit(states: Float[Array, "G S D"], table: Float[Array, "V D"]) -> Float[Array, "G S"]:
@@ -138,21 +167,23 @@ Side: TypeAlias = tuple[Float[Array, "G S D"], Float[Array, "V D"]]
 RefSide: TypeAlias = tuple[Float[Array, "G S E"], Float[Array, "V E"]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _scores(
     requested: tuple[str, ...],
     parts: int,
+    caps: Caps,
     grid: Grid | None,
     policy: Side,
     reference: tuple[RefSide, ...],
     target: Array,
 ) -> TokenScores:
-    return _forward(requested, parts, grid, policy, reference, target)[0]
+    return _forward(requested, parts, caps, grid, policy, reference, target)[0]
 
 
 def _forward(
     requested: tuple[str, ...],
     parts: int,
+    caps: Caps,
     grid: Grid | None,
     policy: Side,
     reference: tuple[RefSide, ...],
@@ -163,7 +194,9 @@ def _forward(
     step, count, rest = _split(policy[1].shape[0], parts)
 
     def one(sums: tuple[Sums, ...], start: Array | int, step: int) -> tuple[Sums, ...]:
-        logits = [_logits(states, _part(table, start, step)) for states, table in sides]
+        logits = [
+            _logits(states, _part(table, start, step), cap) for (states, table), cap in zip(sides, caps, strict=False)
+        ]
         is_token = target[..., None] == _words(policy[1].shape[0], start, step)
         # How far the reference lies above the policy, in the mean under the reference, is all that couples the two.
         excess = [None, logits[1] - logits[0]] if reference else [None]
@@ -173,15 +206,16 @@ def _forward(
     if rest:
         sums = one(sums, 0, rest)
     sums, _ = jax.lax.scan(lambda s, i: (one(s, rest + i * step, step), None), sums, jnp.arange(count))
-    return _finish(requested, [_token_logits(*side, target, grid) for side in sides], sums)
+    of_token = [_token_logits(*side, target, cap, grid) for side, cap in zip(sides, caps, strict=False)]
+    return _finish(requested, of_token, sums)
 
 
 def _token_logits(
-    states: Float[Array, "G S D"], table: Float[Array, "V D"], target: Array, grid: Grid | None
+    states: Float[Array, "G S D"], table: Float[Array, "V D"], target: Array, cap: float | None, grid: Grid | None
 ) -> Float[Array, "G S"]:
     """The logits of the tokens themselves, by a lookup of rows: cheaper than to find them in the parts."""
     rows = lookup(table, target, states.dtype, grid)
-    return jnp.einsum("rsd,rsd->rs", states, rows, preferred_element_type=jnp.float32)
+    return soften(jnp.einsum("rsd,rsd->rs", states, rows, preferred_element_type=jnp.float32), cap)
 
 
 def _split(vocabulary: int, parts: int) -> tuple[int, int, int]:
@@ -206,8 +240,9 @@ def _words(vocabulary: int, start: Array | int, step: int) -> Array:
     return (first[:, None] + (start + jnp.arange(step))[None, :]).reshape(1, 1, -1)
 
 
-def _logits(states: Float[Array, "G S D"], part: Float[Array, "C D"]) -> Float[Array, "G S C"]:
-    return jnp.einsum("rsd,cd->rsc", states, part.astype(states.dtype), preferred_element_type=jnp.float32)
+def _logits(states: Float[Array, "G S D"], part: Float[Array, "C D"], cap: float | None) -> Float[Array, "G S C"]:
+    product = jnp.einsum("rsd,cd->rsc", states, part.astype(states.dtype), preferred_element_type=jnp.float32)
+    return soften(product, cap)
 
 
 # ---- sums over the vocabulary ----------------------------------------------------------------------------------------
@@ -282,14 +317,14 @@ def _log_p(odds: Array) -> tuple[Array, Array]:
 
 
 def _forward_pass(
-    requested: tuple[str, ...], parts: int, grid: Grid | None, *arguments: Any
+    requested: tuple[str, ...], parts: int, caps: Caps, grid: Grid | None, *arguments: Any
 ) -> tuple[TokenScores, tuple]:
-    out, statistics = _forward(requested, parts, grid, *arguments)
+    out, statistics = _forward(requested, parts, caps, grid, *arguments)
     return out, (*arguments, statistics)
 
 
 def _backward(
-    requested: tuple[str, ...], parts: int, grid: Grid | None, residuals: tuple, cotangent: TokenScores
+    requested: tuple[str, ...], parts: int, caps: Caps, grid: Grid | None, residuals: tuple, cotangent: TokenScores
 ) -> tuple:
     """Pull the scores' gradient back to the policy's states and table, with each part's logits formed again."""
     policy, reference, target, statistics = residuals
@@ -298,9 +333,10 @@ def _backward(
 
     def one(carry: tuple[jax.Array, jax.Array], start: Array | int, step: int) -> tuple[jax.Array, jax.Array]:
         cut = [_part(table, start, step) for _, table in sides]
-        logits = [_logits(states, part) for (states, _), part in zip(sides, cut, strict=True)]
+        logits = [_logits(states, part, cap) for (states, _), part, cap in zip(sides, cut, caps, strict=False)]
         is_token = target[..., None] == _words(table.shape[0], start, step)
-        slope = _slope(requested, logits, is_token, statistics, cotangent).astype(states.dtype)
+        slope = _slope(requested, logits, is_token, statistics, cotangent)
+        slope = (slope if caps[0] is None else slope * slope_of_soft(logits[0], caps[0])).astype(states.dtype)
         back = cut[0].astype(states.dtype)
         by_states = carry[0] + jnp.einsum("rsc,cd->rsd", slope, back, preferred_element_type=jnp.float32)
         by_part = scatter(_outer(states, slope).reshape(carry[1].shape[0], step, -1), _SPLIT, grid)

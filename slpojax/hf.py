@@ -7,28 +7,26 @@ a folder are called and hold is in `slpojax.folders`.
 
 import contextlib
 import functools
-import json
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
-import ml_dtypes
 import numpy as np
-from jax.experimental import multihost_utils
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from slpojax import cached, folders, named
+from slpojax import folders, named, wording
 from slpojax.base import Array, Model, Params
-from slpojax.folders import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, listed, read_config, resolve
+from slpojax.folders import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, exports, listed, read_config, resolve
+from slpojax.folders.exports import DTYPES, NOTHING, STORED, Beside
 from slpojax.grid import Grid, tree
 from slpojax.models import families
+from slpojax.trained.lora import Merged
 
 __all__ = [
     "EXPORT_DTYPES",
     "INDEX",
+    "NOTHING",
     "TOKENIZER",
     "WEIGHTS",
     "Beside",
@@ -39,12 +37,18 @@ __all__ = [
     "stored_dtype",
 ]
 
-_DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-EXPORT_DTYPES = ("source", *_DTYPES)  # "source": that of the folder that a model came from
-_STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the same, as the files name them
+EXPORT_DTYPES = ("source", *DTYPES)  # "source": that of the folder that a model came from
+NO_ARRAYS: Mapping[str, Any] = {}
 
 
-def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Params:
+def load(
+    path: str | pathlib.Path,
+    model: Model,
+    grid: Grid | None = None,
+    *,
+    given: Mapping[str, Any] = NO_ARRAYS,
+    dtype: str = "float32",
+) -> Params:
     """Read a checkpoint's tensors into parameters.
 
     On a grid a process reads what its own devices hold and nothing else: slice by slice out of the files, a slice that
@@ -54,26 +58,28 @@ def load(path: str | pathlib.Path, model: Model, grid: Grid | None = None) -> Pa
         path: a folder with model.safetensors, or with model.safetensors.index.json and the files it names.
         model: whose table says which tensors fill which parameter, and how that is split over the devices.
         grid: the devices that get the parameters; None leaves them on this host.
+        given: parameters that are not read, by their paths; they come back as they are.
+        dtype: that the parameters are kept in; one that is narrower than a tensor's rounds it to the nearest.
 
     Returns:
-        The parameters in float32, to which float16 and bfloat16 tensors are widened: jax Arrays split over the grid, or
+        The parameters, in float32 to which float16 and bfloat16 tensors are widened: jax Arrays split over the grid, or
         NumPy arrays.
 
     Raises:
         ValueError: naming tensors that are missing, unknown, contradictory or of another shape or dtype.
     """
-    path, shapes = pathlib.Path(path), jax.eval_shape(model.init, jax.random.key(0))
-    split = {name: None for name in named.flatten(shapes)}
+    path, shapes = pathlib.Path(path), named.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    split = {name: None for name in shapes}
     if grid is not None:
-        split = named.flatten(tree(grid, model.sharding, shapes)[0])
+        split = named.flatten(tree(grid, model.sharding, named.nested(shapes))[0])
     with contextlib.ExitStack() as stack:
-        sources = _sources(path, model, named.flatten(shapes), stack)
-        return _nested(
-            {
-                name: _on_devices(leaf.shape, split[name], functools.partial(_read, path, leaf.shape, sources[name]))
-                for name, leaf in named.flatten(shapes).items()
-            }
-        )
+        wanted = {name: leaf for name, leaf in shapes.items() if name not in given}
+        sources = _sources(path, model, shapes, wanted, stack)
+        read = {
+            name: _on_devices(leaf.shape, split[name], functools.partial(_read, path, leaf.shape, sources[name], dtype))
+            for name, leaf in wanted.items()
+        }
+        return named.nested(read | dict(given))
 
 
 def stored_dtype(path: pathlib.Path | None, hf_config: Mapping[str, Any]) -> str:
@@ -87,29 +93,10 @@ def stored_dtype(path: pathlib.Path | None, hf_config: Mapping[str, Any]) -> str
     if path is not None and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
         for file in set(folders.tensor_files(path).values()):
             with folders.open_tensors(file) as tensors:
-                kinds |= {_STORED.get(tensors.get_slice(name).get_dtype(), "") for name in tensors.keys()}
+                kinds |= {STORED.get(tensors.get_slice(name).get_dtype(), "") for name in tensors.keys()}
     said = hf_config.get("dtype") or hf_config.get("torch_dtype")
-    kinds = {kind for kind in kinds if kind} or {str(said)} & _DTYPES.keys()
+    kinds = {kind for kind in kinds if kind} or {str(said)} & DTYPES.keys()
     return kinds.pop() if len(kinds) == 1 else "float32"
-
-
-class Beside(NamedTuple):
-    """What an export holds beside config.json and the weights.
-
-    Attributes:
-        tokenizer: a folder whose tokenizer goes along, or None.
-        generation: the content of generation_config.json.
-        template: the chat template that was trained with, in place of the tokenizer's; None for the tokenizer's.
-        ends: ids that ended the responses trained on; generation stops there, and where it did before.
-    """
-
-    tokenizer: pathlib.Path | None = None
-    generation: Mapping[str, Any] = {}
-    template: str | None = None
-    ends: tuple[int, ...] = ()
-
-
-NOTHING = Beside()
 
 
 def save(
@@ -133,7 +120,7 @@ def save(
 
     Args:
         path: the folder; made if absent, its model files replaced.
-        params: the parameters, NumPy arrays or jax Arrays on any devices.
+        params: the parameters, NumPy arrays or jax Arrays on any devices, or `Merged` ones.
         model: whose table names the tensors.
         hf_config: the config.json the model was built from.
         dtype: of the tensors: float32, float16 or bfloat16.
@@ -144,43 +131,31 @@ def save(
         ValueError: for an unknown dtype, parameters that are not the model's or that the dtype cannot hold, or a disk
             that takes no more.
     """
-    if dtype not in _DTYPES:
-        raise named.unknown("dtype", dtype, _DTYPES)
-    path, leaves, shapes = (
-        pathlib.Path(path),
-        named.flatten(params),
-        named.flatten(jax.eval_shape(model.init, jax.random.key(0))),
-    )
+    if dtype not in DTYPES:
+        raise wording.unknown("dtype", dtype, DTYPES)
+    path, leaves = pathlib.Path(path), named.flatten(params)
+    shapes = named.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     if wrong := [
         k for k in {**leaves, **shapes} if k not in leaves or k not in shapes or leaves[k].shape != shapes[k].shape
     ]:
         raise ValueError(f"parameters that are not the model's: {listed(wrong)}; export with the model they belong to.")
-    several = any(map(_is_shared, leaves.values()))
+    several = any(map(exports.is_shared, leaves.values()))
     writer, part = not several or jax.process_index() == 0, path / ".part"
-    shards = _shards(model, shapes, _DTYPES[dtype].itemsize, shard_bytes)
-    problem = _problem(lambda: _begin(part)) if writer else ""
+    shards = _shards(model, shapes, DTYPES[dtype].itemsize, shard_bytes)
+    problem = exports.problem(lambda: exports.begin(path)) if writer else ""
     for file, shard in shards.items():  # to its end on every host, since a tensor comes to all of them together
         tensors = {}
         for name, (param, layer) in shard.items():
-            tensor = _stored(name, _tensor(leaves[param], layer), dtype)
+            tensor = exports.stored(name, _tensor(leaves[param], layer), dtype)
             if writer and not problem:
                 tensors[name] = tensor
         if writer and not problem:
-            problem = _problem(functools.partial(save_file, tensors, part / file, metadata={"format": "pt"}))
+            problem = exports.problem(functools.partial(save_file, tensors, part / file, metadata={"format": "pt"}))
     if writer and not problem:
-        total = sum(int(leaf.size) for leaf in shapes.values()) * _DTYPES[dtype].itemsize
-        config = dict(hf_config) | {"dtype": dtype, "torch_dtype": dtype}
-        problem = _problem(lambda: _finish(path, part, shards, total, config, beside))
-    if writer:
-        shutil.rmtree(part, ignore_errors=True)
-    if several:  # they wait for the first one here
-        told = cached.from_first_host([np.array([problem != ""], np.int32)])
-        problem = problem or ("said by the first host" if told is None or told[0][0] else "")
-    if problem:
-        raise ValueError(
-            f"{path} was not written ({problem}); what it held is as it was. Make room, or let it be written to, and "
-            "repeat the command: it goes on where it stopped."
-        )
+        total = sum(int(leaf.size) for leaf in shapes.values()) * DTYPES[dtype].itemsize
+        config = _config(hf_config, model) | {"dtype": dtype, "torch_dtype": dtype}
+        problem = exports.problem(lambda: _finish(path, part, shards, total, config, beside))
+    exports.end(path, problem, several)
 
 
 # ---- parameters from files -------------------------------------------------------------------------------------------
@@ -192,11 +167,11 @@ Sources: TypeAlias = list[dict[str, Any]]
 
 
 def _sources(
-    path: pathlib.Path, model: Model, shapes: dict[str, Any], stack: contextlib.ExitStack
+    path: pathlib.Path, model: Model, shapes: dict[str, Any], wanted: dict[str, Any], stack: contextlib.ExitStack
 ) -> dict[str, Sources]:
-    """Open the files and tie every parameter to their tensors, whose shapes and dtypes are checked by the headers."""
-    places, files = _places(model, shapes), folders.tensor_files(path)
-    known = {name for names in places.values() for name in names} | _ignored(model, shapes)
+    """Open the files and tie those parameters to their tensors that are wanted; headers say shapes and dtypes."""
+    places, files = _places(model, wanted), folders.tensor_files(path)
+    known = {name for names in _places(model, shapes).values() for name in names} | _ignored(model, shapes)
     missing = [" or ".join(names) for names in places.values() if not any(name in files for name in names)]
     unknown = [name for name in files if name not in known]
     if missing or unknown:
@@ -211,9 +186,9 @@ def _sources(
         tensors = {name: handles[files[name]].get_slice(name) for name in names if name in files}
         for name, tensor in tensors.items():
             shape, dtype = tensor.get_shape(), tensor.get_dtype()
-            if dtype not in _STORED:
+            if dtype not in STORED:
                 raise ValueError(
-                    f"{path}: {name} is {dtype}{shape}; expected {', '.join(_STORED)}. If quantised: "
+                    f"{path}: {name} is {dtype}{shape}; expected {', '.join(STORED)}. If quantised: "
                     f"{folders.UNQUANTISED}."
                 )
             if shape != expected:
@@ -246,16 +221,16 @@ def _on_devices(
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
-def _read(path: pathlib.Path, shape: tuple[int, ...], sources: Sources, index: Index) -> np.ndarray:
+def _read(path: pathlib.Path, shape: tuple[int, ...], sources: Sources, dtype: str, index: Index) -> np.ndarray:
     """Read a part of a parameter, layer by layer."""
-    part = np.empty([len(range(size)[cut]) for size, cut in zip(shape, index, strict=True)], np.float32)
+    part = np.empty([len(range(size)[cut]) for size, cut in zip(shape, index, strict=True)], DTYPES[dtype])
     stacked = len(shape) > len(next(iter(sources[0].values())).get_shape())
     layers, inside = (sources[index[0]], index[1:]) if stacked else (sources, index)
     for target, tensors in zip(part if stacked else (part,), layers, strict=True):
         (first, tensor), *others = tensors.items()
         target[...] = _slice(tensor, inside)
         for name, other in others:
-            if not np.array_equal(target, _slice(other, inside).astype(np.float32)):
+            if not np.array_equal(target, _slice(other, inside).astype(part.dtype)):
                 raise ValueError(f"{path}: {name} differs from {first}, its other name; remove one of them.")
     return part
 
@@ -268,42 +243,19 @@ def _slice(tensor: Any, index: Index) -> np.ndarray:
 # ---- parameters to files ---------------------------------------------------------------------------------------------
 
 
-def _is_shared(leaf: Array) -> bool:
-    """Whether other processes hold parts of an array, too."""
-    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-
-
 @jax.jit
 def _layer(leaf: Array, number: Array | int) -> jax.Array:
     """Take one layer of a parameter, split over the devices as the parameter is."""
     return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False)
 
 
-def _tensor(leaf: Array, layer: int | None) -> np.ndarray:
+def _tensor(leaf: Any, layer: int | None) -> np.ndarray:
     """Bring one layer of a parameter, or one that stacks none, to the host."""
     if layer is None:
-        return _gather(leaf)
-    return _gather(_layer(leaf, layer)) if isinstance(leaf, jax.Array) else leaf[layer]
-
-
-def _gather(tensor: Array) -> np.ndarray:
-    """Bring an array to the host, to all hosts where they share it."""
-    return multihost_utils.process_allgather(tensor, tiled=True) if _is_shared(tensor) else np.asarray(tensor)
-
-
-def _problem(act: Callable[[], None]) -> str:
-    """Act, and return what the disk had against it; "" for nothing."""
-    try:
-        act()
-    except (OSError, SafetensorError) as error:
-        return str(error)[:200] or type(error).__name__
-    return ""
-
-
-def _begin(part: pathlib.Path) -> None:
-    """Make an empty folder, where an export that was killed may have left something."""
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+        return exports.gather(leaf)
+    if isinstance(leaf, Merged):
+        return exports.gather(leaf.layer(layer))
+    return exports.gather(_layer(leaf, layer)) if isinstance(leaf, jax.Array) else leaf[layer]
 
 
 def _finish(
@@ -316,37 +268,33 @@ def _finish(
 ) -> None:
     """Write what goes along, and put the complete export in its place."""
     _write_rest(part, shards, total, config, beside)
-    _replace(path, part)
-
-
-def _stored(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a tensor as a file holds it."""
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(tensor, _DTYPES[dtype])
-    if not np.isfinite(stored).all():
-        held = f"{dtype} cannot hold all numbers; set config.export_dtype=float32"
-        raise ValueError(f"no export: {name}: {held if np.isfinite(tensor).all() else 'its numbers are not finite'}.")
-    return stored
+    exports.replace(path)
 
 
 def _write_rest(
     folder: pathlib.Path, shards: dict[str, dict[str, Any]], total: int, config: dict[str, Any], beside: Beside
 ) -> None:
-    """Write all but the tensors: the index where these are in several files, of `total` bytes, and what goes along.
-
-    The class that config.json names is the model type's, or that of the config itself where a family of another package
-    made it.
-    """
+    """Write all but the tensors: the index where these are in several files, of `total` bytes, and what goes along."""
     if len(shards) > 1:
         weight_map = {name: file for file, shard in shards.items() for name in shard}
-        _write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    if family := families().get(config["model_type"]):
-        config = config | {"architectures": [family.ARCHITECTURES[config["model_type"]]]}
-    _write(folder / CONFIG, _ending(config, beside.ends))
+        exports.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    exports.write_json(folder / CONFIG, _ending(config, beside.ends))
     if beside.generation or beside.ends:
         special = {key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None}
-        _write(folder / GENERATION, _ending(beside.generation or special, beside.ends))
-    _write_tokenizer(folder, beside)
+        exports.write_json(folder / GENERATION, _ending(beside.generation or special, beside.ends))
+    exports.write_tokenizer(folder, beside)
+
+
+def _config(hf_config: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Return a config that names the model type's class, or its own where a family of another package made it."""
+    family, own = families().get(hf_config["model_type"]), hf_config.get("architectures") or ()
+    names = [family.ARCHITECTURES[hf_config["model_type"]]] if family else list(own)
+    if model.score is None:
+        return dict(hf_config) | ({"architectures": names} if names else {})
+    scoring = getattr(family, "SCORING", {}).get(hf_config["model_type"])
+    names = [scoring] if scoring else [str(name).replace("ForCausalLM", folders.SCORING) for name in names]
+    config = {key: value for key, value in hf_config.items() if key != "num_labels"}
+    return config | {"architectures": names, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def _ending(config: Mapping[str, Any], ends: tuple[int, ...]) -> dict[str, Any]:
@@ -357,34 +305,6 @@ def _ending(config: Mapping[str, Any], ends: tuple[int, ...]) -> dict[str, Any]:
     return dict(config) | ({"eos_token_id": every if len(every) > 1 else every[0]} if ends else {})
 
 
-def _write_tokenizer(folder: pathlib.Path, beside: Beside) -> None:
-    """Copy a tokenizer's files; a chat template that was trained with takes the place of all that they hold."""
-    files = [beside.tokenizer / name for name in TOKENIZER] if beside.tokenizer is not None else []
-    for file in files:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
-    if beside.template is not None:
-        (folder / "chat_template.json").unlink(missing_ok=True)
-        if (settings := folder / "tokenizer_config.json").is_file():
-            _write(
-                settings, {key: value for key, value in folders.read_json(settings).items() if key != "chat_template"}
-            )
-        (folder / "chat_template.jinja").write_text(beside.template, encoding="utf-8")
-
-
-def _replace(path: pathlib.Path, part: pathlib.Path) -> None:
-    """Put the files of a complete export in the place of an older one, of which no file stays.
-
-    Without config.json a folder is refused: it goes first and comes last, so that a process which is killed in between
-    leaves no mixture of both that could be loaded.
-    """
-    others = (INDEX, GENERATION, *TOKENIZER)
-    for old in [path / CONFIG, *path.glob("model*.safetensors"), *(path / name for name in others)]:
-        old.unlink(missing_ok=True)
-    for file in sorted(part.iterdir(), key=lambda file: file.name == CONFIG):
-        file.replace(path / file.name)
-
-
 # ---- names of tensors ------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +312,7 @@ def _places(model: Model, shapes: dict[str, Any]) -> dict[tuple[str, int | None]
     """(parameter, layer or None) -> the names its tensor may have, the one for exports first."""
     places: dict[tuple[str, int | None], list[str]] = {}
     for line in model.tensors:
-        if line.param:
+        if line.param in shapes:
             layers = range(shapes[line.param].shape[0]) if "{}" in line.file else (None,)
             for layer in layers:
                 places.setdefault((line.param, layer), []).append(line.file.format(layer))
@@ -400,7 +320,7 @@ def _places(model: Model, shapes: dict[str, Any]) -> dict[tuple[str, int | None]
 
 
 def _ignored(model: Model, shapes: dict[str, Any]) -> set[str]:
-    layers = max(shapes[line.param].shape[0] for line in model.tensors if line.param and "{}" in line.file)
+    layers = max(shapes[line.param].shape[0] for line in model.tensors if line.param in shapes and "{}" in line.file)
     return {line.file.format(layer) for line in model.tensors if not line.param for layer in range(layers)}
 
 
@@ -421,18 +341,3 @@ def _shards(
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
-
-
-def _nested(flat: dict[str, Array]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -9,13 +9,13 @@ import dataclasses
 import math
 import pathlib
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from slpojax import checkpoint, data, flops, log, metrics, named, settings, stopping, sums, tracing
+from slpojax import checkpoint, data, flops, log, metrics, settings, stopping, sums, tracing, wording
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -33,7 +33,7 @@ class Loop:
         done: steps behind that state.
         config: every key of slpojax/defaults.py.
         contents: digests of what the configuration names by its place.
-        rows: [N] numbers of the source records of the examples.
+        rows: [N] what a message calls the source records of the examples.
         stream: the batches from there on.
         log: where metrics go.
         checkpoints: the folder.
@@ -52,7 +52,7 @@ class Loop:
     done: int
     config: Config
     contents: Mapping[str, str]
-    rows: np.ndarray
+    rows: Sequence[int] | Sequence[str]
     stream: Any  # an iterator of batches whose position `get_state` gives
     log: metrics.Log
     checkpoints: checkpoint.Checkpoints
@@ -135,7 +135,7 @@ class Loop:
         finally:
             self.opened.close()
         if self.skipped:
-            log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {named.few(self.skipped)}")
+            log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {wording.few(self.skipped)}")
 
     def _save(self, n: int, state: State, measured: Mapping[str, float] | None, *, owed: bool = False) -> None:
         """Save the state, once all is known of the steps that led to it."""
@@ -177,8 +177,8 @@ class Loop:
         for n, values in broken.items():
             names = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
             index = self.indices.get(n, np.zeros(0, int))
-            rows = sorted({int(self.rows[i]) for i in index if i >= 0})
-            said = f"step {n} is not finite: {names}. Its batch holds the rows {named.few(rows)}"
+            rows = sorted({self.rows[i] for i in index if i >= 0})
+            said = f"step {n} is not finite: {names}. Its batch holds the rows {wording.few(rows)}"
             if self.config.nonfinite == "stop":
                 raise FloatingPointError(f"{said}. To mend it, {self._advice(n)}")
             self.skipped.append(n)
@@ -299,7 +299,7 @@ def start(
         done=restored.step if restored else 0,
         config=config,
         contents=contents,
-        rows=part.examples.row,
+        rows=part.examples.places(),
         stream=stream,
         log=lines,
         checkpoints=checkpoints,

@@ -6,15 +6,15 @@ objective that couples examples means the same thing here as in training, and ne
 incomplete batch changes a number, also where an objective samples. Knows a configuration only for the diagnostics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slpojax import bench as benches
-from slpojax import columns, data, explore, grid, named, needs, readers, scores, step
+from slpojax import columns, data, grid, named, needs, readers, scores, step, wording
 from slpojax.base import ABSENT, Batch, Frozen, Key, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -36,11 +36,12 @@ def make(
     held_out: Part | None,
     frozen: Frozen,
     score: Score | None,
+    diagnose: Measure | None = None,
 ) -> Measure:
     """Return (step, state) -> the metrics of the held-out preferences, of the judge, and of the diagnostics.
 
     Args:
-        config: the number of examples that are diagnosed, and how they are packed.
+        config: its `scorer`.
         bench: devices, model and keys.
         method: objective and selector.
         views: the policy and the reference of a state.
@@ -48,18 +49,24 @@ def make(
         held_out: the preferences; None for none.
         frozen: weights beside the state.
         score: judges a policy, or None.
+        diagnose: (step, state) -> what gradients say, or None.
     """
     measures: list[Measure] = []
     if held_out:
         inputs = model_inputs(bench, method.objective, views, scan, frozen)
-        evaluate = evaluation(method.objective, lambda: columns.batches(bench.grid, held_out, scan), bench.keys.measure)
+        evaluate = evaluation(
+            method.objective,
+            lambda: columns.batches(bench.grid, held_out, scan),
+            bench.keys.measure,
+            held_out.examples.by_source() if held_out.examples.names else {},
+        )
         measures.append(lambda n, state: evaluate(lambda batch: inputs(state, batch), state.objective))
     if score:
-        measures.append(lambda n, state: score(state.params, n))
+        measures.append(lambda n, state: score(views.policy(state.params, frozen), n))
     if config.scorer:
-        measures.append(_own(config, bench))
-    if held_out and config.diagnostics:
-        measures.append(_diagnostics(config, bench, method, views, held_out, frozen))
+        measures.append(_own(config, bench, views, frozen))
+    if diagnose:
+        measures.append(diagnose)
 
     def measure(n: int, state: State) -> dict[str, float]:
         return {name: value for one in measures for name, value in one(n, state).items()}
@@ -81,14 +88,14 @@ def _scorer(name: str) -> Callable[[Config, Bench], Score]:
     return named.find("config.scorer", name, {}, first="config")
 
 
-def _own(config: Config, bench: Bench) -> Measure:
+def _own(config: Config, bench: Bench, views: Views, frozen: Frozen) -> Measure:
     """Return (step, state) -> the numbers of a scorer of one's own, as `score/name`."""
     score, best = _scorer(config.scorer)(config, bench), config.best_metric.removeprefix("-")
 
     def measure(n: int, state: State) -> dict[str, float]:
-        found = {f"score/{name}": float(value) for name, value in score(state.params, n).items()}
+        found = {f"score/{name}": float(value) for name, value in score(views.policy(state.params, frozen), n).items()}
         if best.startswith("eval/score/") and best.removeprefix("eval/") not in found:  # before the first step
-            raise named.unknown("config.best_metric", best, [f"eval/{name}" for name in found])
+            raise wording.unknown("config.best_metric", best, [f"eval/{name}" for name in found])
         return found
 
     return measure
@@ -125,7 +132,10 @@ def model_inputs(
 
 
 def evaluation(
-    objective: Objective, batches: Callable[[], Iterable[Batch]], key: Key
+    objective: Objective,
+    batches: Callable[[], Iterable[Batch]],
+    key: Key,
+    sources: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Callable[[Callable[[Batch], Inputs], Any], dict[str, float]]:
     """Return (inputs, objective state) -> metrics on a whole part.
 
@@ -133,22 +143,58 @@ def evaluation(
         objective: the loss of one example.
         batches: gives every example of the part exactly once, on the devices.
         key: for what samples; the same at every evaluation, so that they compare.
+        sources: of a mixture, name of a source -> the numbers of its examples.
 
     `inputs` maps a batch to what `step.on_examples` takes, on every device. The metrics are `loss` and the objective's
-    own.
+    own, and `source/NAME/...`, the means of each over the examples of a source.
     """
-    on_whole = objective_step(objective)
+    on_whole, on_each = objective_step(objective), examples_step(objective)
 
     def evaluate(inputs: Callable[[Batch], Inputs], state: Any) -> dict[str, float]:
-        parts = []
-        for index, values in grid.gathered((batch.index, inputs(batch)) for batch in batches()):
-            parts.append(jax.tree.map(lambda x, real=index >= 0: x[real], (index, values)))
-        index, whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        order = np.argsort(index)
-        loss, metrics = on_whole(jax.tree.map(lambda x: x[order], whole) | {"state": state}, key)
-        return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
+        given = whole(inputs, batches()) | {"state": state}
+        loss, metrics = on_whole(given, key)
+        found = {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
+        every = jax.tree.map(np.asarray, on_each(given, key)) if sources else {}
+        means = {
+            f"source/{source}/{name}": float(np.mean(values[indices], dtype=np.float64))
+            for source, indices in sources.items()
+            for name, values in every.items()
+        }
+        return found | means
 
     return evaluate
+
+
+def whole(inputs: Callable[[Batch], Inputs], batches: Iterable[Batch]) -> Inputs:
+    """Return what an objective may ask for of a whole part, in the order of the data, on the host."""
+    parts = []
+    for index, values in grid.gathered((batch.index, inputs(batch)) for batch in batches):
+        parts.append(jax.tree.map(lambda x, real=index >= 0: x[real], (index, values)))
+    index, found = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    order = np.argsort(index)
+    return jax.tree.map(lambda x: x[order], found)
+
+
+def of_examples(objective: Objective, inputs: Inputs, key: Key) -> dict[str, np.ndarray]:
+    """Return the loss and the metrics of every example by name, [N] each.
+
+    Args:
+        objective: the loss of one example.
+        inputs: of the whole part, as `whole` has them, and "state".
+        key: for what samples.
+    """
+    return {name: np.asarray(values) for name, values in examples_step(objective)(inputs, key).items()}
+
+
+def examples_step(objective: Objective) -> Callable[[Inputs, Key], step.Metrics]:
+    """Return the jitted (inputs, key) -> loss and metrics of every example; inputs as `step.on_examples`."""
+
+    @jax.jit
+    def objective_of_examples(inputs: Inputs, key: Key) -> step.Metrics:
+        losses, metrics, _ = step.on_examples(objective, inputs, key)
+        return {"loss": losses, **metrics}
+
+    return objective_of_examples
 
 
 def objective_step(objective: Objective) -> Callable[[Inputs, Key], tuple[Any, step.Metrics]]:
@@ -160,44 +206,6 @@ def objective_step(objective: Objective) -> Callable[[Inputs, Key], tuple[Any, s
         return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
     return objective_step
-
-
-def _diagnostics(config: Config, bench: Bench, method: Method, views: Views, held_out: Part, frozen: Frozen) -> Measure:
-    """Return (step, state) -> what the gradients of a few held-out examples say."""
-    index = data.evaluation_order(held_out.examples.lengths, config.diagnostics)[0]
-    shapes = data.plan(
-        held_out.examples,
-        [index],
-        row_length=config.data.row_length,
-        pack=config.data.pack,
-        multiple_of=bench.grid.devices,
-        prompts="prompt" in method.objective.needs,
-    )
-    shapes = shapes._replace(lengths=())  # there is one batch, in whose order packed rows would come
-    batch = next(columns.batches(bench.grid, held_out, shapes, [index]))
-    logps_of = scores.scorer(views.reference_model or bench.model, shapes, bench.grid)
-    # An attention that has a forward derivative.
-    forward_model = benches.model(config, bench.hf_config, bench.grid, attention="dense")
-    diagnose = explore.make_diagnostics(
-        bench.model,
-        method.objective,
-        shapes,
-        bench.grid,
-        selector=method.selector,
-        forward_model=forward_model,
-        ref_model=views.reference_model,
-    )
-
-    def measure(n: int, state: State) -> dict[str, float]:
-        ref_params = views.reference(state, frozen)
-        ref = batch.ref
-        if ref is None and ref_params is not None:
-            ref = logps_of(ref_params, batch)[0]
-        inputs = step.columns(batch) | {"ref": ref, "state": state.objective}
-        found = diagnose(views.policy(state.params, frozen), batch, inputs, ref_params, bench.keys.measure)
-        return {name: float(value) for name, value in found.items()}
-
-    return measure
 
 
 def comparison(

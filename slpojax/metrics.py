@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -311,6 +311,20 @@ def read_jsonl(path: str | pathlib.Path, split: str | None = None) -> list[Row]:
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
+def write_jsonl(path: str | pathlib.Path, rows: Iterable[Row]) -> None:
+    """Write the lines of a metrics.jsonl, whole or not at all."""
+    path = pathlib.Path(path)
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(_line(row) for row in rows))
+    os.replace(new, path)
+
+
+def _line(row: Row) -> str:
+    """Return a line: JSON has no number that is not finite."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(values) + "\n"
+
+
 def _parsed(path: pathlib.Path) -> Iterator[Row]:
     """Yield the lines of a metrics.jsonl that are whole."""
     for line in path.read_text().split("\n"):
@@ -332,8 +346,7 @@ def _jsonl(path: pathlib.Path, step: int | None) -> Sink:
     file = path.open("a", buffering=1)  # a line at a time reaches the system, and outlives the process
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}  # as JSON has them
-        file.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        file.write(_line({"step": step, "split": split, **values}))
 
     return Sink(write, file.close)
 

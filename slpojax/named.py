@@ -4,13 +4,11 @@ Knows modules, signatures and words. Of a function that it finds, positional par
 and keyword-only ones are its hyperparameters. Knows no objective, no selector and no other thing that is named.
 """
 
-import difflib
 import importlib
 import inspect
 import math
-import pathlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MANY = 20  # an error lists no more names than this; what are more has a list of its own somewhere
-_LONG = 80  # characters of a value that an error shows
+from slpojax import wording
 
 # The largest hyperparameter: its square times a log-prob's is a float32. The smallest one of an objective beside 0 is
 # its inverse, since some are divided by.
@@ -31,13 +28,13 @@ _Value = TypeVar("_Value")
 # ---- finding ---------------------------------------------------------------------------------------------------------
 
 
-def functions(package: str, *, first: str = "policy") -> dict[str, Callable[..., Any]]:
+def functions(package: str, *, first: str | tuple[str, ...] = "policy") -> dict[str, Callable[..., Any]]:
     """Return the public functions of a module, or of a package's public modules, by name.
 
     Args:
         package: what is imported. The functions of a plain module go by their names alone, those of a package's modules
             are `module.function`.
-        first: the name of their first parameter; functions without it are helpers.
+        first: the name of their first parameter, or several that it may have; functions without it are helpers.
     """
     module = importlib.import_module(package)
     if not hasattr(module, "__path__"):
@@ -51,7 +48,12 @@ def functions(package: str, *, first: str = "policy") -> dict[str, Callable[...,
 
 
 def find(
-    kind: str, name: str, known: Mapping[str, Callable[..., Any]], *, first: str = "policy", listed: str = ""
+    kind: str,
+    name: str,
+    known: Mapping[str, Callable[..., Any]],
+    *,
+    first: str | tuple[str, ...] = "policy",
+    listed: str = "",
 ) -> Callable[..., Any]:
     """Return a function by its name: one that is known, or `module.function` of any importable module.
 
@@ -59,7 +61,7 @@ def find(
         kind: what it is, for the error: "objective".
         name: of the function.
         known: those of the package, by name, which come first; see `functions`.
-        first: the name of its first parameter.
+        first: the name of its first parameter, or several that it may have.
         listed: where all names are listed, for the error: "python -m slpojax.objectives".
 
     Raises:
@@ -74,8 +76,9 @@ def find(
         return function
     here = vars(module) if module else {}
     inside = [f"{module_name}.{other}" for other, value in here.items() if _takes(value, first)]
-    also = f"any importable module.function whose first parameter is `{first}`{near(name, inside)}"
-    raise unknown(kind, name, known, listed=listed, also=also)
+    firsts = " or ".join(f"`{name}`" for name in ([first] if isinstance(first, str) else first))
+    also = f"any importable module.function whose first parameter is {firsts}{wording.near(name, inside)}"
+    raise wording.unknown(kind, name, known, listed=listed, also=also)
 
 
 def find_module(kind: str, name: str, package: str, *, having: Collection[str] = ()) -> ModuleType:
@@ -97,7 +100,9 @@ def find_module(kind: str, name: str, package: str, *, having: Collection[str] =
     inside = [info.name for info in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     module = importlib.import_module(f"{package}.{name}") if name in inside else _imported(name)
     if module is None:
-        raise unknown(kind, name, inside, also="any importable module" + (f" with {', '.join(having)}" * bool(having)))
+        raise wording.unknown(
+            kind, name, inside, also="any importable module" + (f" with {', '.join(having)}" * bool(having))
+        )
     lacking = [part for part in having if not hasattr(module, part)]
     if lacking:
         raise ValueError(f"{kind} {name!r} lacks {', '.join(lacking)}; it needs {', '.join(having)}")
@@ -118,88 +123,8 @@ def choose(kind: str, name: str, table: Mapping[str, _Value], *, listed: str = "
         ValueError: there is no such name; names the near ones.
     """
     if name not in table:
-        raise unknown(kind, name, table, listed=listed)
+        raise wording.unknown(kind, name, table, listed=listed)
     return table[name]
-
-
-def unknown(kind: str, name: str, names: Iterable[str], *, listed: str = "", also: str = "") -> ValueError:
-    """Return the error for a name that there is not: what is near, and what there is.
-
-    Args:
-        kind: what it would name: "objective".
-        name: as it was written.
-        names: those that there are.
-        listed: where to read all names, which the error says where they are many.
-        also: what else may be named.
-    """
-    known = [str(other) for other in names]
-    if not known and also:
-        return ValueError(f"unknown {kind} {name!r}; expected {also}")
-    there = f"there are {', '.join(known)}" if len(known) <= _MANY else f"there are {len(known)}"
-    there += f" ({listed})" if listed else ""
-    return ValueError(f"unknown {kind} {shown(name)}{near(name, known)}; {there}{f', or {also}' if also else ''}")
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error shows it: on one line, and in no more than its beginning where it is long.
-
-    Example:
-        >>> shown("many"), shown("x" * 100_000)
-        ("'many'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx... (100,002 characters)")
-    """
-    # Python refuses to write out a whole number of thousands of digits, but for bits.
-    text = hex(value) if isinstance(value, int) and value.bit_length() > 999 else repr(value).replace("\n", " ")
-    return text if len(text) <= _LONG else f"{text[: _LONG // 2]}... ({len(text):,} characters)"
-
-
-def few(names: Sequence[Any], most: int = 8) -> str:
-    """Return the first of some names in a line, and how many more there are.
-
-    Example:
-        >>> few([1, 2, 3, 4], 3), few(["a"])
-        ('1, 2, 3 and 1 more', 'a')
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
-def near(word: str, words: Iterable[str]) -> str:
-    """Return " (near: ...)" with the words that resemble this one, or "".
-
-    Near are words whose last part, behind a dot, is the same, and words of which most letters are.
-
-    Example:
-        >>> near("beta", ["objective.beta", "objective.gamma"]), near("Sigmoyd", ["sigmoid"]), near("x", ["y"])
-        (' (near: objective.beta)', ' (near: sigmoid)', '')
-    """
-    known = {str(other).casefold(): str(other) for other in words}
-    word = str(word).casefold()[:1000]
-    last = word.rpartition(".")[2]
-    close = [other for other in known if last and other.rpartition(".")[2] == last]
-    close += difflib.get_close_matches(word, known, n=3)
-    return _hint(known[other] for other in dict.fromkeys(close[:3]))
-
-
-def near_paths(path: str | pathlib.Path, hub_cache: str = "", kind: str = "") -> str:
-    """Return " (near: ...)" with the paths, and the downloaded names, that resemble one that does not exist, or "".
-
-    Args:
-        path: is followed down to its first part that does not exist; what resembles this part is near.
-        hub_cache: the hub's own folder on this machine, where `path` may be a name on the hub.
-        kind: of what is looked for there, "models" or "datasets".
-    """
-    missing = pathlib.Path(path).expanduser()
-    while not missing.parent.exists():
-        missing = missing.parent
-    here = {other.name: str(missing.parent / other.name) for other in missing.parent.glob("*")}
-    close = [here[name] for name in difflib.get_close_matches(missing.name, here, n=3)]
-    names = [folder.name.removeprefix(f"{kind}--") for folder in pathlib.Path(hub_cache or ".").glob(f"{kind}--*--*")]
-    return _hint(close + difflib.get_close_matches(str(path), [name.replace("--", "/") for name in names], n=3))
-
-
-def _hint(close: Iterable[str]) -> str:
-    listed = ", ".join(close)
-    return f" (near: {listed})" if listed else ""
 
 
 def _imported(name: str) -> ModuleType | None:
@@ -214,7 +139,7 @@ def _imported(name: str) -> ModuleType | None:
     return None
 
 
-def _public(module: ModuleType, first: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+def _public(module: ModuleType, first: str | tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
     for name in getattr(module, "__all__", vars(module)):
         value = getattr(module, name)
         if not name.startswith("_") and _takes(value, first):
@@ -222,8 +147,9 @@ def _public(module: ModuleType, first: str) -> Iterator[tuple[str, Callable[...,
                 yield name, value
 
 
-def _takes(value: Any, first: str) -> bool:
-    return inspect.isfunction(value) and next(iter(inspect.signature(value).parameters), None) == first
+def _takes(value: Any, first: str | tuple[str, ...]) -> bool:
+    firsts = (first,) if isinstance(first, str) else first
+    return inspect.isfunction(value) and next(iter(inspect.signature(value).parameters), None) in firsts
 
 
 # ---- binding ---------------------------------------------------------------------------------------------------------
@@ -314,10 +240,16 @@ def within(
 def typed(key: str, value: Any, like: Any) -> Any:
     """Return a value as the type of the one that it replaces: 1 for a float is 1.0, 1e4 for an int is 10000.
 
+    One value in place of several is a tuple of it. Those of a tuple are of the type of its first one, where it has one.
+
     Raises:
         ValueError: it is of another type, or no number that a float can be.
     """
     value = _plain(value)
+    if isinstance(like, tuple):
+        several = (value,) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+        if isinstance(several, tuple):
+            return tuple(typed(f"{key}[{i}]", one, like[0]) for i, one in enumerate(several)) if like else several
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
         large = abs(value) >= 2**1000
         return (math.inf if value > 0 else -math.inf) if large else float(value)  # as float("1e400") is
@@ -325,7 +257,9 @@ def typed(key: str, value: Any, like: Any) -> Any:
         return int(value)  # 1e4 steps
     if type(value) is not type(like):
         name = type(like).__name__
-        raise ValueError(f"{key}: got {shown(value)}, expected a{'n' * (name[0] in 'aeiou')} {name} such as {like!r}")
+        raise ValueError(
+            f"{key}: got {wording.shown(value)}, expected a{'n' * (name[0] in 'aeiou')} {name} such as {like!r}"
+        )
     return value
 
 
@@ -361,10 +295,8 @@ def check_keys(kind: str, name: str, known: Collection[str], keys: Iterable[str]
     """
     for key in keys:
         if key not in known:
-            raise ValueError(
-                f"{kind} {shown(name)} has no hyperparameter {shown(key)}{near(key, known)}; it has "
-                f"{', '.join(known) or 'none'}"
-            )
+            said = f"{kind} {wording.shown(name)} has no hyperparameter {wording.shown(key)}{wording.near(key, known)}"
+            raise ValueError(f"{said}; it has {', '.join(known) or 'none'}")
 
 
 def asks(kind: str, name: str, function: Callable[..., Any], offered: Iterable[str]) -> list[inspect.Parameter]:
@@ -377,7 +309,7 @@ def asks(kind: str, name: str, function: Callable[..., Any], offered: Iterable[s
     for parameter in parameters:
         if parameter.name not in offered:
             raise ValueError(
-                f"{kind} {name!r} asks for {parameter.name!r}{near(parameter.name, offered)}; it may ask for "
+                f"{kind} {name!r} asks for {parameter.name!r}{wording.near(parameter.name, offered)}; it may ask for "
                 f"{', '.join(offered)}; a hyperparameter goes behind the *"
             )
     return parameters
@@ -396,7 +328,7 @@ def require(holds: Any, key: str, value: Any, expected: str) -> None:
         ValueError: `holds` is false; names the key, the value and what was expected.
     """
     if not isinstance(holds, jax.core.Tracer) and not np.all(holds):
-        raise ValueError(f"{key} = {shown(value)}: expected {expected}")
+        raise ValueError(f"{key} = {wording.shown(value)}: expected {expected}")
 
 
 def numeric(values: Mapping[str, Any], same: Callable[[dict[str, jax.ShapeDtypeStruct]], bool]) -> tuple[str, ...]:
@@ -435,3 +367,20 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
         else:
             leaves[str(key)] = value
     return leaves
+
+
+def nested(leaves: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """Return the nested dict of which `flatten` gives these leaves.
+
+    Example:
+        >>> nested({"embed/weight": 1, "head/weight": 2})
+        {'embed': {'weight': 1}, 'head': {'weight': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split(separator)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree

@@ -24,7 +24,7 @@ class Need(NamedTuple):
             that the objective itself chooses.
         source: who provides it: "batch", a column of the data; "frozen", log-probs of a frozen model; "policy", what
             every pass of the policy gives; "head", more from the pass over the vocabulary; "reader", what is read off
-            hidden states; "step", the step itself.
+            hidden states; "score", what a score head gives; "step", the step itself.
         says: what it is, in words that a sentence can end with.
         form: "array", "logps", "key" or "state".
         gradient: whether a gradient flows through it, to the policy or to a reader's parameters.
@@ -172,6 +172,14 @@ NEEDS: Mapping[str, Need] = {
         "beside it, for data that has such copies (data.degrade)",
         gradient=True,
     ),
+    "reward": Need(
+        "score head",
+        "K T",
+        "score",
+        "what a score head in the place of the unembedding (model.head=score) gives at each response token's own "
+        "state, of the text up to it; the last token's is the response's. The log-probs of such a model are zeros",
+        gradient=True,
+    ),
     "key": Need("random key", "", "step", "a random key for this example alone", form="key", selectors=True),
     "state": Need(
         "running state",
@@ -228,13 +236,13 @@ def of_source(*sources: str) -> tuple[str, ...]:
 
 
 def beside_log_probs(names: Collection[str]) -> list[str]:
-    """Return which of these needs a pass of the models gives beside the tokens' log-probs: the head's and the readers'.
+    """Return which of these needs a pass of the models gives beside the tokens' log-probs: the heads' and the readers'.
 
     Example:
         >>> beside_log_probs({"policy", "ref", "kl", "degree", "state"})
         ['degree', 'kl']
     """
-    return sorted(set(names) & set(of_source("head", "reader")))
+    return sorted(set(names) & set(of_source("head", "reader", "score")))
 
 
 def takes_reference_weights(names: Collection[str]) -> tuple[str, ...]:
@@ -315,7 +323,7 @@ def describe(name: str) -> str:
     if need.gradient:
         text += " The gradient flows through it."
     if need.weights_of_reference:
-        text += " It takes the reference's weights (reference.mode online or moving)."
+        text += " It takes the reference's weights (reference.mode online, moving or bema)."
     return text
 
 

@@ -158,3 +158,17 @@ def _categorical_kl_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     gap = jnp.sum(swap * -jnp.sign(step) * jnp.expm1(-jnp.abs(step)), axis=1)[:-1]
     moved = q[:-1] * (ratio[:-1] + kl)  # what the loss loses where the target moves: zero if d_logit equals d_delta
     return kl, jnp.sum(gap * d_logit) + jnp.sum(moved * (d_delta - d_logit))
+
+
+def soften(logits: Array, cap: float | None) -> Array:
+    """Return cap tanh(logits / cap), or the logits where there is no cap.
+
+    Reference:
+        Gemma Team, Gemma 2: Improving Open Language Models at a Practical Size, 2024, arXiv:2408.00118, section 2.
+    """
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def slope_of_soft(soft: Array, cap: float) -> Array:
+    """Return the derivative of `soften` at what it returned; 0 where a number out of reach was put in its place."""
+    return 1 - jnp.square(jnp.clip(soft / cap, -1.0, 1.0))

@@ -1,5 +1,7 @@
 """The curves of one or several runs as one picture, from their metrics.jsonl: `python -m slpojax.plots RUN [RUN ...]`.
 
+Beside them the pictures of an evaluation: reliability, samples, win rates.
+
 Knows what metrics mean (`slpojax.quantities`) and matplotlib, which is imported only here and only when a picture is
 drawn. Knows no objective and no world.
 """
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slpojax import named
+from slpojax import wording
+from slpojax.calibration import Reliability
 from slpojax.quantities import FRONTIERS, QUANTITIES, Quantity, find, label
 
 _USAGE = "usage: python -m slpojax.plots RUN [RUN ...] [--to=FILE]; RUN is the output folder of a run"
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> str:
     if to.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--to={to}: expected the name of a .png, .pdf or .svg file")
     if options and not to.parent.is_dir():
-        raise ValueError(f"--to={to}: there is no folder {to.parent}{named.near_paths(to.parent)}")
+        raise ValueError(f"--to={to}: there is no folder {to.parent}{wording.near_paths(to.parent)}")
     curves(paths, to)
     return f"wrote {to}\n"
 
@@ -124,7 +127,7 @@ def load(path: str | pathlib.Path) -> dict[tuple[str, str], Points]:
     file = pathlib.Path(path)
     file = file / "metrics.jsonl" if file.is_dir() else file
     if not file.is_file():
-        near = named.near_paths(path) if not pathlib.Path(path).is_dir() else "; the folder holds no run"
+        near = wording.near_paths(path) if not pathlib.Path(path).is_dir() else "; the folder holds no run"
         raise ValueError(f"{path}: no metrics.jsonl there{near}")
     points: dict[tuple[str, str], dict[int, float]] = {}
     texts = file.read_text(errors="replace").split("\n")
@@ -148,6 +151,119 @@ def load(path: str | pathlib.Path) -> dict[tuple[str, str], Points]:
     return {
         key: (np.array([*seen], np.float64), np.array([*seen.values()], np.float64)) for key, seen in points.items()
     }
+
+
+def reliability(found: Reliability, margin: np.ndarray, picture: str | pathlib.Path, *, title: str = "") -> None:
+    """Draw how often preferences are right that are held with some confidence, and the margins that they rest on.
+
+    Args:
+        found: the bins.
+        margin: reward of the chosen answer minus that of the rejected one, of every pair, in nats.
+        picture: the file to write.
+        title: above both.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure, (left, right) = _figure(2, title)
+    full = found.pairs > 0
+    width = found.edges[1] - found.edges[0]
+    middle = 0.5 * (found.edges[:-1] + found.edges[1:])
+    left.bar(
+        middle[full],
+        found.accuracy[full],
+        width=0.92 * width,
+        color="C0",
+        alpha=0.35,
+        label="right (pairs at the foot)",
+    )
+    left.plot(found.confidence[full], found.accuracy[full], "o", color="C0", markersize=4, label="mean of the bin")
+    left.plot([0.5, 1], [0.5, 1], "k--", linewidth=0.8, label="calibrated")
+    for x, count in zip(middle[full], found.pairs[full], strict=True):
+        left.annotate(
+            f"{count:,}", (x, 0.01), ha="center", fontsize=7, color="0.35", xycoords=("data", "axes fraction")
+        )
+    left.set(title=f"Reliability: expected calibration error {found.ece:.3f}", xlabel="confidence of the reward")
+    left.set(ylabel="share of pairs ranked right", xlim=(0.5, 1), ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
+    left.legend(fontsize=7, loc="upper center", ncols=3)
+    _histogram(right, margin, "pairs")
+    right.axvline(0, color="k", linewidth=0.8)
+    right.set(title=f"Margins: {np.mean(margin > 0):.0%} above 0", xlabel="reward margin, chosen minus rejected (nats)")
+    figure.savefig(picture, dpi=120)
+
+
+def samples(tokens: np.ndarray, log_ratio: np.ndarray | None, picture: str | pathlib.Path, *, title: str = "") -> None:
+    """Draw the lengths of sampled answers, and how much likelier each is under the policy than under the reference.
+
+    Args:
+        tokens: of every answer.
+        log_ratio: log P(answer) - log P_ref(answer), in nats; None where it is not known.
+        picture: the file to write.
+        title: above both.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure, axes = _figure(1 if log_ratio is None else 2, title)
+    _histogram(axes[0], tokens, "answers", whole=True)
+    axes[0].axvline(np.mean(tokens), color="C1", linewidth=1.2)
+    axes[0].set(title=f"Length: {np.mean(tokens):.1f} tokens on average", xlabel="tokens of an answer")
+    if log_ratio is not None:
+        _histogram(axes[1], log_ratio, "answers")
+        axes[1].axvline(0, color="k", linewidth=0.8)
+        axes[1].axvline(np.mean(log_ratio), color="C1", linewidth=1.2)
+        axes[1].set(title=f"KL(policy || reference): {np.mean(log_ratio):.2f} nats, the mean")
+        axes[1].set(xlabel="log P(answer) - log P_ref(answer), in nats")
+    figure.savefig(picture, dpi=120)
+
+
+def win_rates(rates: Sequence[tuple[str, float, float]], picture: str | pathlib.Path, *, title: str = "") -> None:
+    """Draw win rates with intervals of two standard errors to either side, and the line of chance.
+
+    Args:
+        rates: the name of each, the rate, and its standard error, 0 to 1.
+        picture: the file to write.
+        title: above them.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure, (axes,) = _figure(1, "", size=(6.4, 1.4 + 0.42 * len(rates)))
+    for place, (_, value, error) in zip(np.arange(len(rates))[::-1], rates, strict=True):
+        spread = 200 * error if math.isfinite(error) else 0.0
+        axes.errorbar(100 * value, place, xerr=spread, fmt="o", color="C0", capsize=3, markersize=5)
+        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axes.annotate(f"{100 * value:.1f}", (100 * value, place), (0, 6), **text)
+    axes.axvline(50, color="k", linewidth=0.8)
+    axes.set(yticks=np.arange(len(rates))[::-1], yticklabels=[name for name, *_ in rates], title=title)
+    axes.set(xlabel="win rate (%), ± two standard errors", xlim=(-3, 103), ylim=(-0.6, len(rates) - 0.2))
+    figure.savefig(picture, dpi=120)
+
+
+def _figure(count: int, title: str, size: tuple[float, float] | None = None) -> tuple[Any, list[Any]]:
+    """Return a figure and so many axes side by side, each with a faint grid."""
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: `pip install 'slpojax[plot]'`") from error
+    figure = figures.Figure(figsize=size or (5.2 * count, 3.8), layout="constrained")
+    axes = [figure.add_subplot(1, count, i) for i in range(1, count + 1)]
+    for one in axes:
+        one.grid(alpha=0.25)
+        one.set_axisbelow(True)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def _histogram(axes: Any, values: np.ndarray, what: str, *, whole: bool = False) -> None:
+    """Draw how often values occur; of whole numbers every bar holds as many."""
+    bins: Any = min(40, max(5, len(values) // 5))
+    if whole:
+        width = max(1, math.ceil((np.max(values) - np.min(values) + 1) / 40))
+        bins = np.arange(np.min(values) - 0.5, np.max(values) + width, width)
+    axes.hist(values, bins=bins, color="C0", alpha=0.6)
+    axes.set_ylabel(what)
 
 
 def _names(runs: Sequence[str | pathlib.Path]) -> list[str]:

@@ -52,7 +52,7 @@ QUANTITIES = (
         0.5,
     ),
     Quantity(
-        "Implicit reward",
+        "Reward",  # implicit, or a reward model's
         "nats (x beta if any)",
         {"rewards/margins": "reward margin", f"rewards/{_BOTH}": r"reward of \1"},
         3,
@@ -80,6 +80,7 @@ QUANTITIES = (
         3,
         drawn=False,
     ),
+    Quantity("Held log-ratios", "share of tokens", {"clamp/share": "tokens held at a bound"}, 3, drawn=False),
     Quantity("Divergence from the reference", "nats", {"kl": "KL", f"kl/{_BOTH}": r"KL on \1"}, 3, 0),
     Quantity("Judged by your scorer", "as the scorer has it", {"score/(.+)": r"\1"}, None),
     Quantity("Gradient norm", "norm before clipping", {"grad_norm": "gradient norm"}, None),
@@ -91,21 +92,22 @@ FRONTIERS = (("world/kl", "world/gold_lift"), ("score/kl", "score/reward"))
 
 
 def find(metric: str) -> Quantity | None:
-    """Return what a metric is, or None where nobody has said."""
-    return next((q for q in QUANTITIES if any(re.fullmatch(p, metric) for p in q.metrics)), None)
+    """Return what a metric is, or None where nobody has said; one of a mixture's source is what it is of all."""
+    _, whole = _of_source(metric)
+    return next((q for q in QUANTITIES if any(re.fullmatch(p, whole) for p in q.metrics)), None)
 
 
 def label(metric: str) -> str:
     """Return a metric in words, or its name where nobody has said.
 
     Example:
-        >>> label("mass/gap_chosen"), label("loss/dpo.sigmoid")
-        ('chosen above its target', 'loss/dpo.sigmoid')
+        >>> label("mass/gap_chosen"), label("loss/dpo.sigmoid"), label("source/hh/loss")
+        ('chosen above its target', 'loss/dpo.sigmoid', 'loss of hh')
     """
-    found = find(metric)
+    found, (source, whole) = find(metric), _of_source(metric)
     for pattern, words in found.metrics.items() if found else ():
-        if match := re.fullmatch(pattern, metric):
-            return match.expand(words)
+        if match := re.fullmatch(pattern, whole):
+            return match.expand(words) + f" of {source}" * bool(source)
     return metric
 
 
@@ -127,6 +129,14 @@ def order(metrics: list[str]) -> list[str]:
     places = [pattern for quantity in QUANTITIES for pattern in quantity.metrics]
 
     def place(metric: str) -> int:
-        return next((i for i, pattern in enumerate(places) if re.fullmatch(pattern, metric)), len(places))
+        source, whole = _of_source(metric)
+        found = next((i for i, pattern in enumerate(places) if re.fullmatch(pattern, whole)), len(places))
+        return found + (len(places) + 1) * bool(source)  # those of a source come behind those of all
 
     return sorted(metrics, key=place)
+
+
+def _of_source(metric: str) -> tuple[str, str]:
+    """Return the source of a mixture that a metric is of, "" for all, and what it is called of all of them."""
+    match = re.fullmatch(r"source/([^/]+)/(.+)", metric)
+    return (match[1], match[2]) if match else ("", metric)

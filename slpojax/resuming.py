@@ -3,12 +3,14 @@
 Knows configurations and digests; knows no files.
 """
 
+import fnmatch
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from slpojax import log, named
+from slpojax import defaults, log, named
 from slpojax.defaults import CHANGE_NO_NUMBER, PLACES
 
 LENGTH = ("steps", "epochs")  # change no number either under a constant schedule: no step before the end knows them
@@ -55,15 +57,42 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[st
     """Return the keys that differ between two configurations and matter, each with the saved and the current value.
 
     Keys that change no number do not matter; nor do those that name a place, as what lies there is compared by its
-    digest.
+    digest. A key that one of them lacks, as it was added later, has its default there.
 
     Example:
         >>> differences({"seed": 0, "objective": {"beta": 0.1}}, {"seed": 0, "objective": {"beta": 0.2}, "wandb": "p"})
         {'objective.beta': (0.1, 0.2)}
         >>> differences({"model": {"path": "a/hf"}}, {"model": {"path": "/b/hf"}})
         {}
+        >>> differences({}, {"lora": {"rank": 16, "alpha": 8.0}})
+        {'lora.alpha': (32.0, 8.0)}
     """
-    old, new = (named.flatten(json.loads(json.dumps(config)), ".") for config in (saved, current))
-    free = CHANGE_NO_NUMBER + PLACES + (LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ())
-    matters = [k for k in sorted(old.keys() | new.keys()) if not any(k == f or k.startswith(f + ".") for f in free)]
-    return {k: (old.get(k), new.get(k)) for k in matters if old.get(k) != new.get(k)}
+    old, new, usual = map(_flat, (saved, current, defaults.get_config().to_dict()))
+    free = LENGTH if old.get("schedule") == new.get("schedule") == "constant" else ()
+    matters = [k for k in sorted(old.keys() | new.keys()) if _matters(k) and k not in free]
+    both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in matters}
+    return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that name what a configuration sets of the keys that change numbers.
+
+    The length of a run counts, a key at its default does not: so a key that a later version adds changes no digest.
+
+    Example:
+        >>> digest({"seed": 1, "output": "a"}) == digest({"seed": 1, "output": "b"}) != digest({"seed": 2})
+        True
+    """
+    flat, usual = map(_flat, (config, defaults.get_config().to_dict()))
+    matters = {key: value for key, value in flat.items() if _matters(key) and usual.get(key) != value}
+    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration by dotted keys, with values as a file of JSON gives them back."""
+    return named.flatten(json.loads(json.dumps(config)), ".")
+
+
+def _matters(key: str) -> bool:
+    free = CHANGE_NO_NUMBER + PLACES
+    return not any(fnmatch.fnmatchcase(key, name) or key.startswith(f"{name}.") for name in free)

@@ -31,6 +31,8 @@ def token_scorer(
 ) -> TokenScorer:
     """Return (params, rows, scored, ref_params) -> scores of the scored tokens, [G, S] and for readers [G, S, ...].
 
+    A model with a score head has no log-odds, and gives "reward" in their place.
+
     Args:
         model: the policy's.
         shapes: sizes of the batch.
@@ -50,7 +52,7 @@ def token_scorer(
         return model.apply(params, rows, None)[0], None
 
     def score(params: Params, rows: Rows, scored: Scored, ref_params: Params | None = None) -> TokenScores:
-        reference: tuple[Any, Any] | None = None
+        reference, caps = None, (model.cap, (ref_model or model).cap)
         states: dict[str, tuple[Array, Array | None]] = {}
         if takes_reference:
             other = ref_model or model
@@ -60,10 +62,17 @@ def token_scorer(
         states["policy"] = (
             states_of(model, params, rows, scored) if layers else (model.apply(params, rows, None)[0], None)
         )
-        hidden, table = states["policy"][0], model.unembed(params)
-        groups = max(1, scored.source.shape[0] // row_devices(grid))  # that a device holds here
-        chunk = max(1, min(shapes.scored, head.positions_at_once(platform, table.shape[1]) // groups))
-        out = head.token_scores(hidden, table, scored, chunk=chunk, requested=of_head, reference=reference, grid=grid)
+        hidden = states["policy"][0]
+        if model.score is not None:
+            assert scored.cell is not None, "rows of a score head say where each token stands"
+            out = {"reward": head.rewards(hidden, model.score(params), scored.cell)}
+        else:
+            table = model.unembed(params)
+            groups = max(1, scored.source.shape[0] // row_devices(grid))  # that a device holds here
+            chunk = max(1, min(shapes.scored, head.positions_at_once(platform, table.shape[1]) // groups))
+            out = head.token_scores(
+                hidden, table, scored, chunk=chunk, requested=of_head, reference=reference, caps=caps, grid=grid
+            )
         for reader in used:
             final, every = states[reader.of]
             seen: Any = every if reader.layers else head.predictors(final, scored.source)
@@ -122,10 +131,12 @@ def place(tokens: TokenScores, scored: Scored, length: Array, shapes: Shapes) ->
         shapes: the batch's sizes.
 
     Returns:
-        The [B, K, T] log-probs, and by name what else `tokens` holds, [B, K, T] or with an axis of its own behind
-        these, 0 where there is no token; where prompts are scored, their `Logps` [B, P] are among it as "prompt".
+        The [B, K, T] log-probs, absent ones where `tokens` has none, and by name what else `tokens` holds, [B, K, T] or
+        with an axis of its own behind these, 0 where there is no token; where prompts are scored, their `Logps` [B, P]
+        are among it as "prompt".
     """
-    odds, responses = tokens["log_odds"], (*length.shape, shapes.response)
+    responses = (*length.shape, shapes.response)
+    odds = tokens.get("log_odds")
 
     def scatter(values: Array, absent: float, slot: Array, shape: tuple[int, ...]) -> Array:
         of_token = values.shape[2:]
@@ -134,6 +145,8 @@ def place(tokens: TokenScores, scored: Scored, length: Array, shapes: Shapes) ->
         return flat.reshape(*shape, *of_token)
 
     def log_probs(*where: Any) -> tuple[Array, Array]:
+        if odds is None:  # of a score head
+            return jnp.zeros(where[1]), jnp.full(where[1], ABSENT)
         return scatter(-jax.nn.softplus(-odds), 0.0, *where), scatter(-jax.nn.softplus(odds), ABSENT, *where)
 
     logps = Logps(*log_probs(scored.slot, responses), length)

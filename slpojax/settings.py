@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from slpojax import named
-from slpojax.defaults import RANGES, WORDS, get_config
+from slpojax import named, wording
+from slpojax.defaults import FLOAT32, RANGES, SOURCE, WORDS, get_config
 
 # Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
 # name that does not exist.
@@ -27,6 +27,9 @@ Choices = Mapping[str, Callable[[str], Mapping[str, Any]]]
 
 Config = ConfigDict | FrozenConfigDict  # what `resolve` returns, and what bench and acts read
 
+# Groups whose keys are names of one's own: sources, and variables of a chat template.
+_MIXTURE, _ARGUMENTS = "data.mixture", "data.chat_template_kwargs"
+_FUNCTIONS = ("objective", "selector", "optimizer")  # groups whose keys are those of a function
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # of them, what is no character at all
 _LONGEST, _PART = 2**14, 255  # characters of a text; bytes of a file's name, more of which no file system takes
 
@@ -89,7 +92,7 @@ def load_file(path: str) -> ConfigDict:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{named.near_paths(path)}")
+        raise ValueError(f"--config={path}: no such file, seen from {pathlib.Path.cwd()}{wording.near_paths(path)}")
     try:
         namespace = runpy.run_path(path)
     except (SyntaxError, UnicodeDecodeError) as error:
@@ -127,7 +130,12 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
     """
     result = _with_tuples(config.to_dict())
     chosen: dict[str, dict[str, Any]] = {group: {} for group in choices}
+    free: dict[str, dict[str, Any]] = {_MIXTURE: {}, _ARGUMENTS: {}}
     for key, value in overrides.items():
+        within = next((group for group in free if f"{key}.".startswith(f"{group}.")), "")
+        if within:
+            free[within][key] = value
+            continue
         group, _, rest = key.partition(".")
         if group in choices and rest:
             chosen[group][rest] = value
@@ -139,6 +147,10 @@ def resolve(config: ConfigDict, overrides: Mapping[str, Any], *, choices: Choice
         if not isinstance(node, dict) or leaf not in node:
             _unknown(key, named.flatten(result, "."))
         node[leaf] = _convert(f"config.{key}", value, node[leaf])
+    if "mixture" in result.get("data", {}):
+        result["data"]["mixture"] = _sources(result["data"]["mixture"], free[_MIXTURE])
+        arguments = _arguments(result["data"]["chat_template_kwargs"], free[_ARGUMENTS])
+        result["data"]["chat_template_kwargs"] = arguments
     for group, defaults in choices.items():
         result[group] = _choose(group, result[group], chosen[group], defaults)
     for key, value in named.flatten(result, ".").items():
@@ -159,9 +171,13 @@ def check(key: str, value: Any) -> None:
         ValueError: it is out of its range, none of its words, or a text that no file and no name can be.
     """
     if key in WORDS and value not in WORDS[key]:
-        raise named.unknown(f"config.{key}", value, [word or "'' (nothing)" for word in WORDS[key]])
-    if key in RANGES:
-        named.within(f"config.{key}", value, *RANGES[key])
+        raise wording.unknown(f"config.{key}", value, [word or "'' (nothing)" for word in WORDS[key]])
+    table = re.sub(rf"^{re.escape(_MIXTURE)}\.[^.]+", f"{_MIXTURE}.*", key)
+    if table in RANGES:
+        named.within(f"config.{key}", value, *RANGES[table])
+    for number in value if isinstance(value, tuple) else ():
+        if isinstance(number, float):
+            named.within(f"config.{key}", number, -FLOAT32, FLOAT32)
     if isinstance(value, str):
         _check_text(f"config.{key}", value)
 
@@ -174,16 +190,16 @@ def notes(config: ConfigDict, steps: int, *, reference: bool) -> list[str]:
         steps: of the run.
         reference: whether the objective compares with a reference.
     """
-    lines, d = [], config.data
-    if config.warmup_steps >= steps:
-        reached = steps / (config.warmup_steps + 1)
+    lines = []
+    all_steps = config.schedule_steps or steps  # of the runs that share a schedule
+    if config.warmup_steps >= all_steps:
+        reached = all_steps / (config.warmup_steps + 1)
         lines.append(
-            f"warning: the warm-up of {config.warmup_steps:,} steps is as long as the run of {steps:,}: the learning "
-            f"rate ends at {reached:.0%} of its peak; lower config.warmup_steps"
+            f"warning: the warm-up of {config.warmup_steps:,} steps is as long as the run of {all_steps:,}: the "
+            f"learning rate ends at {reached:.0%} of its peak; lower config.warmup_steps"
         )
-    evaluated = config.world or d.eval_path or d.eval_split or d.eval_rows
     often, every = config.checkpoint_every, config.eval_every
-    if config.keep_best and often > 0 and evaluated and (every == 0 or often % every):
+    if config.keep_best and often > 0 and (config.world or evaluated(config)) and (every == 0 or often % every):
         both = math.lcm(often, every)
         ranked = f"those of every {both:,} steps and " if 0 < both < steps else ""
         lines.append(
@@ -196,6 +212,12 @@ def notes(config: ConfigDict, steps: int, *, reference: bool) -> list[str]:
             "the policy moves, margins in training are rounding (0.05 nats and more), while those of evaluations are 0"
         )
     return lines
+
+
+def evaluated(config: ConfigDict) -> bool:
+    """Say whether data are held out, by keys of `data` or of a source of its mixture."""
+    d = config.data
+    return any(one.eval_path or one.eval_split or one.eval_rows for one in (d, *d.mixture.values()))
 
 
 def replace(config: ConfigDict, changes: Mapping[str, Any]) -> FrozenConfigDict:
@@ -221,6 +243,26 @@ def load(text: str) -> FrozenConfigDict:
     return FrozenConfigDict(_with_tuples(json.loads(text)))
 
 
+def of_run(folder: str | pathlib.Path) -> FrozenConfigDict:
+    """Return the configuration of the run whose output folder this is.
+
+    Raises:
+        ValueError: it holds no config.json, or a damaged one, or that of another version of slpojax.
+    """
+    file = pathlib.Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json; give the output folder of a run")
+    try:
+        config = load(file.read_text(encoding="utf-8"))
+        has = named.flatten(config.to_dict(), ".")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}); bring it back from a copy") from error
+    expected = named.flatten(get_config().to_dict(), ".")
+    if lacks := expected.keys() - has.keys() - {key for key in expected if key.partition(".")[0] in _FUNCTIONS}:
+        raise ValueError(f"{file} lacks {wording.few(sorted(lacks), 3)}: another version of slpojax wrote it")
+    return config
+
+
 def _choose(group: str, current: dict[str, Any], overrides: dict[str, Any], defaults: Callable) -> dict[str, Any]:
     """Return {"name": ..., and every hyperparameter of that function}."""
     name = named.typed(f"config.{group}.name", overrides.get("name", current["name"]), "")
@@ -235,6 +277,48 @@ def _choose(group: str, current: dict[str, Any], overrides: dict[str, Any], defa
         value = _literal(value) if isinstance(value, str) else value
         values[key] = named.hyperparameter(f"config.{group}.{key}", value, known[key])
     return values
+
+
+def _sources(said: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sources of a mixture, in the order of their names, each with all its keys.
+
+    Args:
+        said: name -> some keys of a source.
+        overrides: dotted key of the configuration -> value; a name that is new is a new source.
+    """
+    group = f"config.{_MIXTURE}"
+    made = {name: dict(one) if isinstance(one, Mapping) else one for name, one in said.items()}
+    for key, value in overrides.items():
+        name, _, leaf = key.removeprefix(_MIXTURE).removeprefix(".").partition(".")
+        if not leaf or not isinstance(made.get(name, {}), dict):
+            raise ValueError(f"config.{key}: a group of keys; set those of a source, as {group}.NAME.path")
+        made.setdefault(name, {})[leaf] = value
+    for name, one in made.items():
+        named.require(re.fullmatch(r"[\w-]{1,40}", name), group, name, "names of letters, digits, _ and - as its keys")
+        if not isinstance(one, dict):
+            raise ValueError(
+                f"{group}.{name}: got {wording.shown(one)}, expected the keys of a source: {', '.join(SOURCE)}"
+            )
+        for leaf in one:
+            if leaf not in SOURCE:
+                raise wording.unknown(f"key of {group}.{name}", leaf, SOURCE)
+    return {
+        name: {
+            leaf: _convert(f"{group}.{name}.{leaf}", made[name].get(leaf, like), like) for leaf, like in SOURCE.items()
+        }
+        for name in sorted(made)
+    }
+
+
+def _arguments(said: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables that a chat template is given, in the order of their names; text of an override is read."""
+    made = dict(said)
+    for key, value in overrides.items():
+        made[key.removeprefix(_ARGUMENTS).removeprefix(".")] = _literal(value) if isinstance(value, str) else value
+    for name in made:
+        if not name.isidentifier():
+            raise ValueError(f"config.{_ARGUMENTS}: a group of keys; set one, as config.{_ARGUMENTS}.enable_thinking")
+    return {name: named.hyperparameter(f"config.{_ARGUMENTS}.{name}", made[name], None) for name in sorted(made)}
 
 
 def _convert(key: str, value: Any, old: Any) -> Any:
@@ -279,24 +363,28 @@ def _shipped(path: str) -> str:
 
 
 def _unknown(key: str, known: Iterable[str]) -> NoReturn:
-    near = re.sub("(?<=[:,] )", "config.", named.near(key, known))
+    near = re.sub("(?<=[:,] )", "config.", wording.near(key, known))
     raise ValueError(
-        f"unknown key {named.shown(f'config.{key}')}{near}; --help lists all, and slpojax/defaults.py explains each"
+        f"unknown key {wording.shown(f'config.{key}')}{near}; --help lists all, and slpojax/defaults.py explains each"
     )
 
 
 def _short(argument: str) -> str:
-    return argument if argument.isprintable() and len(argument) <= _PART else named.shown(argument)
+    return argument if argument.isprintable() and len(argument) <= _PART else wording.shown(argument)
 
 
 def _help(path: str, config: ConfigDict) -> str:
     comments, name = _comments(), config.objective.name
     place = {key: i for i, key in enumerate(comments)}
+
+    def explained(key: str) -> str:
+        """Return the key whose comment explains this one: itself, or the group in which names are free."""
+        groups = (f"{key.rsplit('.', parts)[0]}.name" for parts in range(1, key.count(".") + 1))
+        return key if key in place else next(group for group in groups if group in place)
+
     values = named.flatten(ConfigDict(config).to_dict(), ".")
     # As in the file that explains them, where one comment leads to the next; hyperparameters follow their function.
-    keys = sorted(
-        values, key=lambda key: (place[key if key in place else f"{key.partition('.')[0]}.name"], key not in place)
-    )
+    keys = sorted(values, key=lambda key: (place[explained(key)], key not in place))
     lines = ["usage: --config=FILE --config.KEY=VALUE ...", "", f"The keys, with their values in {path}:"]
     for key in keys:
         lines += ["", f"  --config.{key}={values[key]}"]

@@ -5,7 +5,9 @@ The reference learns from random weights; two of its answers to a prompt make a 
 
 Reference and pairs lie beside the outputs of the runs, in `<world>-<digest>`, named by all that they depend on: the
 world, the seed and what they are made with, but no other key of the run. So all runs whose world is the same share
-them, and may move with them. Knows worlds, models, sampling, and a function that trains; knows no objective.
+them, and may move with them. A run that reads pools (`data.format=pool`) gets them made there, too: several answers to
+a prompt, of which duels have found the preferred one. Knows worlds, models, sampling, and a function that trains; knows
+no objective.
 """
 
 import functools
@@ -18,8 +20,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax import cached, checkpoint, defaults, grid, hf, log, models, named, sampling, settings, worlds
+from slpojax import (
+    adapters,
+    bench,
+    cached,
+    checkpoint,
+    defaults,
+    grid,
+    hf,
+    log,
+    models,
+    named,
+    sampling,
+    settings,
+    worlds,
+)
 from slpojax.base import Key, Model, Params, named_key, stream_number
+from slpojax.data import Rules
 from slpojax.grid import Grid
 from slpojax.outputs import agreed, alone
 from slpojax.settings import Config
@@ -28,10 +45,11 @@ from slpojax.worlds import World
 BATCH = 512  # answers sampled at once
 METRICS = ("world/gold_reward", "world/gold_lift", "world/kl", "world/spread", "world/finished")  # of `judge`
 
-_VERSION = 1  # of how this module makes reference and pairs; another number makes them anew
+_VERSION = 2  # of how this module makes reference and pairs; another number makes them anew
 _SHARED = ("seed", "compiled", "log_every", "mesh.data", "mesh.fsdp", "mesh.tensor")  # keys of a run that reach its SFT
 _MADE = "made.json"  # says what a folder was made from; written last
-_FILES = {"model.path": "hf", "data.path": "pairs.train.jsonl", "data.eval_path": "pairs.eval.jsonl"}
+_MODEL, _TRAIN, _HELD_OUT = "hf", "{}.train.jsonl", "{}.eval.jsonl"
+POOL = "pool"  # the data format of a run that reads pools
 
 Run = Callable[[Config], Any]  # trains what a configuration says and exports it to <output>/hf
 
@@ -48,7 +66,10 @@ def prepare(config: Config, run: Run) -> Config:
     """
     module, world = worlds.find(config.world)
     output, folder = pathlib.Path(config.output), world_folder(config, module, world)
-    made = settings.replace(config, {name: str(folder / file) for name, file in _FILES.items()})
+    size = config.data.candidates if config.data.format == POOL else 0
+    data = f"pools-{size}" if size else "pairs"
+    files = {"model.path": _MODEL, "data.path": _TRAIN.format(data), "data.eval_path": _HELD_OUT.format(data)}
+    made = settings.replace(config, {name: str(folder / file) for name, file in files.items()})
     if (output / "checkpoints").is_dir():  # before minutes go into a reference for a run that is refused
         with alone(output):
             checkpoints = checkpoint.open_folder(output / "checkpoints")
@@ -59,7 +80,33 @@ def prepare(config: Config, run: Run) -> Config:
             log.say(f"world: reference and pairs found in {folder}; remove the folder to make them anew")
         else:
             _make(world, reference_config(config, world, folder), folder, _key(config, module, world), run)
+        if size and not agreed((folder / files["data.path"]).exists()):
+            _make_pools(world, reference_config(config, world, folder), folder, data, size)
     return made
+
+
+def is_made(config: Config) -> bool:
+    """Say whether all that `prepare` makes for a run is there.
+
+    Args:
+        config: a resolved configuration with a world.
+    """
+    folder = world_folder(config, *worlds.find(config.world))
+    size = config.data.candidates if config.data.format == POOL else 0
+    return (folder / _MADE).exists() and (not size or (folder / _TRAIN.format(f"pools-{size}")).exists())
+
+
+def scores(config: Config) -> dict[str, np.ndarray]:
+    """Return prompt -> the gold rewards of the reference's answers to it, as far as they stand in pairs.
+
+    Args:
+        config: a resolved configuration whose world has been made.
+    """
+    folder, found = world_folder(config, *worlds.find(config.world)), dict[str, list[float]]()
+    for line in (folder / _TRAIN.format("pairs")).read_text().splitlines():
+        pair = json.loads(line)
+        found.setdefault(pair["prompt"], []).extend((pair["score_chosen"], pair["score_rejected"]))
+    return {prompt: np.array(gold, np.float64) for prompt, gold in found.items()}
 
 
 def world_folder(config: Config, module: str, world: World) -> pathlib.Path:
@@ -111,10 +158,10 @@ def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
     """
     _, world = worlds.find(config.world)
     devices = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = models.build(
-        hf.read_config(config.model.path), dtype=config.model.dtype, grid=devices, family=config.model.family
-    )
-    ref = hf.load(config.model.path, model, devices)
+    folder = hf.resolve(config.model.path)
+    hf_config = hf.read_config(adapters.base_of(folder, "model.path"))
+    model = models.build(hf_config, dtype=config.model.dtype, grid=devices, family=config.model.family)
+    ref = bench.load_params(folder, model, devices, key="model.path")
     tokenizer = world.tokenizer()
     prompts = list(world.prompts(world.judged))
     ids = _prompt_ids(tokenizer, prompts)
@@ -148,7 +195,12 @@ def judge(config: Config) -> Callable[[Params, int], dict[str, float]]:
 def _key(config: Config, module: str, world: World) -> dict[str, str]:
     """Return all that a world's reference and pairs depend on; where they lie is no part of it."""
     sft = named.flatten(reference_config(config, world, pathlib.Path()).to_dict(), ".")
-    free = (*defaults.CHANGE_NO_NUMBER, "model.path", "data.path", "data.eval_path")
+    free = (
+        *defaults.CHANGE_NO_NUMBER,
+        *("model.path", "data.path", "data.eval_path", "data.samples"),
+        *(f"data.{name}" for name in Rules._fields),  # the texts have no scores
+        *("reference.bias_power", "reference.ema_power", "reference.lag"),  # and are learnt without a reference
+    )
     return {
         "module": module,
         "code": cached.code_digest(module),
@@ -171,9 +223,7 @@ def _make(world: World, sft: Config, folder: pathlib.Path, key: dict[str, str], 
     log.say(f"world: the reference writes {count} pairs of answers; the gold reward labels them")
     pairs = _pairs(world, sft, count)
     if writes:
-        train, held_out = (folder / _FILES[name] for name in ("data.path", "data.eval_path"))
-        _write_jsonl(train, pairs[: world.pair_count])
-        _write_jsonl(held_out, pairs[world.pair_count :])
+        _write_parts(folder, "pairs", pairs, world.pair_count)
         (folder / f"{_MADE}.part").write_text(json.dumps(key, indent=1))
         (folder / f"{_MADE}.part").replace(folder / _MADE)
     agreed(True)
@@ -198,7 +248,7 @@ def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]
     Two equal answers are no pair, and an empty one is in none; more prompts are answered instead. The gold rewards go
     along as scores, for objectives that read them; that of the preferred answer may be the lower one.
     """
-    path, seed = pathlib.Path(sft.output) / "hf", sft.seed
+    path, seed = pathlib.Path(sft.output) / _MODEL, sft.seed
     model = models.build(hf.read_config(path), family=sft.model.family)
     params, tokenizer = jax.device_put(hf.load(path, model)), world.tokenizer()
     key, rng = named_key(jax.random.key(seed), "pairs"), np.random.default_rng([seed, stream_number("labels")])
@@ -206,8 +256,10 @@ def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]
     ids = _prompt_ids(tokenizer, prompts)
     pairs: list[dict[str, str | float]] = []
     for start in log.track(range(0, 2 * count, BATCH), 1 + -(-count // BATCH), "pairs, in batches"):
-        twice = [own for own in ids[start : start + BATCH] for _ in range(2)]
-        answers = _texts(tokenizer, twice, _sample(model, params, world, tokenizer, twice, key, first=2 * start))
+        here = ids[start : start + BATCH]
+        twice = [own for own in here for _ in range(2)]
+        answered = _sample(model, params, world, tokenizer, here, key, samples=2, first=start)
+        answers = _texts(tokenizer, twice, answered)
         for prompt, a, b in zip(prompts[start : start + BATCH], answers[::2], answers[1::2], strict=True):
             gold_a, gold_b = world.reward(prompt, a), world.reward(prompt, b)
             a_wins = rng.random() < 0.5 * (1 + math.tanh((gold_a - gold_b) / 2))
@@ -221,6 +273,55 @@ def _pairs(world: World, sft: Config, count: int) -> list[dict[str, str | float]
     raise ValueError(
         f"the reference's two answers to a prompt differ, and neither is empty, for only {len(pairs)} of {2 * count} "
         f"prompts, which makes no {count} pairs; give the world longer answers or more prompts, or lower its pair_count"
+    )
+
+
+def _make_pools(world: World, sft: Config, folder: pathlib.Path, name: str, size: int) -> None:
+    """Write pools of the reference's answers, whose preferred one duels find."""
+    count = world.pair_count + world.held_out
+    log.say(f"world: the reference writes {count} pools of {size} answers; duels by the gold reward find the preferred")
+    pools = _pools(world, sft, count, size)
+    if jax.process_index() == 0:
+        _write_parts(folder, name, pools, world.pair_count)
+    agreed(True)
+
+
+def _pools(world: World, sft: Config, count: int, size: int) -> list[dict[str, Any]]:
+    """Return pools of answers of the reference, the preferred one first, the others as they were drawn.
+
+    The first two answers meet, the winner meets the next, and so on: K - 1 duels, each won with the Bradley-Terry
+    probability of the gold reward, as MC-PO's paper labels its samples (Chen et al., 2025, arXiv 2502.04567). As in
+    pairs, the preferred answer is not empty, and another one is neither empty nor equal to it.
+    """
+    if size < 2:
+        raise ValueError(f"data.format={POOL} with data.candidates={size}: expected pools of 2 answers or more")
+    path, seed = pathlib.Path(sft.output) / _MODEL, sft.seed
+    model = models.build(hf.read_config(path), family=sft.model.family)
+    params, tokenizer = jax.device_put(hf.load(path, model)), world.tokenizer()
+    key = named_key(jax.random.key(seed), f"pools of {size}")
+    rng = np.random.default_rng([seed, stream_number("duels"), size])
+    prompts = list(world.prompts(2 * count))
+    ids = _prompt_ids(tokenizer, prompts)
+    pools: list[dict[str, Any]] = []
+    for start in log.track(range(0, 2 * count, BATCH), 1 + -(-count // BATCH), "pools, in batches"):
+        many = [own for own in ids[start : start + BATCH] for _ in range(size)]
+        answers = _texts(tokenizer, many, _sample(model, params, world, tokenizer, many, key, first=size * start))
+        for i, prompt in enumerate(prompts[start : start + BATCH]):
+            own = answers[size * i : size * (i + 1)]
+            gold, won = [world.reward(prompt, answer) for answer in own], 0
+            for k, chance in enumerate(rng.random(size - 1).tolist(), 1):
+                won = won if chance < 0.5 * (1 + math.tanh((gold[won] - gold[k]) / 2)) else k
+            order = [won, *(k for k in range(size) if k != won)]
+            if own[won].strip() and any(answer.strip() and answer != own[won] for answer in own):
+                pools.append(
+                    {"prompt": prompt, "responses": [own[k] for k in order], "scores": [gold[k] for k in order]}
+                )
+        if len(pools) >= count:
+            return pools[:count]
+    raise ValueError(
+        f"the preferred of the reference's {size} answers to a prompt is not empty, and another differs from it, for "
+        f"only {len(pools)} of {2 * count} prompts, which makes no {count} pools; give the world longer answers or "
+        "more prompts, or lower its pair_count"
     )
 
 
@@ -238,21 +339,23 @@ def _sample(
     key: Key,
     devices: Grid | None = None,
     *,
+    samples: int = 1,
     first: int = 0,
 ) -> list[sampling.Response]:
-    """Answer prompts, given as ids."""
-    eos, batch = (tokenizer.eos_token_id,), min(BATCH, len(prompts))
-    return sampling.generate(
+    """Answer prompts, given as ids: all answers of the first, of the second, ..."""
+    answers = sampling.generate(
         model,
         params,
         prompts,
         key=key,
         max_new_tokens=world.longest,
-        eos=eos,
-        batch=batch,
+        eos=(tokenizer.eos_token_id,),
+        samples=samples,
+        slots=BATCH,
         first=first,
         grid=devices,
     )
+    return [answer for of_prompt in answers for answer in of_prompt]
 
 
 def _texts(tokenizer: Any, prompts: Sequence[np.ndarray], answers: Sequence[sampling.Response]) -> list[str]:
@@ -265,8 +368,33 @@ def _texts(tokenizer: Any, prompts: Sequence[np.ndarray], answers: Sequence[samp
     ]
 
 
+def _write_parts(folder: pathlib.Path, name: str, records: Sequence[Mapping[str, Any]], train: int) -> None:
+    """Write what is held out, then what is trained on, whose file is there only when both are."""
+    _write_jsonl(folder / _HELD_OUT.format(name), records[train:])
+    _write_jsonl(folder / _TRAIN.format(name), records[:train])
+
+
 def _write_jsonl(path: pathlib.Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a file that is there only once it is whole."""
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(record) + "\n" for record in records))
     part.replace(path)
+
+
+def reference(config: Config) -> str:
+    """Return the folder of a world's reference, made by an earlier run of the same world and seed.
+
+    Args:
+        config: of a run in a world.
+
+    Raises:
+        ValueError: nobody has made it yet.
+    """
+    module, world = worlds.find(config.world)
+    folder = world_folder(config, module, world)
+    if not (folder / _MADE).exists():
+        raise ValueError(
+            f"config.world={config.world}: there is no reference in {folder} yet; train in this world first (python -m "
+            "slpojax.train makes it), or set config.model.path"
+        )
+    return str(folder / _MODEL)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from slpojax import needs, readers, selectors
+from slpojax import following, needs, selectors, trained
 from slpojax.base import Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.grid import Grid, constrain, sum_over_data
 from slpojax.head import TokenScores
@@ -32,19 +32,6 @@ from slpojax.selectors import Selector
 Metrics = dict[str, Array]
 # What objectives and selectors ask for, by name, with a leading axis of examples (but for the state).
 Inputs = dict[str, Any]
-
-
-class Moving(NamedTuple):
-    """A reference that follows the policy: every `every` steps it becomes mix * policy + (1 - mix) * reference.
-
-    Reference:
-        Alexey Gorbatovski, Boris Shaposhnikov, Alexey Malakhov, Nikita Surnachev, Yaroslav Aksenov, Ian Maksimov,
-        Nikita Balagansky, Daniil Gavrilov, Learn Your Reference Model for Real Good Alignment, 2024, arXiv:2404.09656:
-        the soft update is mix < 1, the hard one mix = 1.
-    """
-
-    every: int
-    mix: float
 
 
 class Method(NamedTuple):
@@ -58,7 +45,7 @@ class Method(NamedTuple):
 
     objective: Objective
     selector: Selector | None = None
-    moving: Moving | None = None
+    moving: following.Rule | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -88,7 +75,21 @@ class Views(NamedTuple):
 
 
 # All of the policy's weights are trained; the reference stands among the frozen, or in the state where it moves.
-WHOLE = Views(lambda params, frozen: params, lambda state, frozen: state.reference or frozen.reference)
+WHOLE = Views(
+    lambda params, frozen: params, lambda state, frozen: following.parameters(state.reference) or frozen.reference
+)
+
+
+def views_of(plan: trained.Plan) -> Views:
+    """Return the views of a policy of which a plan says what is trained; a reference that moves is trained so, too."""
+    if plan.all:
+        return WHOLE
+
+    def reference(state: State, frozen: Frozen) -> Params | None:
+        moved = following.parameters(state.reference)
+        return trained.join(plan, frozen.base, moved) if moved else frozen.reference
+
+    return Views(lambda params, frozen: trained.join(plan, frozen.base, params), reference)
 
 
 class Hyper(NamedTuple):
@@ -264,7 +265,7 @@ def update(
         rate = {} if hyper.learning_rate is None else {"learning_rate": hyper.learning_rate}
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, **rate)
         params = optax.apply_updates(state.params, updates)
-        reference = _move(method.moving, state.reference, views.policy(params, frozen), state.step + 1)
+        reference = following.move(method.moving, state.reference, params, state.step + 1)
         new = State(state.step + 1, params, optimizer_state, statistics, state.key, reference)
         return new, {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
 
@@ -350,16 +351,6 @@ def _mean_loss(
         return jnp.sum(jnp.where(present, x, 0.0)) / shapes.examples
 
     return mean(losses), (jax.tree.map(mean, metrics), state)
-
-
-def _move(moving: Moving | None, reference: Params | None, policy: Params, step: Array) -> Params | None:
-    if moving is None:
-        return reference
-    return jax.lax.cond(
-        step % moving.every == 0,
-        lambda: jax.tree.map(lambda r, p: moving.mix * p + (1 - moving.mix) * r, reference, readers.without(policy)),
-        lambda: reference,
-    )
 
 
 def _micro_batches(x: Any, count: int, groups: int) -> Any:

@@ -17,7 +17,7 @@ from slpojax import named, objectives, selectors
 from slpojax.base import Shapes
 from slpojax.needs import NEEDS, known
 from slpojax.needs import describe as describe_need
-from slpojax.objectives import mixture
+from slpojax.objectives import mixture, transforms
 from slpojax.step import couples_examples
 from slpojax.tex import plain
 
@@ -84,7 +84,7 @@ def one(name: str) -> str:
         lines = [name, "", "    " + _values(built.hyperparameters), "", "A weighted sum of", ""]
         lines += [f"    {weight:g} * {term}: {describe(term).summary}" for term, weight in terms.items()]
         return "\n".join([*lines, "", f"Metrics: {', '.join(built.metrics)}", ""])
-    entry = _selector(name) if name in selectors.names() else describe(name)
+    entry = _selector(name) if name in selectors.names() else _transform(name) or describe(name)
     facts = {
         "equation": plain(entry.equation),
         "needs": ", ".join(entry.needs),
@@ -112,7 +112,14 @@ def describe(name: str) -> Entry:
     asked = _asked(built.needs)
     if couples_examples(built, Shapes(1, max(3, built.fewest), 1, 1, 1, 1)):
         asked += ("the batch's statistics",)
+    if parts := transforms.parse(name):
+        return _entry(name, transforms.find(parts[0]), (_reads(built), *asked))._replace(defaults=built.hyperparameters)
     return _entry(name, objectives.find(name), (_reads(built), *asked))
+
+
+def _transform(name: str) -> Entry | None:
+    function = transforms.known().get(name)
+    return _entry(f"{name}(OBJECTIVE)", function, _asked({"ref"})) if function else None
 
 
 def _selector(name: str) -> Entry:
@@ -125,7 +132,8 @@ def _asked(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _reads(built: objectives.Objective) -> str:
-    if built.name.startswith("listwise.") or "degree" in built.needs:
+    of_all = objectives.over_all(built.name) and "reward" in built.needs
+    if built.name.startswith(("listwise.", "pointwise.")) or "degree" in built.needs or of_all:
         return "K candidates"
     two = "response and a mismatched one" if "label" in built.needs else "pair"
     return {1: "response", 2: two, 3: "triple"}.get(built.fewest, f"{built.fewest} candidates")
@@ -210,6 +218,8 @@ def _table() -> str:
         lines += [family.title, *(_line(name, objectives.find(name)) for name in family.names), ""]
     lines += ["Weighted sums of these that have names of their own"]
     lines += [_cut(f"{recipe.name:<{_NAME}}  {recipe.method}") for recipe in mixture.RECIPES]
+    lines += ["", "Transforms of any of these that compares with a reference, as humanline(dpo.sigmoid)"]
+    lines += [_line(name, function) for name, function in transforms.known().items()]
     lines += ["", "Selectors, which pick the candidates that an objective sees (config.selector.name)"]
     lines += [_line(name, selectors.find(name)) for name in selectors.names()]
     lines += ["", "One of them in full, its equation, defaults, needs and tests: python -m slpojax.objectives NAME", ""]
@@ -258,6 +268,18 @@ def _markdown() -> str:
     lines += [
         f"| {r.method} | `{r.name}` | {_values(r.hyperparameters)} | {_linked(r.reference)} |" for r in mixture.RECIPES
     ]
+    lines += [
+        "",
+        "## Transforms",
+        "",
+        "They change what an objective that compares with a reference is told of the policy,",
+    ]
+    lines += [
+        "by its name: `humanline(dpo.sigmoid)`, or `humanline(unpaired.kto)`. Their defaults are keys beside its own.",
+        "",
+    ]
+    found = [entry for name in transforms.known() if (entry := _transform(name))]
+    lines += _rows("transform", found)
     entries = [_selector(name) for name in selectors.names()]
     lines += ["", "## Selectors", "", "They pick the candidates that an objective sees, by `config.selector.name`.", ""]
     return "\n".join([*lines, *_rows("selector", entries), ""])

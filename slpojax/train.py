@@ -10,15 +10,13 @@ from slpojax import bench as benches
 from slpojax import (
     contents,
     errors,
+    explore,
     frozen,
     grid,
     loop,
     measure,
-    objectives,
-    optim,
     outcome,
     outputs,
-    selectors,
     settings,
     simulate,
     training,
@@ -29,11 +27,7 @@ from slpojax.step import Method
 
 DEFAULT = "configs/quickstart.py"
 
-CHOICES: settings.Choices = {
-    "objective": objectives.defaults,
-    "selector": selectors.defaults,
-    "optimizer": optim.defaults,
-}
+CHOICES = training.CHOICES
 
 
 def main() -> None:
@@ -71,6 +65,7 @@ def train(config: Config, score: measure.Score | None = None) -> None:
 def _train(config: Config, method: Method, score: measure.Score | None) -> None:
     """Train in a folder that belongs to this run alone."""
     bench = benches.make(config)
+    training.refuse(config, bench, method)
     parts = data.load(config, bench)
     data.refuse(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
@@ -78,19 +73,21 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 
-    parts, weights, first_reference, ref_model = frozen.prepare(config, bench, method, layout.scan, parts)
+    base = benches.base_params(config, bench)
+    parts, weights, first_reference, ref_model = frozen.prepare(config, bench, method, layout.scan, parts, base)
     online = weights.reference is not None
     setup = training.make(config, bench, method, layout, online=online, ref_model=ref_model)
     held_out = parts[1] if len(parts) > 1 else None
-    evaluate = measure.make(config, bench, method, setup.views, layout.scan, held_out, weights, score)
+    diagnose = explore.of_held_out(config, bench, method, setup.views, held_out, weights)
+    evaluate = measure.make(config, bench, method, setup.views, layout.scan, held_out, weights, score, diagnose)
     compare = measure.comparison(bench, method, setup.views, layout.scan, weights, parts[0])
     take = training.take(setup, bench, parts[0])
 
     run = loop.start(config, setup.like, parts[0], layout.train, layout.steps, bench.grid.share, evaluate, held)
     try:
-        state = run.restored or setup.first(benches.first_params(config, bench), first_reference)
+        state = run.restored or training.first_state(config, bench, setup, first_reference)
         del first_reference  # it moves: from here on it is part of the state
-        run.begin(state, setup.notes, training.size(setup), compare if "ref" in method.needs else None)
+        run.begin(state, setup.notes, training.size(setup, weights), compare if "ref" in method.needs else None)
         for n, batch in run.batches():
             state, metrics, counts, asked = take(state, weights, batch)
             run.note(n, state, metrics, counts, asked)
@@ -107,8 +104,10 @@ def check(config: Config, method: Method) -> None:
     outputs.check(config.output)
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
-    evaluated = config.world or config.data.eval_path or config.data.eval_split or config.data.eval_rows
-    names = [f"eval/{name}" for name in metrics] if evaluated else []
+    data.check(config)
+    names = [f"eval/{name}" for name in metrics] if config.world or settings.evaluated(config) else []
+    of_objective = ["loss", *method.objective.metrics]
+    names += [f"eval/source/{of}/{name}" for of in data.held_out_sources(config) for name in of_objective]
     loop.refuse(config, [*names, *measure.own_metrics(config)])
 
 

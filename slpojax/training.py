@@ -5,6 +5,7 @@ notebooks all call it. Knows a configuration, a model and a method; runs nothing
 """
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +14,22 @@ import jax
 import numpy as np
 import optax
 
-from slpojax import data, flops, grid, log, objectives, optim, readers, scores, selectors, settings, step
+from slpojax import bench as benches
+from slpojax import checkpoint, data, flops, grid, log, objectives, optim, readers, scores, selectors, settings, step
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
+from slpojax.following import Bema, Moving, Rule, held_first
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.step import Method, Metrics, Views
+
+# Groups of the configuration that name a function, and what each function takes.
+CHOICES: settings.Choices = {
+    "objective": objectives.defaults,
+    "selector": selectors.defaults,
+    "optimizer": optim.defaults,
+}
 
 # Examples of a run and cells of a batch that a host has the memory for: some ten gigabytes each.
 _MOST_EXAMPLES, _MOST_CELLS = 10**9, 2**29
@@ -100,8 +110,37 @@ def method(config: Config) -> Method:
     selector = None
     if config.selector.name != "everything":
         selector = selectors.build(objective=objective.hyperparameters, **config.selector)
-    moving = step.Moving(config.reference.every, config.reference.mix) if config.reference.mode == "moving" else None
-    return Method(objective, selector, moving)
+    c = config.reference
+    rules: dict[str, Rule] = {
+        "moving": Moving(c.every, c.mix),
+        "bema": Bema(c.every, c.ema_power, c.bias_power, c.lag),
+    }
+    return Method(objective, selector, rules.get(c.mode))
+
+
+def refuse(config: Config, bench: Bench, method: Method) -> None:
+    """Refuse a method that asks for what the model's head does not give.
+
+    Raises:
+        ValueError: it reads log-probs of a reward model, or rewards of a language model; says which key helps.
+    """
+    parts = objectives.functions(method.objective.name)
+    rewards = ["reward" in inspect.signature(part).parameters for part in parts]
+    if bench.model.score is None:
+        if any(rewards):
+            raise ValueError(
+                f"objective {method.objective.name} trains a score head, and the model has that of a language model; "
+                "set --config.model.head=score"
+            )
+        return
+    reads = [f"objective {method.objective.name}"] * (not all(rewards))
+    reads += [f"selector {method.selector.name}"] if method.selector else []
+    reads += [f"config.diagnostics={config.diagnostics}"] * bool(config.diagnostics)
+    if reads:
+        raise ValueError(
+            f"{reads[0]} reads log-probs, and a reward model (model.head=score) has none; set "
+            "--config.model.head=words, or take an objective of slpojax/objectives/reward.py alone"
+        )
 
 
 def optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -216,13 +255,16 @@ def make(
         online: whether a reference that stays is computed in the step; it is counted among the operations.
         ref_model: that reference's model; None where it is like the policy's.
     """
-    model, devices, rule = bench.model, bench.grid, optimizer(config, layout.steps)
-    views = step.WHOLE._replace(reference_model=ref_model)
+    scheduled = config.schedule_steps or layout.steps
+    model, devices, rule = bench.model, bench.grid, optimizer(config, scheduled)
+    views = step.views_of(bench.plan)._replace(reference_model=ref_model)
     shape = jax.eval_shape(model.init, bench.keys.init)
     reference = (ref_model, jax.eval_shape(ref_model.init, bench.keys.init)) if ref_model else None
     learned = scores.learned(model, shape, method.objective.needs, layout.train.candidates, reference)
-    first = functools.partial(_first_state, rule, method, learned, bench)
-    like = jax.eval_shape(first, shape, shape if method.moving else None)
+    first, moved = functools.partial(_first_state, rule, method, learned, bench), shape
+    if not bench.plan.all:
+        moved = benches.params_like(bench)
+    like = jax.eval_shape(first, moved, moved if method.moving else None)
     where, notes = grid.tree(devices, model.sharding, like)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where)
     notes = [f"sharding: {note}" for note in notes]
@@ -231,14 +273,16 @@ def make(
     update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
     if config.nonfinite == "skip":
         update = step.skipping(update)
-    update = _with_rate(config, layout.steps, update)
+    update = _with_rate(config, scheduled, update)
     picks = None
     if method.selector and layout.picked:
         pick = step.picks(model, views, method.selector, layout.train, devices)
         picks = jax.jit(pick, out_shardings=devices.everywhere)
     weights, ref_weights = (
-        flops.weights(of, jax.eval_shape(one.unembed, of)) for one, of in ((model, shape), reference or (model, shape))
+        flops.weights(of, jax.eval_shape(one.score or one.unembed, of))
+        for one, of in ((model, shape), reference or (model, shape))
     )
+    own = flops.moved(shape, moved, weights)
     return Training(
         method=method,
         layout=layout,
@@ -250,9 +294,24 @@ def make(
         like=like,
         notes=notes,
         operations=functools.partial(
-            _operations, weights, ref_weights, method, picks is not None, online or method.moving is not None
+            _operations, *own, ref_weights, method, picks is not None, online or method.moving is not None
         ),
     )
+
+
+def first_state(config: Config, bench: Bench, training: Training, reference: Params | None) -> State:
+    """Return the state before the first step: of the model, or the last of the run that `config.start` names.
+
+    Args:
+        config: `start`, and where the model's parameters come from.
+        bench: devices and model.
+        training: from `make`.
+        reference: the parameters that a moving reference starts from; a state that is carried on has its own.
+    """
+    if config.start:
+        benches.require_same_base(config, bench)
+        return checkpoint.last_state(config.start, training.like)
+    return training.first(benches.first_trained(config, bench), reference)
 
 
 def _with_rate(config: Config, steps: int, update: step.Update) -> step.Update:
@@ -342,10 +401,11 @@ def counts(batch: Batch, shapes: Shapes, devices: Grid) -> dict[str, int]:
     }
 
 
-def size(training: Training) -> str:
+def size(training: Training, frozen: Frozen) -> str:
     """Say how many parameters there are, and on what."""
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(training.like.params))
-    return f"{count:,} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    count, still = map(flops.count, (training.like.params, frozen.base))
+    beside = f"{still:,} frozen and {count:,} trained" if still else f"{count:,}"
+    return f"{beside} parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
 
 
 def _first_state(
@@ -357,13 +417,15 @@ def _first_state(
     ref_params: Params | None,
 ) -> State:
     """Return the state before the first step."""
+    reference = held_first(method.moving, ref_params, params)
     params = params | readers.draw(bench.keys.readers, learned)
     zero, statistics = jax.numpy.zeros((), jax.numpy.int32), jax.tree.map(jax.numpy.float32, method.objective.state)
-    return State(zero, params, rule.init(params), statistics, bench.keys.step, ref_params)
+    return State(zero, params, rule.init(params), statistics, bench.keys.step, reference)
 
 
 def _operations(
     weights: tuple[int, int],
+    moved: tuple[int, int],
     ref_weights: tuple[int, int],
     method: Method,
     scored_first: bool,
@@ -379,5 +441,6 @@ def _operations(
     beside = reference(method.objective.needs if scored_first else method.needs)
     first = flops.FORWARD if method.selector and scored_first else 0
     beside_first = reference(method.selector.needs) if method.selector and scored_first else 0
-    policy = flops.of_step(*weights, (flops.TRAIN, trained), (first, whole))
+    policy = flops.of_step(*weights, (flops.FROZEN, trained), (first, whole))
+    policy += flops.of_step(*moved, (flops.TRAIN - flops.FROZEN, trained))
     return policy + flops.of_step(*ref_weights, (beside, trained), (beside_first, whole))

@@ -32,7 +32,7 @@ def require_ids(parts: Mapping[str, Examples], size: int, *, key: str, tokenizer
     for part, examples in parts.items():
         at = int(np.argmax(examples.token)) if len(examples.token) else -1
         if at >= 0 and (largest := int(examples.token[at])) >= size:
-            row = int(examples.row[np.searchsorted(examples.start, at, side="right") - 1])
+            row = examples.places()[np.searchsorted(examples.start, at, side="right") - 1]
             of = f"the tokenizer has {len(tokenizer)} ids" if tokenizer is not None else "the tokenizer is unknown"
             raise ValueError(
                 f"{part} data, row {row}: token id {largest}, but the model of config.{key} knows {size} (vocab_size), "
@@ -99,6 +99,19 @@ def ends(examples: Examples, tokenizer: Any) -> tuple[int, ...]:
     found = np.where(special[last] & (last >= 0), last, np.where(special[before] & (before >= 0), before, -1))
     counts = np.bincount(found[found >= 0]) if (found >= 0).any() else np.zeros(1, int)
     return (int(counts.argmax()),) if counts.any() else ()
+
+
+def padding(tokenizer: Any, named: int | None, ends: Sequence[int]) -> int | None:
+    """The token to pad texts with whose last other token is read: one that ends no text; None where there is none.
+
+    Args:
+        tokenizer: its own padding token is taken where `named` ends texts, else an added one called after padding.
+        named: what the model's config.json says.
+        ends: ids that end texts, beside the tokenizer's EOS.
+    """
+    called = [number for number, token in sorted(tokenizer.added_tokens_decoder.items()) if "pad" in str(token).lower()]
+    known = [number for number in (named, tokenizer.pad_token_id, *called) if type(number) is int and number >= 0]
+    return next((number for number in known if number not in {*ends, tokenizer.eos_token_id}), None)
 
 
 def _bytes(file: pathlib.Path) -> bytes | None:

@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if isinstance(report, pytest.TestReport):
                 file = report.nodeid.partition("::")[0]
                 seconds[file] = seconds.get(file, 0.0) + report.duration
-    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:10]
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:20]
     if slowest:
         terminalreporter.write_sep("=", f"slowest {len(slowest)} files of {sum(seconds.values()):.0f}s in all")
     for file, spent in slowest:

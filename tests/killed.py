@@ -1,16 +1,18 @@
-"""Starts the program again and again without waiting for its imports: `python tests/killed.py`, then lines on stdin.
+"""Starts a program again and again without waiting for its imports: `python tests/killed.py train`, lines on stdin.
 
 A line is a JSON list: a file for what the program says, and its command line. It runs in a fork, which has the modules
 and no JAX backend yet. Lines on stdout: {"pid": ...} for a start, and {"pid": ..., "status": ...} for an end.
 """
 
+import importlib
 import json
 import os
 import select
 import sys
 import traceback
 
-import slpojax.train as program  # everything that a start would import
+# Everything that a start would import.
+program = importlib.import_module(f"slpojax.{sys.argv[1]}") if __name__ == "__main__" else None
 
 
 def run(log: str, arguments: list[str]) -> int:
@@ -19,7 +21,7 @@ def run(log: str, arguments: list[str]) -> int:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.argv = ["train", *arguments]
+    sys.argv = [program.__name__, *arguments]
     try:
         program.main()
         return 0

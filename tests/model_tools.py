@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from slpojax import base, hf
+from slpojax.numerics import soften
 
 
 def plain(ids) -> base.Rows:
@@ -19,7 +20,7 @@ def plain(ids) -> base.Rows:
 def logits_of(model: base.Model, params, rows: base.Rows):
     """[R, L, V]."""
     hidden, _ = model.apply(params, rows, None)
-    return jax.numpy.einsum("rld,dv->rlv", hidden, model.unembed(params))
+    return soften(jax.numpy.einsum("rld,dv->rlv", hidden, model.unembed(params)), model.cap)
 
 
 def cross_entropy(model: base.Model, params, rows: base.Rows):

@@ -69,6 +69,29 @@ def square_of_means(w: Response, l: Response, tau: float) -> mpf:  # noqa: E741
     return (mean(w) - mean(l) - 1 / (2 * mpf(tau))) ** 2
 
 
+def inverse_perplexity(w: Response, l: Response) -> mpf:  # noqa: E741
+    roots = (probability(y) ** (mpf(1) / len(y)) for y in (w, l))
+    return -next(roots) + next(roots)
+
+
+def hinge_of_means(w: Response, l: Response, margin: float) -> mpf:  # noqa: E741
+    return max(mpf(0), mpf(margin) - (mean(w) - mean(l)))
+
+
+def least_sure(y: Response) -> mpf:
+    """The mean log-prob of the tokens that are less likely than the mean of all."""
+    p = [probability([d]) for d in y]
+    below = [mp.log(x) for x in p if x < mp.fsum(p) / len(p)]
+    return mp.fsum(below) / len(below) if below else None
+
+
+def confpo(w: Response, l: Response, beta: float, gamma: float) -> mpf:  # noqa: E741
+    chosen, rejected = least_sure(w), least_sure(l)
+    if chosen is None or rejected is None:
+        return mpf(0)
+    return -log_sigmoid(mpf(beta) * (chosen - rejected) - mpf(gamma))
+
+
 def odds(y: Response) -> mpf:
     p = mp.exp(mean(y))
     return p / (1 - p)
@@ -107,6 +130,23 @@ def bco_shift(history: list[tuple[mpf, bool]]) -> mpf:
     )
 
 
+# ---- rewards of single responses -------------------------------------------------------------------------------------
+
+
+def qrpo(ys: list[Response], refs: list[Response], quantiles: list[float], beta: float) -> mpf:
+    b = mpf(beta)
+    z = mp.quad(lambda q: mp.exp(q / b), [0, mpf("0.5"), mpf("0.9"), 1])
+    errors = [b * r - (mpf(q) - b * mp.log(z)) for r, q in zip(ratios(ys, refs), quantiles, strict=True)]
+    return mp.fsum(e**2 for e in errors) / len(errors)
+
+
+def a_star(y: Response, ref: Response, scores: list[float], beta: float, value_beta: float) -> mpf:
+    """`scores` are that of the policy's sample, then those of the reference's."""
+    b = mpf(value_beta)
+    value = b * mp.log(mp.fsum(mp.exp(mpf(s) / b) for s in scores[1:]) / (len(scores) - 1))
+    return (mpf(beta) * (logp(y) - logp(ref)) - (mpf(scores[0]) - value)) ** 2
+
+
 # ---- games -----------------------------------------------------------------------------------------------------------
 
 
@@ -122,3 +162,14 @@ def xpo(pair: list[Response], ref: list[Response], won: bool, beta: float, alpha
     h = first - second if won else second - first
     preference = (h - 1 / (2 * mpf(beta))) ** 2 if square else -log_sigmoid(mpf(beta) * h)
     return preference + mpf(alpha) * logp(pair[1])
+
+
+def hypo(pair: list[Response], ref: list[Response], beta: float, weight: float) -> mpf:
+    """`pair` is the preferred response, the other one, and samples of the policy."""
+    rho = ratios(pair, ref)
+    own = rho[2:]
+    term = mpf(0)
+    for i, y in enumerate(pair[2:]):
+        others = [r for j, r in enumerate(own) if j != i]
+        term += (own[i] - (mp.fsum(others) / len(others) if others else 0)) * logp(y) / len(own)
+    return -log_sigmoid(mpf(beta) * (rho[0] - rho[1])) + mpf(weight) * term

@@ -80,6 +80,34 @@ def reward_aware(pair: Pair, scores: tuple[float, float], beta: float, eta: floa
     return bernoulli(p, q) if distance == "forward" else bernoulli(q, p)
 
 
+def rejected_counts_less(pair: Pair, beta: float, weight: float) -> mpf:
+    chosen, rejected = ratios(pair)
+    return -log_sigmoid(mpf(beta) * (chosen - mpf(weight) * rejected))
+
+
+def ternary(z: mpf, alpha: float) -> tuple[mpf, mpf, mpf]:
+    """The probabilities that the chosen wins, that the rejected does, and of a tie, for a difference z of the rewards.
+
+    By the strengths e^r of the two and a threshold e^alpha that the stronger must exceed to win.
+    """
+    phi, chosen, rejected = mp.exp(mpf(alpha)), mp.exp(z), mpf(1)
+    won, lost = chosen / (chosen + phi * rejected), rejected / (rejected + phi * chosen)
+    tie = chosen * rejected * (phi**2 - 1) / ((chosen + phi * rejected) * (rejected + phi * chosen))
+    return won, lost, tie
+
+
+def todo(pair: Pair, scores: tuple[float, float], beta: float, alpha: float) -> mpf:
+    won, _, tie = ternary(mpf(beta) * pair.margin, alpha)
+    return -mp.log(tie if scores[0] == scores[1] else won)
+
+
+def on_tokens(pair: Pair, beta: float, chosen: tuple[int, ...], rejected: tuple[int, ...]) -> mpf:
+    """DPO on the tokens at these places alone."""
+    here, ref = ([y[t] for t in chosen] for y in (pair.chosen, pair.ref_chosen))
+    other, other_ref = ([y[t] for t in rejected] for y in (pair.rejected, pair.ref_rejected))
+    return -log_sigmoid(mpf(beta) * (logp(here) - logp(ref) - logp(other) + logp(other_ref)))
+
+
 # ---- anchored --------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +153,17 @@ def jensen_shannon(u: mpf) -> mpf:
 def power(alpha: float):
     a = mpf(alpha)
     return lambda u: (u ** (1 - a) - (1 - a) * u - a) / (a * (a - 1))
+
+
+def with_chi_squared(u: mpf) -> mpf:
+    return (u - 1) ** 2 / 2 + u * mp.log(u)
+
+
+def chi_po(pair: Pair, beta: float, bound: float) -> mpf:
+    """With the derivative of the divergence by differences, and the margin clipped to twice the bound."""
+    chosen, rejected = (mp.diff(with_chi_squared, mp.exp(r)) for r in ratios(pair))
+    z = mpf(beta) * (chosen - rejected)
+    return -log_sigmoid(max(-2 * mpf(bound), min(2 * mpf(bound), z)))
 
 
 class Valued(Pair):
@@ -180,6 +219,18 @@ def beta_dpo(h: np.ndarray, kept: np.ndarray, state: tuple, beta: float, a: floa
     middle, width = (decay * old + (1 - decay) * x for old, x in zip(state, (h.mean(), h.std(ddof=1)), strict=True))
     used = max(1e-3, beta * (1 + a * (h[kept].mean() - middle)))
     return log1pexp(-used * h[kept]).mean(), used, (middle, width)
+
+
+def alpha_dpo(lead: np.ndarray, gain: np.ndarray, state: tuple, beta: float, gamma: float, alpha: float) -> tuple:
+    """(losses, the new state), of the differences of mean log-probs and of mean log-ratios."""
+    middle, width = (0.9 * old + 0.1 * x for old, x in zip(state, (gain.mean(), gain.std(ddof=1)), strict=True))
+    return log1pexp(-beta * (lead - (gamma / beta + alpha * (gain - middle) / width))), (middle, width)
+
+
+def soft_minimum(losses: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+    """(the loss of the batch, the weights of its examples)."""
+    powers = np.exp(-losses / scale)
+    return -scale * np.log(powers.mean()), powers / powers.mean()
 
 
 def chance_of_being_drawn(weights: np.ndarray, count: int) -> np.ndarray:

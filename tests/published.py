@@ -147,6 +147,149 @@ def _qwen(width: int, hidden: int, layers: int, heads: int, kv_heads: int, vocab
     } | more
 
 
+def _qwen3(width: int, hidden: int, layers: int, heads: int, **more) -> dict:
+    config = _qwen(width, hidden, layers, heads, 8, 151936, max_position_embeddings=40960, sliding_window=None)
+    return (
+        config
+        | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "eos_token_id": 151645,
+            "head_dim": 128,
+            "model_type": "qwen3",
+            "rope_scaling": None,
+            "transformers_version": "4.51.0",
+        }
+        | more
+    )
+
+
+def _gemma(width: int, hidden: int, layers: int, heads: int, kv_heads: int, **more) -> dict:
+    return {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "bos_token_id": 2,
+        "cache_implementation": "hybrid",
+        "eos_token_id": [1, 107],
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    } | more
+
+
+_GEMMA_2 = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "model_type": "gemma2",
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "transformers_version": "4.42.4",
+    "vocab_size": 256000,
+}
+_GEMMA_3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "transformers_version": "4.50.0.dev0",
+    "vocab_size": 262144,
+}
+
+
+def _olmo(width: int, hidden: int, layers: int, heads: int, **more) -> dict:
+    return {
+        "architectures": ["Olmo2ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "eos_token_id": 100257,
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "initializer_range": 0.02,
+        "intermediate_size": hidden,
+        "max_position_embeddings": 4096,
+        "model_type": "olmo2",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": heads,
+        "pad_token_id": 100277,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 500000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.47.0",
+        "use_cache": True,
+        "vocab_size": 100352,
+    } | more
+
+
+_OLMO_3 = {
+    "architectures": ["Olmo3ForCausalLM"],
+    "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8,
+    "max_position_embeddings": 65536,
+    "model_type": "olmo3",
+    "rope_scaling": {
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "yarn",
+    },
+    "sliding_window": 4096,
+    "vocab_size": 100278,
+}
+_SMOLLM_3 = {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": 128012,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 65536,
+    "max_window_layers": 28,
+    "mlp_bias": False,
+    "model_type": "smollm3",
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 4,
+    "pad_token_id": 128012,
+    "pretraining_tp": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 5000000.0,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.54.0.dev0",
+    "use_cache": False,
+    "use_sliding_window": False,
+    "vocab_size": 128256,
+}
 _2_5 = {"use_mrope": False, "max_position_embeddings": 32768, "sliding_window": 32768}
 _TIED = {"tie_word_embeddings": True}
 _HALF_B, _1_5_B, _7_B = (
@@ -213,6 +356,8 @@ PUBLISHED = {
     "Qwen2.5-7B": Published(_qwen(*_7_B, use_mrope=False), 7_615_616_512),
     "Qwen2.5-14B": Published(_qwen(*_14_B, rms_norm_eps=1e-05), 14_770_033_664),
     "Qwen2.5-32B": Published(_qwen(*_32_B, rms_norm_eps=1e-05), 32_763_876_352),
+    "Qwen3-0.6B": Published(_qwen3(1024, 3072, 28, 16, tie_word_embeddings=True), 596_049_920),
+    "Qwen3-8B": Published(_qwen3(4096, 12288, 36, 32), 8_190_735_360),
     # DeepSeek
     "DeepSeek-R1-Distill-Qwen-1.5B": Published(_qwen(*_1_5_B, max_window_layers=21, **_R1), 1_777_088_000),
     "DeepSeek-R1-Distill-Qwen-7B": Published(_qwen(*_7_B, **_R1), 7_615_616_512),
@@ -247,6 +392,12 @@ PUBLISHED = {
         _mistral(rope_theta=1000000.0, sliding_window=None, vocab_size=32768, unsloth_fixed=True, pad_token_id=770),
         7_248_023_552,
     ),
+    "gemma-2-2b-it": Published(_gemma(2304, 9216, 26, 8, 4, **_GEMMA_2), 2_614_341_888),
+    "gemma-2-9b-it": Published(_gemma(3584, 14336, 42, 16, 8, **_GEMMA_2), 9_241_705_984),
+    "gemma-3-1b-it": Published(_gemma(1152, 6912, 26, 4, 1, **_GEMMA_3), 999_885_952),
+    "OLMo-2-0425-1B": Published(_olmo(2048, 8192, 16, 16), 1_484_916_736),
+    "Olmo-3-1025-7B": Published(_olmo(4096, 11008, 32, 32, **_OLMO_3), 7_298_011_136),
+    "SmolLM3-3B": Published(_SMOLLM_3, 3_075_098_624),
     # as transformers 5 writes them
     "Qwen2.5-1.5B, saved anew": Published(
         {key: value for key, value in _qwen(*_1_5_B, use_mrope=False, **_TIED).items() if key != "rope_theta"}

@@ -16,6 +16,7 @@ import programs
 
 from configs import base
 from slpojax import grid, hf, models, sampling, settings, simulate, train
+from slpojax.folders import exports
 from slpojax.worlds import reviews
 
 MESH = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -26,13 +27,14 @@ def sample(folder: pathlib.Path, devices: grid.Grid) -> dict:
     """Load a model, sample from it, score what it says and save it; count what this process reads and gathers."""
     config = hf.read_config(folder / "model")
     model = models.build(config, grid=devices)
-    with _counted("_slice") as read:
+    with _counted(hf._slice) as read:
         params = hf.load(folder / "model", model, devices)
-    options = {"max_new_tokens": 8, "batch": 3, "grid": devices}
-    responses = sampling.generate(model, params, PROMPTS, key=jax.random.key(1), eos=(0,), **options)
+    options = {"max_new_tokens": 8, "grid": devices}
+    sampled = sampling.generate(model, params, PROMPTS, key=jax.random.key(1), eos=(0,), slots=3, **options)
+    responses = [response for (response,) in sampled]
     tokens = [response.token for response in responses]
-    scored = sampling.score(model, params, PROMPTS, tokens, **options)
-    with _counted("_gather") as gathered:
+    scored = sampling.score(model, params, PROMPTS, tokens, batch=3, **options)
+    with _counted(exports.gather) as gathered:
         hf.save(folder / "saved", params, model, config)
     return {
         "token": [x.tolist() for x in tokens],
@@ -44,16 +46,16 @@ def sample(folder: pathlib.Path, devices: grid.Grid) -> dict:
 
 
 @contextlib.contextmanager
-def _counted(name: str):
-    """Give the list of the bytes of what a function of `hf` returns."""
-    function, sizes = getattr(hf, name), []
+def _counted(function):
+    """Give the list of the bytes of what a function of a module returns."""
+    sizes = []
 
     def counted(*args):
         out = function(*args)
         sizes.append(out.nbytes)
         return out
 
-    with mock.patch.object(hf, name, counted):
+    with mock.patch.object(sys.modules[function.__module__], function.__name__, counted):
         yield sizes
 
 

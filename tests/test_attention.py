@@ -92,7 +92,7 @@ def test_the_definition():
     np.testing.assert_allclose(out, np.einsum("rhlm,rmhd->rlhd", weight, value), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.check) for name in NAMES[1:])])
 def test_the_same_numbers(name):
     for seed in range(6):
         inputs = (*packed(seed), *arrays(seed))
@@ -100,6 +100,57 @@ def test_the_same_numbers(name):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
+def bounded(attend, rows: Rows, window, query, key, value, direction, cap: float | None):
+    """What attention within a window and under a cap gives, zero at padding, and the gradients, as `pull`."""
+    cells = Cells(jnp.arange(rows.example.shape[1])[None], rows.example, rows.branch, rows.position)
+    out, back = jax.vjp(lambda *x: attend(*x, cells._replace(window=window), cells, cap=cap), query, key, value)
+    return out * (rows.example > 0)[:, :, None, None], *back(direction)
+
+
+@pytest.mark.parametrize(("window", "cap"), [(9, 1.5), (1, None), (70, 0.5)])
+def test_windows_and_caps_by_definition(window, cap):
+    """A window counts the tokens of a text: those of other branches, which lie between, count for nothing."""
+    rows, inputs = rows_of(0), arrays(0)
+    query, key, value, _ = (np.asarray(x, np.float64) for x in inputs)
+    key, value = key.repeat(2, axis=2), value.repeat(2, axis=2)
+    logits = np.einsum("rlhd,rmhd->rhlm", query, key) / np.sqrt(DIM)
+    near_enough = rows.position[:, :, None] - rows.position[:, None, :] < window
+    mask = seen(rows.example, rows.branch) & near_enough
+    weight = np.exp(cap * np.tanh(logits / cap) if cap else logits) * mask[:, None]
+    weight /= np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
+    out = jax.jit(partial(bounded, attention.dense, cap=cap))(rows, jnp.int32(window), *inputs)[0]
+    np.testing.assert_allclose(out, np.einsum("rhlm,rmhd->rlhd", weight, value), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "cap"),
+    [("tiles", 1.5), *(pytest.param(*x, marks=pytest.mark.check) for x in (("splash", 1.5), ("cudnn", None)))],
+)
+def test_the_same_numbers_within_windows_and_under_caps(name, cap):
+    programs = [
+        compiled(partial(bounded, IMPLEMENTATIONS[x], cap=cap), rows_of(0), jnp.int32(9), *arrays(0))
+        for x in (name, "dense")
+    ]
+    for seed, window in ((0, 9), (1, 1), (2, 70), (3, 200)):
+        for a, b in zip(
+            *(program(rows_of(seed), jnp.int32(window), *arrays(seed)) for program in programs), strict=True
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_beyond_a_window_are_not_visited():
+    place = np.arange(5 * tiles.BLOCK, dtype=np.int32)  # one text
+    cells = np.stack([x.reshape(1, 5, -1) for x in (0 * place + 1, 0 * place, place)], axis=2)
+    counts = [int(tiles.visits(cells, window)[2][0]) for window in (None, jnp.int32(2), jnp.int32(tiles.BLOCK + 2))]
+    assert counts == [15, 9, 12]
+
+
+def test_cudnn_has_no_cap():
+    with pytest.raises(ValueError, match="model.attention='cudnn' has no cap.*model.attention='tiles'"):
+        jax.eval_shape(partial(bounded, IMPLEMENTATIONS["cudnn"], cap=2.0), rows_of(0), jnp.int32(9), *arrays(0))
+
+
+@pytest.mark.check
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name):
     exact = pulled("dense")(*packed(1), *arrays(1))
@@ -183,12 +234,13 @@ def near(ours, theirs) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()), rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.check) for name in NAMES[1:])])
 def test_the_same_gradients_of_parameters(name):
     near(pulled_model(name)(*small()), pulled_model("dense")(*small()))
 
 
-@pytest.mark.parametrize("remat", ["layer", *(pytest.param(x, marks=pytest.mark.check) for x in ("dots", "offload"))])
+@pytest.mark.check
+@pytest.mark.parametrize("remat", ["layer", "dots", "offload"])
 def test_remat_changes_memory_and_no_number(remat):
     again, plain = pulled_model(remat=remat), pulled_model()
     near(again(*small()), plain(*small()))
@@ -242,8 +294,11 @@ def test_a_gpu_that_is_not_there_is_an_error():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize(("heads", "groups", "dim"), [(32, 32, 80), (32, 8, 128), (8, 8, 64)])
-def test_splash_attention_compiles_for_a_tpu(heads, groups, dim):
+@pytest.mark.parametrize(
+    ("heads", "groups", "dim", "cap"), [(32, 32, 80, None), (32, 8, 128, None), (8, 8, 64, None), (8, 4, 256, 50.0)]
+)
+def test_splash_attention_compiles_for_a_tpu(heads, groups, dim, cap):
+    """With a cap, as Gemma 2 has it, within a window, too."""
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     except RuntimeError as error:
@@ -254,5 +309,10 @@ def test_splash_attention_compiles_for_a_tpu(heads, groups, dim):
         jax.ShapeDtypeStruct((4, 1024, number, dim), jnp.bfloat16, sharding=split) for number in (heads, groups)
     )
     cells = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=NamedSharding(devices.mesh, PartitionSpec("data")))
-    program = jax.jit(partial(pull, partial(kernels.splash, grid=devices)))
-    assert program.lower(cells, cells, queries, keys, keys, queries).compile().memory_analysis()
+    attend = partial(kernels.splash, grid=devices)
+    if cap:
+        window = jax.ShapeDtypeStruct((), jnp.int32, sharding=devices.everywhere)
+        program, inputs = partial(bounded, attend, cap=cap), (Rows(*[cells] * 4), window)
+    else:
+        program, inputs = partial(pull, attend), (cells, cells)
+    assert jax.jit(program).lower(*inputs, queries, keys, keys, queries).compile().memory_analysis()

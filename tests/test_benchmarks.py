@@ -16,6 +16,7 @@ COMMANDS = (
     "objectives --model tiny --batch 2 --rounds 1 --only orpo_with_prompt",
     "candidates --model tiny --batch 2 --rounds 1 --candidates 2",
     "head --width 16 --tokens 256 --vocabulary 97 --rounds 1",
+    "sampling --width 32 --layers 2 --vocabulary 997 --prompts 4 --samples 2 --new 8 --rounds 1 --sides slpojax",
     "attention --names tiles --rounds 1",
     "attention --names splash --topology v5e:2x2",
     "attention --names cudnn --topology h200:2",
@@ -28,6 +29,7 @@ COMMANDS = (
     "ablation PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
     "packing PAIRS TOKENIZER --rows 0:200 --batch 8",
     "vs_trl --help",
+    "fits --help",
 )
 # Who compiles for devices that are not there, and how a machine comes by it.
 COMPILERS = {

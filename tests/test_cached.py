@@ -138,6 +138,6 @@ def test_a_digest_of_code_follows_imports_and_passes_over_words(package, module,
 
 
 def test_a_digest_of_code_reaches_the_head_from_the_log_probs():
-    assert cached.code_digest("slpojax.models") != cached.code_digest("slpojax.models", "slpojax.numerics")
+    assert cached.code_digest("slpojax.models") != cached.code_digest("slpojax.models", "slpojax.sequence")
     with pytest.raises(ValueError, match="no module 'slpojax.no_such'"):
         cached.code_digest("slpojax.no_such")

@@ -72,8 +72,8 @@ class Model:
 
 def frozen(config, model, monkeypatch):
     """The columns of both parts as a run gets them, but that `model` stands for the frozen one."""
-    monkeypatch.setattr(bench, "load_params", lambda bench, folder: None)
-    monkeypatch.setattr(bench, "draw_params", lambda bench: None)
+    monkeypatch.setattr(bench, "load_params", lambda *_, **__: None)
+    monkeypatch.setattr(bench, "reference_params", lambda config, bench, base: None)
     monkeypatch.setattr(scores, "scorer", lambda *what: lambda params, batch: (model(params, batch), {}))
     made, parts, scan = prepared(config, 1)
     return frozen_models.prepare(config, made, training.method(config), scan, parts).parts
@@ -342,7 +342,7 @@ def test_a_frozen_model_is_that_of_its_own_config(folder, tmp_path, said, monkey
     config = configuration(folder, tmp_path / "cache", **{"reference.path": str(path), "reference.mode": mode})
     made, parts, scan = prepared(config, 1)
     loaded, scored = [], []
-    monkeypatch.setattr(bench, "load_params", lambda bench, folder, model: loaded.append(model) or "weights")
+    monkeypatch.setattr(bench, "load_params", lambda folder, model, *_, **__: loaded.append(model) or "weights")
 
     def scorer(model, *_):
         scored.append(model)

@@ -22,7 +22,7 @@ def words(node: ast.expr, module: object) -> Iterator[str]:
         case ast.Constant(value=str(text)):
             yield text
         case ast.JoinedStr(values=[ast.Constant(), *_] as parts):
-            for what in ("score", "rank"):
+            for what in ("score", "rank", "reward"):
                 yield "".join(part.value if isinstance(part, ast.Constant) else what for part in parts)
         case ast.JoinedStr(values=[ast.FormattedValue(value=first), *rest]):
             tail = "".join(part.value for part in rest[:1] if isinstance(part, ast.Constant))

@@ -107,7 +107,7 @@ def test_settings_are_refused_before_anything_is_read(load):
 def test_a_transform_that_is_not_asked_for_takes_no_part(load):
     setup = data.Setup(data.Source(""), *data.Settings(), data_tools.make_tokenizer(), 0)
     absent = [make.__name__ for make in loading.CHAIN if make(setup) is None]
-    assert absent == ["pair", "unpair", "mismatch", "degrade"]
+    assert absent == ["penalise", "vary", "pair", "separate", "unpair", "mismatch", "degrade", "swapped", "join"]
 
 
 def test_labels_of_some_records_alone_are_refused_where_they_meet():

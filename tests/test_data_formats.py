@@ -6,6 +6,7 @@ import pytest
 
 from slpojax.data import formats
 from slpojax.data.formats import Parsed, Unusable
+from slpojax.data.sources import Cell
 
 
 def of_pair(*values, **named):
@@ -38,7 +39,7 @@ def ranking(*answers):
         (
             "hh",  # the dialogues part before the last "Assistant:" of the chosen one
             {"chosen": HEAD + " Yes.\n\nHuman: So?\n\nAssistant: It is.", "rejected": HEAD + " No."},
-            of_pair(HEAD, (" Yes.\n\nHuman: So?\n\nAssistant: It is.", " No."), notes=("a response of several turns",)),
+            of_pair(HEAD, (" Yes.", " No."), notes=(formats.CUT,)),
         ),
         (
             "hh_rightmost",
@@ -50,6 +51,17 @@ def ranking(*answers):
             "pairs",
             {"prompt": "a", "chosen": "b", "rejected": "c"} | SCORES,
             of_pair("a", ("b", "c"), (0.5, 1.0), LOWER),
+        ),
+        (
+            "quantiles",
+            PAIR | {"chosen_rewards": 2, "rejected_rewards": 0.5, "ref_rewards": [2.0, -1, 0.4, 3.5]},
+            of_pair("a", ("b", "c"), (0.75, 0.5)),
+        ),
+        (
+            "quantiles",  # messages, as in the authors' data sets; the record says which is chosen
+            {"chosen": [USER, YES], "rejected": [USER, NO], "chosen_rewards": -9.0, "rejected_rewards": 0.0}
+            | {"ref_rewards": [0.0]},
+            of_pair((USER,), ((YES,), (NO,)), (0.0, 1.0), LOWER),
         ),
         (
             "bradley_terry",
@@ -149,6 +161,170 @@ def ranking(*answers):
             {"prompt": [USER], "completion": [NO], "label": False},
             Parsed((USER,), ((NO,),), label=0.0),
         ),
+        (
+            "orca",
+            {"system": "Be brief.", "question": "Is it?", "chosen": "Yes.", "rejected": "No."},
+            of_pair((turn("system", "Be brief."), USER), ((YES,), (NO,))),
+        ),
+        (
+            "orca",
+            {"system": "", "input": "Is it?", "chosen": "Yes.", "rejected": "No."},
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "helpsteer3",
+            {"context": [USER, NO, USER], "response1": "Yes.", "response2": "No.", "overall_preference": -3},
+            Parsed((USER, NO, USER), ((YES,), (NO,)), (3.0, 0.0)),
+        ),
+        (
+            "helpsteer3",
+            {"context": [USER], "response1": "No.", "response2": "Yes.", "overall_preference": 0},
+            Parsed((USER,), ((NO,), (YES,)), (0.0, 0.0)),
+        ),
+        (
+            "shp",
+            {
+                **{"history": "Is it?", "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1},
+                **{"score_A": 9, "score_B": 2},
+            },
+            of_pair((USER,), ((YES,), (NO,)), (9.0, 2.0)),
+        ),
+        (
+            "shp",
+            {
+                **{"history": "Is it?", "human_ref_A": "No.", "human_ref_B": "Yes.", "labels": 0},
+                **{"score_A": 2, "score_B": 9},
+            },
+            of_pair((USER,), ((YES,), (NO,)), (9.0, 2.0)),
+        ),
+        (
+            "webgpt",
+            {
+                **{"question": {"dataset": "eli5", "full_text": "Is it?"}, "answer_0": "No.", "answer_1": "Yes."},
+                **{"score_0": -0.3, "score_1": 0.3},
+            },
+            Parsed((USER,), ((YES,), (NO,)), (0.3, -0.3)),
+        ),
+        (
+            "safe_rlhf_better",
+            {
+                **{"prompt": "Is it?", "response_0": "Yes.", "response_1": "No."},
+                **{"better_response_id": 0, "safer_response_id": 1},
+            },
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "safe_rlhf_safer",
+            {
+                **{"prompt": "Is it?", "response_0": "Yes.", "response_1": "No."},
+                **{"better_response_id": 0, "safer_response_id": 1},
+            },
+            of_pair((USER,), ((NO,), (YES,))),
+        ),
+        (
+            "stack_exchange",
+            {"qid": 1, "question": "Is it?", "response_j": "Yes.", "response_k": "No."},
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "distilabel",
+            {
+                **{"instruction": "Is it?", "chosen_response": "Yes.", "rejected_response": "No."},
+                **{"chosen_avg_rating": 4.5, "rejected_avg_rating": 2.0},
+            },
+            of_pair((USER,), ((YES,), (NO,)), (4.5, 2.0)),
+        ),
+        (
+            "summarize_from_feedback",
+            {
+                "info": {"post": "It is.", "title": "Is it?", "subreddit": "is", "article": None},
+                "summaries": [{"text": "No.", "policy": "a"}, {"text": " Yes.", "policy": "b"}],
+                "choice": 1,
+            },
+            of_pair("SUBREDDIT: r/is\n\nTITLE: Is it?\n\nPOST: It is.\n\nTL;DR:", (" Yes.", " No.")),
+        ),
+        (
+            "summarize_from_feedback",
+            {
+                "info": {"post": None, "title": "Is it?", "subreddit": None, "article": "It is."},
+                "summaries": [{"text": " Yes."}, {"text": " No."}],
+                "choice": 0,
+            },
+            of_pair("Article:\nIt is.\n\nTL;DR:", (" Yes.", " No.")),
+        ),
+        (
+            "alpaca_pairs",
+            {
+                **{"system": "Be brief.", "history": [["So?", "So."]], "instruction": "Is", "input": "it?"},
+                **{"chosen": "Yes.", "rejected": "No."},
+            },
+            of_pair(
+                (turn("system", "Be brief."), turn("user", "So?"), turn("assistant", "So."), turn("user", "Is\nit?")),
+                ((YES,), (NO,)),
+            ),
+        ),
+        (
+            "alpaca_pairs",
+            {"instruction": "Is it?", "input": "", "chosen": "Yes.", "rejected": "No."},
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "kto_tagged",
+            {"instruction": "Is it?", "input": "", "output": "No.", "kto_tag": False},
+            Parsed((USER,), ((NO,),), label=0.0),
+        ),
+        (
+            "kto_tagged",
+            {"system": "Be brief.", "conversations": [OLD, {"from": "gpt", "value": "Yes."}], "kto_tag": True},
+            Parsed((turn("system", "Be brief."), USER), ((YES,),), label=1.0),
+        ),
+        ("kto_tagged", {"messages": [USER, YES], "label": True}, Parsed((USER,), ((YES,),), label=1.0)),
+        (
+            "armorm",
+            {
+                **{"prompt_id": "a", "prompt": "Is it?", "all_generated_responses": ["No.", "Yes.", "So."]},
+                **{"all_rm_scores": [0.1, 0.2, 0.1], "chosen": [USER, YES], "rejected": [USER, NO]},
+            },
+            Parsed((USER,), ((YES,), (NO,), (turn("assistant", "So."),)), (0.2, 0.1, 0.1)),
+        ),
+        (
+            "conversational",  # the same record as a pair
+            {
+                **{"prompt_id": "a", "prompt": "Is it?", "all_generated_responses": ["No.", "Yes.", "So."]},
+                **{"all_rm_scores": [0.1, 0.2, 0.1], "chosen": [USER, YES], "rejected": [USER, NO]},
+            },
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "conversational",  # Skywork-Reward-Preference and Tulu 3's mixture
+            {"id": "a", "source": "b", "prompt": "Is it?", "chosen": [USER, YES], "rejected": [USER, NO]},
+            of_pair((USER,), ((YES,), (NO,))),
+        ),
+        (
+            "reward_bench",
+            {"prompt": "Is it?", "chosen": "Yes.", "chosen_model": "a", "rejected": "No.", "subset": "b", "id": 1},
+            Parsed((USER,), ((YES,), (NO,)), (1.0, 0.0)),
+        ),
+        (
+            "reward_bench",
+            {"prompt": "Is it?", "chosen": ["Yes."], "rejected": ["No."] * 3, "num_correct": 1, "subset": "Math"},
+            Parsed((USER,), ((YES,), (NO,), (NO,), (NO,)), (1.0, 0.0, 0.0, 0.0)),
+        ),
+        (
+            "unpaired",  # trl-lib/kto-mix-14k
+            {"prompt": [USER], "completion": [YES], "label": True},
+            Parsed((USER,), ((YES,),), label=1.0),
+        ),
+        (
+            "pairs",  # of a CSV file, in which numbers are text
+            PAIR | {"score_chosen": Cell("10"), "score_rejected": Cell("2e0")},
+            of_pair("a", ("b", "c"), (10.0, 2.0)),
+        ),
+        (
+            "unpaired",
+            {"prompt": Cell("a"), "completion": Cell("b"), "label": Cell("True")},
+            Parsed("a", ("b",), label=1.0),
+        ),
     ],
 )
 def test_formats(name, record, expected):
@@ -188,6 +364,22 @@ def test_formats(name, record, expected):
             "a rank that is no number, but true or",
         ),
         ("pairs", PAIR | {"score_chosen": "10", "score_rejected": 1}, "^a score that is no number, but a string$"),
+        (
+            "pairs",
+            PAIR | {"score_chosen": Cell("ten"), "score_rejected": Cell("1")},
+            "^a score that is no number, but a string$",
+        ),
+        (
+            "pairs",
+            PAIR | {"score_chosen": Cell("nan"), "score_rejected": Cell("1")},
+            "^a score that is no number, or none that float32",
+        ),
+        ("kto_tagged", {"messages": [USER], "kto_tag": True}, "not the assistant's"),
+        (
+            "webgpt",
+            {"question": None, "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": 0},
+            "question is null",
+        ),
         ("pairs", PAIR | {"score_chosen": 2, "score_rejected": True}, "^a score that is no number, but true or false$"),
         (
             "pairs",
@@ -216,10 +408,43 @@ def test_every_format_is_listed_and_found():
 
 
 def test_a_module_says_which_formats_are_spread_over_records():
-    assert formats.grouped_by("helpsteer") == formats.grouped_by("slpojax.data.formats.helpsteer") == "prompt"
+    assert formats.grouped_by("helpsteer") == formats.grouped_by("slpojax.data.published.helpsteer") == "prompt"
     assert formats.grouped_by("hh") is formats.grouped_by("slpojax.data.sources.read") is None
 
 
 def test_a_label_is_true_or_false():
-    with pytest.raises(TypeError, match="^label is of type str, and neither true nor false, nor 1 nor 0$"):
+    with pytest.raises(TypeError, match="^label is a string, and neither true nor false, nor 1 nor 0$"):
         formats.unpaired({"prompt": "a", "completion": "b", "label": "good"})  # may be text, which no message shows
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "message"),
+    [
+        ("shp", {"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 2}, "^labels is a number, and"),
+        ("unpaired", {"prompt": "a", "completion": "b", "label": Cell("maybe")}, "^label is a string, and neither"),
+        (
+            "summarize_from_feedback",
+            {"info": {"article": "a"}, "summaries": [{"text": "b"}], "choice": 0},
+            "^summaries is an array of 1, expected 2$",
+        ),
+        (
+            "webgpt",
+            {"question": "a", "answer_0": "b", "answer_1": "c", "score_0": 1, "score_1": 0},
+            "^question is a str",
+        ),
+        (
+            "armorm",
+            {"prompt": "a", "all_generated_responses": ["b"], "all_rm_scores": [1, 2]},
+            "^all_rm_scores is an array, expected an array of 1 numbers",
+        ),
+        (
+            "reward_bench",
+            {"prompt": "a", "chosen": [1], "rejected": ["b"]},
+            "^chosen is an array, expected an array of s",
+        ),
+        ("alpaca_pairs", {"instruction": "a", "history": ["b"], "chosen": "c", "rejected": "d"}, "^history holds some"),
+    ],
+)
+def test_a_field_of_another_kind_is_named_and_not_shown(name, record, message):
+    with pytest.raises(TypeError, match=message):
+        formats.find(name)(record)

@@ -1,8 +1,11 @@
 """From files to token ids: synthetic records of every kind, real HH pairs, and TRL's own token ids."""
 
+import csv
 import functools
 import gzip
+import itertools
 import json
+import random
 
 import data_tools
 import numpy as np
@@ -12,7 +15,7 @@ import transformers
 from data_tools import decoded, load_path, make_tokenizer, pair
 
 from slpojax import data
-from slpojax.data import examples, report, tokenise
+from slpojax.data import examples, formats, report, tokenise
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
@@ -183,14 +186,16 @@ def neox(shared_data):
 @pytest.mark.parametrize(
     ("options", "kept", "dropped", "noted"),
     [
-        ({"too_long": "drop"}, 2252, {"longer than data.max_length": 96}, {}),
-        ({"too_long": "cut_prompt"}, 2338, {"longer than data.max_length after": 10}, {"prompt cut": 86}),
         ({"too_long": "cut_response"}, 2348, {}, {"prompt cut": 90, "response cut (no EOS)": 10}),
-        pytest.param(
-            *({"too_long": "original"}, 2348, {}, {"prompt cut": 90, "response cut (no EOS)": 10}),
-            marks=pytest.mark.check,
+        *(
+            pytest.param(*case, marks=pytest.mark.check)
+            for case in [
+                ({"too_long": "drop"}, 2252, {"longer than data.max_length": 96}, {}),
+                ({"too_long": "cut_prompt"}, 2338, {"longer than data.max_length after": 10}, {"prompt cut": 86}),
+                ({"too_long": "original"}, 2348, {}, {"prompt cut": 90, "response cut (no EOS)": 10}),
+                ({"max_length": 2048}, 2348, {}, {}),
+            ]
         ),
-        pytest.param({"max_length": 2048}, 2348, {}, {}, marks=pytest.mark.check),
     ],
 )
 def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept, dropped, noted):
@@ -203,7 +208,7 @@ def test_real_dialogues_are_settled_and_counted(shared_data, neox, options, kept
         (reason.startswith(start), count.times) for (reason, count), start in zip(found.items(), dropped, strict=True)
     ] == [(True, n) for n in dropped.values()]
     found = dict(summary.noted)
-    assert found.pop("a response of several turns") == (9, PARTED_EARLY)
+    assert found.pop(formats.SEVERAL) == (9, PARTED_EARLY)
     # No note on tokens that depend on the prompt: apart they are the tokens of the whole.
     assert {
         next(start for start in noted if note.startswith(start)): count.times for note, count in found.items()
@@ -238,6 +243,35 @@ def test_other_real_formats_load(shared_data, neox):
     options = {"tokenizer": neox, "chat_template": "dialogue", "max_length": 2048}
     path = str(shared_data / "pairs" / "llamafactory_dpo_en_demo.jsonl.gz")
     assert load_path(path, format="conversational", **options)[1].kept == 300
+
+
+def test_real_records_are_the_same_examples_from_csv_and_in_another_layout(shared_data, neox, tmp_path):
+    path = shared_data / "hh" / "helpful-base.test.jsonl.gz"
+    with gzip.open(path, "rt") as lines:
+        records = [json.loads(line) for line in itertools.islice(lines, 200)]
+    with open(tmp_path / "hh.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["chosen", "rejected"])
+        writer.writeheader()
+        writer.writerows(records)
+    ours, theirs = (load_path(p, tokenizer=neox, rows="0:200")[0] for p in (tmp_path / "hh.csv", path))
+    assert ours.digest() == theirs.digest() and len(ours) > 190
+
+    ranked = shared_data / "ranked" / "qa_feedback_dev.ranked.jsonl.gz"
+    with gzip.open(ranked, "rt") as lines, open(tmp_path / "armorm.jsonl", "w") as file:
+        for line in lines:
+            record = json.loads(line)
+            [question] = record["messages"]
+            scored = [(-answer["rank"], answer["text"]) for answer in record["responses"]]
+            scores, texts = zip(*random.Random(0).sample(scored, len(scored)), strict=True)
+            said = {"prompt": question["content"], "all_generated_responses": texts, "all_rm_scores": scores}
+            file.write(json.dumps(said) + "\n")
+    options = {"tokenizer": neox, "chat_template": "dialogue", "candidates": 4, "pairs": "extremes", "max_length": 2048}
+    ours, theirs = (
+        load_path(p, format=format, **options)[0]
+        for p, format in ((tmp_path / "armorm.jsonl", "armorm"), (ranked, "ranked"))
+    )
+    best = [set(zip(stored.row.tolist(), stored.lengths.prompt.tolist(), strict=True)) for stored in (ours, theirs)]
+    assert best[0] == best[1] and len(ours) > 300
 
 
 def test_llama_gets_its_bos_by_the_tokenizer_s_own_rule(shared_data):

@@ -15,7 +15,8 @@ def test_settings_are_taken_by_name_and_given_back():
 
 
 def test_the_defaults_are_those_of_the_configuration():
-    assert data.settings_as_dict(data.Settings()) == {name: base.get_config().data[name] for name in data.FIELDS}
+    config = base.get_config().data.to_dict()
+    assert data.settings_as_dict(data.Settings()) == {name: config[name] for name in data.FIELDS}
 
 
 @pytest.mark.parametrize(

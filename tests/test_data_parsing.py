@@ -49,7 +49,7 @@ def test_a_line_that_is_no_object(load, line, kind, name):
     [
         ("pairs", pair(prompt=5), "prompt is int, expected a string"),
         ("pairs", {"prompt": SECRET}, "it has no field 'chosen'; its fields are prompt; formats: hh,"),
-        ("pairs", {f"{i}": SECRET for i in range(99)}, "its fields are 0, 1, .* 19, ...; formats"),
+        ("pairs", {f"{i}": SECRET for i in range(99)}, "its fields are 0, 1, .* 19 and 79 more; formats"),
         ("ranked", {"messages": ASK, "responses": SECRET}, "responses is a string, expected an array of objects"),
         ("ranked", {"messages": ASK, "responses": [SECRET]}, "responses is an array of something else"),
         ("ranked", {"messages": ASK, "responses": [{"rank": 0, "text": 4}]}, "text is a number, expected a string"),

@@ -25,6 +25,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(RECORDS))
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as f:
         f.write(text)
+    rows = ["prompt,chosen,rejected", "", *(f'"p{i}",c{i},r{i}' for i in range(10))]
+    (tmp_path / "a.csv").write_text("\ufeff" + "\r\n".join(rows))  # as Excel writes it
+    with gzip.open(tmp_path / "b.csv.gz", "wt") as f:
+        f.write("\n".join(rows) + "\n")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
     whole = datasets.Dataset.from_list(RECORDS)
     whole.save_to_disk(tmp_path / "saved")
@@ -35,6 +39,8 @@ def folder(tmp_path, monkeypatch):
 
 
 NAMES = [
+    "a.csv",
+    "b.csv.gz",
     "a.jsonl",
     "a.jsonl.gz",
     "a.parquet",
@@ -81,6 +87,17 @@ def test_a_row_is_called_by_its_line_where_lines_are_blank(folder):
     assert sources.where(sources.read(str(folder / "saved"), rows="3:"), 4) == "row 4"
 
 
+def test_a_cell_may_hold_line_breaks_and_rows_keep_the_line_on_which_they_begin(folder):
+    long = "c" * 200_000
+    (folder / "b.csv").write_text(f'prompt,chosen\n"one\ntwo ""three""",a\n\n"p,",{long}\n')
+    source = sources.read(f"{folder}/b.csv")
+    assert list(source.records) == [
+        {"prompt": 'one\ntwo "three"', "chosen": "a"},
+        {"prompt": "p,", "chosen": long},
+    ]
+    assert [sources.where(source, row).rpartition("/")[2] for row in (0, 1)] == ["b.csv, line 2)", "b.csv, line 5)"]
+
+
 def test_consecutive_records_of_one_prompt_become_one():
     records = [{"prompt": p, "n": i} for i, p in enumerate("aabca")]
     assert list(sources.grouped(enumerate(records, 7), "prompt")) == [
@@ -105,13 +122,26 @@ def test_a_split_is_chosen(folder):
         ("b.jsonl", GOOD + b"\0\0\0", "b.jsonl: line 2 is not JSON"),
         (
             "b.jsonl.gz",
-            gzip.compress(GOOD * 500)[:-30],
+            gzip.compress(GOOD * 500, mtime=0)[:-30],
             "b.jsonl.gz: cannot be read behind line .*EOFError.*copy it again",
         ),
         ("b.jsonl.gz", GOOD, "b.jsonl.gz: cannot be read behind line 0 .BadGzipFile"),
         ("b.json", GOOD + GOOD, "b.json is not JSON .Extra data .*with an object on every line ends with .jsonl"),
         ("b.json", GOOD, "b.json: expected one array of objects"),
         ("b.parquet", GOOD, "b.parquet: cannot be read behind record 0 .ArrowInvalid"),
+        (
+            "b.csv",
+            b"a,b\n1,2\n1,2,3\n",
+            "b.csv: line 3 has 3 fields, line 1 names 2; a text with a comma.* double quotes",
+        ),
+        ("b.csv", b'a,b\n1,"2\n3"\n1\n', "b.csv: line 4 has 1 fields"),
+        ("b.csv", b'a,b\n1,"2\n', "b.csv: the row that begins on line 2 is no CSV"),
+        ("b.csv", b'a,b\n1,"2"3\n', "b.csv: the row that begins on line 2 is no CSV"),
+        ("b.csv", b"a,a\n1,2\n", "b.csv: line 1 of a CSV file names its fields, each by another name"),
+        ("b.csv", b"a,\n1,2\n", "b.csv: line 1 of a CSV file names its fields"),
+        ("b.csv", b"", "b.csv: line 1 of a CSV file names its fields"),
+        ("b.csv", b"a,b\n1,\xe9\n", "b.csv is not UTF-8 behind line .*write the file as UTF-8"),
+        ("b.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 500, mtime=0)[:-30], "b.csv.gz: cannot be read behind line"),
         ("b.txt", GOOD, "b.txt is a file of another kind; expected .* files: .jsonl"),
         ("state.json", GOOD, "holds no data set that can be read .*save_to_disk"),
     ],

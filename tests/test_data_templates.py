@@ -76,6 +76,47 @@ def test_what_is_written_is_what_transformers_writes(template, ask):
                 assert draw(tuple(dialogue), tools, ask) == expected
 
 
+SWITCH = TOOLS.replace(
+    "<im>assistant\n' }}", "<im>assistant\n' }}{% if not think %}<think></think>{% endif %}"
+).replace(
+    "{%- if m.content %}", "{%- if m.role == 'assistant' and not think %}<think></think>{% endif %}{%- if m.content %}"
+)
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_further_variables_reach_the_template_as_in_transformers(load, think):
+    tokenizer = make_tokenizer(template=SWITCH)
+    theirs = [
+        tokenizer.apply_chat_template([USER, answer], tokenize=False, think=think).removesuffix("\n")
+        for answer in (YES, NO)
+    ]
+    stored, _ = load([RECORD], tokenizer=tokenizer, chat_template_kwargs={"think": think}, end="template")
+    prompt, *answers = decoded(stored[0], tokenizer)
+    assert [f"{prompt}{answer}".removesuffix("\n") for answer in answers] == theirs
+    assert prompt == tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True, think=think)
+    assert ("<think></think>" in prompt) == (not think)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"thinks": 1},
+            "^config.data.chat_template_kwargs.thinks: the tokenizer's .* of this name .near: think.; it reads",
+        ),
+        (
+            {"messages": "x"},
+            "^config.data.chat_template_kwargs.messages: the tokenizer's chat template reads no variable",
+        ),
+        ({"eos_token": "x"}, "^config.data.chat_template_kwargs.eos_token: "),
+    ],
+    ids=str,
+)
+def test_a_variable_that_the_template_does_not_read_is_refused(load, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load([RECORD], tokenizer=make_tokenizer(template=SWITCH), chat_template_kwargs=arguments)
+
+
 def test_tools_and_calls_are_written_in_prompt_and_response():
     parsed = Parsed(tuple(DIALOGUES[2][:3]), ((YES,), (CALL,)), tools=(TOOL,))
     rendered = written(TOOLS, parsed)

@@ -116,13 +116,14 @@ WANTED = ("collision", "entropy", "kl")
 NUMBERS = ("log_odds", *WANTED)
 
 
-def _definitions(hidden, unembed, reference, scored):
+def _definitions(hidden, unembed, reference, scored, caps=(None, None)):
     """The numbers of `head` as they are defined, from all logits at once."""
 
-    def logp(hidden, unembed):
-        return jax.nn.log_softmax(jnp.take_along_axis(hidden, scored.source[..., None], 1) @ unembed)
+    def logp(hidden, unembed, cap):
+        logits = jnp.take_along_axis(hidden, scored.source[..., None], 1) @ unembed
+        return jax.nn.log_softmax(cap * jnp.tanh(logits / cap) if cap else logits)
 
-    p, q = logp(hidden, unembed), logp(*reference)
+    p, q = logp(hidden, unembed, caps[0]), logp(*reference, caps[1])
     own = jnp.take_along_axis(p, jnp.asarray(scored.target)[..., None], -1)[..., 0]
     others = jnp.where(scored.target[..., None] == np.arange(p.shape[-1]), -jnp.inf, p)
     return {
@@ -153,13 +154,22 @@ def _pulled(numbers, hidden, unembed, weights):
 # The parts of the vocabulary: one, or several with some words left; of one stretch (97 is prime), or of one of each of
 # the 16 pieces of 112 words.
 @pytest.mark.parametrize(
-    "dtype, words, chunk",
+    "dtype, words, chunk, caps",
     [
-        (jnp.float32, 97, 21),
-        *(pytest.param(*x, marks=pytest.mark.check) for x in ((jnp.float32, 112, 8), (jnp.bfloat16, 97, 4))),
+        (jnp.float32, 97, 21, (None, None)),
+        *(
+            pytest.param(*x, marks=pytest.mark.check)
+            for x in (
+                (jnp.float32, 112, 8, (None, None)),
+                (jnp.bfloat16, 97, 4, (None, None)),
+                (jnp.float32, 97, 21, (3.0, 2.0)),
+                (jnp.float32, 112, 8, (1.0, None)),
+                (jnp.bfloat16, 112, 8, (2.0, 30.0)),
+            )
+        ),
     ],
 )
-def test_every_number_and_its_gradients_equal_the_definitions(dtype, words, chunk):
+def test_every_number_and_its_gradients_equal_the_definitions(dtype, words, chunk, caps):
     hidden, _, scored = _case(scale=0.5)
     unembed = np.random.default_rng(3).normal(size=(D, words)).astype(np.float32)
     scored = scored._replace(target=scored.target % words)
@@ -168,7 +178,8 @@ def test_every_number_and_its_gradients_equal_the_definitions(dtype, words, chun
     states = [jnp.asarray(x, dtype) for x in (hidden, reference[0])]
 
     def ours(hidden, unembed):
-        return token_scores(hidden, unembed, scored, chunk=chunk, requested=WANTED, reference=(states[1], reference[1]))
+        other = (states[1], reference[1])
+        return token_scores(hidden, unembed, scored, chunk=chunk, requested=WANTED, reference=other, caps=caps)
 
     got, grads = _pulled(ours, states[0], unembed, weights)
     with jax.enable_x64(True):
@@ -176,7 +187,7 @@ def test_every_number_and_its_gradients_equal_the_definitions(dtype, words, chun
         operands = [np.float64(jnp.asarray(x, dtype)) for x in (hidden, unembed, *reference)]
 
         def exact(hidden, unembed):
-            return _definitions(hidden, unembed, operands[2:], scored)
+            return _definitions(hidden, unembed, operands[2:], scored, caps)
 
         want, slopes = _pulled(exact, *operands[:2], np.float64(weights))
     # In bfloat16 the gradient by the logits is an operand too: each of its terms is rounded once, to 2^-9.

@@ -12,8 +12,9 @@ from goldens import make_models as witness
 from safetensors.numpy import load_file, save_file
 
 from slpojax import folders, grid, hf, models
+from slpojax.folders import exports
 
-CASES = ("neox_default", "neox_sequential_tied", "llama_grouped", "llama_tied", "qwen2")
+CASES = ("neox_default", "neox_sequential_tied", "llama_grouped", "llama_tied", "qwen2", "qwen3")
 
 
 @functools.cache
@@ -65,15 +66,15 @@ def test_half_precision_files_are_widened_exactly(dtype, kind, tmp_path):
     assert written["architectures"] == ["LlamaForCausalLM"]
 
 
-def _watch(monkeypatch, name: str) -> list[np.ndarray]:
-    """What a function of `hf` returns from here on."""
-    function, returned = getattr(hf, name), []
+def _watch(monkeypatch, name: str, module=hf) -> list[np.ndarray]:
+    """What a function of a module returns from here on."""
+    function, returned = getattr(module, name), []
 
     def watched(*args):
         returned.append(function(*args))
         return returned[-1]
 
-    monkeypatch.setattr(hf, name, watched)
+    monkeypatch.setattr(module, name, watched)
     return returned
 
 
@@ -121,7 +122,7 @@ def test_names_of_one_tensor_are_compared_slice_by_slice(tmp_path, monkeypatch):
 def test_an_export_brings_one_layer_of_one_parameter_at_a_time(mesh, tmp_path, monkeypatch):
     config, model, params = _made("neox_default")
     hf.save(tmp_path / "host", params, model, config, shard_bytes=9000)
-    gathered = _watch(monkeypatch, "_gather")
+    gathered = _watch(monkeypatch, "gather", exports)
     hf.save(tmp_path / "mesh", _on(mesh, model, params), model, config, shard_bytes=9000)
     files = sorted((tmp_path / "host").iterdir())
     assert len(files) > 3

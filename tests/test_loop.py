@@ -54,7 +54,7 @@ def start(folder, request=None, **changes) -> tuple[loop.Loop, list[int]]:
         done=restored.step if restored else 0,
         config=config,
         contents={},
-        rows=np.arange(100, 100 + 2 * TOTAL),
+        rows=range(100, 100 + 2 * TOTAL),
         stream=Stream(restored.data["at"] if restored else 0),
         log=metrics.open_log(folder, total=TOTAL, step=restored.step if restored else None),
         checkpoints=checkpoints,
@@ -109,11 +109,15 @@ def test_without_checkpoints_a_signal_ends_a_run_and_says_that_nothing_is_saved(
 
 
 def test_a_second_signal_is_obeyed_at_once():
-    with pytest.raises(KeyboardInterrupt), stopping.listening() as request:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert request.at(1) == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt), stopping.listening() as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.at(1) == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_step_that_is_not_finite_stops_the_run_with_its_rows_and_advice_that_can_be_followed(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from configs import base
-from slpojax import bench, grid, loop, measure, objectives, settings
-from slpojax.base import Batch, Logps, State
+from slpojax import bench, grid, loop, measure, objectives, settings, step
+from slpojax.base import Batch, Frozen, Logps, State
 
 COUNT, HERE = 7, __name__
 
@@ -68,12 +68,12 @@ def test_a_scorer_of_ones_own_is_found_by_its_name_and_logged_as_a_score(tmp_pat
         return settings.resolve(base.get_config(), {"scorer": "scorer_of_a_test.best_token"} | changes, choices={})
 
     at = bench.of_model(configured(), tiny.MODEL, grid.one_device())
-    assert measure._own(configured(best_metric="-eval/score/largest"), at)(3, state) == {
+    assert measure._own(configured(best_metric="-eval/score/largest"), at, step.WHOLE, Frozen())(3, state) == {
         "score/largest": 2.5,
         "score/step": 67.0,
     }
     with pytest.raises(ValueError, match="near: eval/score/largest"):  # at step 0, before anything is trained
-        measure._own(configured(best_metric="eval/score/lagest"), at)(0, state)
+        measure._own(configured(best_metric="eval/score/lagest"), at, step.WHOLE, Frozen())(0, state)
     with pytest.raises(
         ValueError, match="unknown config.scorer 'scorer_of_a_test.bst'; expected any importable module"
     ):
@@ -81,3 +81,25 @@ def test_a_scorer_of_ones_own_is_found_by_its_name_and_logged_as_a_score(tmp_pat
     loop.refuse(configured(best_metric="eval/score/any"), measure.own_metrics(configured()))
     with pytest.raises(ValueError, match="eval/score/NAME of best_token"):
         loop.refuse(configured(best_metric="eval/lss"), measure.own_metrics(configured()))
+
+
+def lengths(policy: Logps):
+    """Couples nothing."""
+    return jnp.sum(policy.token), {"of_first": jnp.sum(policy.token[0])}
+
+
+def test_a_mixture_is_measured_source_by_source():
+    logp = -np.random.default_rng(0).uniform(1, 5, (COUNT, 2, 3)).astype(np.float32)
+
+    def given(batch):
+        token = logp[batch.index] * (batch.index >= 0)[:, None, None]
+        return {"policy": Logps(token, token, np.full(token.shape[:2], 3)), "score": np.zeros(token.shape[:2])}
+
+    batches = [Batch(*[None] * 6, np.array(index), None, None) for index in ([6, 2, 4], [0, 5, -1], [1, 3, -1])]
+    objective, sources = objectives.build(f"{HERE}.lengths"), {"a": np.array([0, 3, 4]), "b": np.array([1, 2, 5, 6])}
+    got = measure.evaluation(objective, lambda: batches, jax.random.key(0), sources)(given, None)
+    for source, indices in sources.items():
+        of = logp[indices].astype(np.float64)
+        assert got[f"source/{source}/loss"] == pytest.approx(of.sum((1, 2)).mean(), rel=1e-6)
+        assert got[f"source/{source}/of_first"] == pytest.approx(of[:, 0].sum(1).mean(), rel=1e-6)
+    assert got["loss"] == pytest.approx(logp.astype(np.float64).sum((1, 2)).mean(), rel=1e-6)

@@ -201,6 +201,19 @@ def test_the_recipes_build():
         assert built.hyperparameters == recipe.hyperparameters and "arXiv:" in recipe.reference
 
 
+@pytest.mark.check
+def test_cal_dpo_is_a_sum_of_dpo_and_of_sppo():
+    """As its paper has it: DPO's loss of the plain log-ratios, and their distances from plus and minus 1 / (2 beta)."""
+    recipe = next(r for r in mixture.RECIPES if r.method.startswith("Cal-DPO"))
+    beta = recipe.hyperparameters["sppo_hard_beta"]
+    token, ref = jnp.float32([[-1.0, -2.0], [-0.5, -3.0]]), jnp.float32([[-1.5, -1.0], [-1.0, -1.0]])
+    policy, reference = (Logps(x, jnp.full_like(x, ABSENT), jnp.int32([2, 2])) for x in (token, ref))
+    function = objectives.build(recipe.name, **recipe.hyperparameters).function
+    chosen, rejected = -0.5, -1.5
+    want = np.log1p(np.exp(rejected - chosen)) + ((chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2) / 2
+    np.testing.assert_allclose(function(policy=policy, ref=reference)[0], want, rtol=1e-6)
+
+
 # ---- TRL's lists of losses -------------------------------------------------------------------------------------------
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"

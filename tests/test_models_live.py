@@ -10,7 +10,7 @@ from model_tools import cross_entropy, named, plain
 
 from slpojax import hf, models
 
-pytestmark = [pytest.mark.check, pytest.mark.optimised]
+pytestmark = pytest.mark.check
 
 # float32 through two or three layers, forward and backward; relative to the largest entry of the tensor.
 TOLERANCE = 1e-4
@@ -28,13 +28,16 @@ def test_equals_transformers(case, tmp_path):
     model = models.build(config, max_length=longest)
     params = hf.load(tmp_path / "theirs", model)
 
-    (_, logits), gradient = jax.value_and_grad(lambda p: cross_entropy(model, p, plain(ids)), has_aux=True)(params)
+    pull = jax.jit(jax.value_and_grad(lambda p: cross_entropy(model, p, plain(ids)), has_aux=True))
+    (_, logits), gradient = pull(params)
     gradients = named(gradient, model, config, tmp_path / "gradient")
     expected_logits, expected = witness.logits_and_gradients(theirs, ids)
     errors = {"logits": np.abs(logits - expected_logits).max() / np.abs(expected_logits).max()}
     assert gradients.keys() == expected.keys()
+    # A key's bias has no gradient where nothing turns the keys: softmax does not see it. Nothing is left but rounding.
+    least = 1e-4 * max(np.abs(value).max() for value in expected.values())
     for name, value in expected.items():
-        errors[name] = np.abs(gradients[name] - value).max() / np.abs(value).max()
+        errors[name] = np.abs(gradients[name] - value).max() / max(least, np.abs(value).max())
     worst = max(errors, key=errors.get)
     print(f"{case}: {worst} {errors[worst]:.1e}, logits {errors['logits']:.1e}", file=sys.stderr)
     assert errors[worst] < TOLERANCE, (worst, errors)

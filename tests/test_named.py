@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slpojax import named
+from slpojax import named, wording
 
 OUTSIDE = '''
 def mine(policy, *, beta=0.1, loss="x"):
@@ -63,23 +63,23 @@ def test_modules_are_found_likewise(outside):
 
 def test_an_unknown_name_says_what_is_near_and_what_there_is():
     few, many = ["rmsprop", "adamw"], [f"group{i}.key" for i in range(99)] + ["seed"]
-    assert str(named.unknown("optimizer", "adam", few)) == (
+    assert str(wording.unknown("optimizer", "adam", few)) == (
         "unknown optimizer 'adam' (near: adamw); there are rmsprop, adamw"
     )
-    assert str(named.unknown("key", "sed", many, listed="configs/base.py")) == (
+    assert str(wording.unknown("key", "sed", many, listed="configs/base.py")) == (
         "unknown key 'sed' (near: seed); there are 100 (configs/base.py)"
     )
-    assert str(named.unknown("key", "x", few, also="any other")) == (
+    assert str(wording.unknown("key", "x", few, also="any other")) == (
         "unknown key 'x'; there are rmsprop, adamw, or any other"
     )
 
 
 def test_near_words():
     keys = ["objective.beta", "selector.beta", "batch_size", "mesh.data"]
-    assert named.near("beta", keys) == " (near: objective.beta, selector.beta)"
-    assert named.near("optimizer.beta", keys) == " (near: objective.beta, selector.beta)"
-    assert named.near("Batchsize", keys) == " (near: batch_size)"
-    assert named.near("", keys) == named.near("zzz", keys) == ""
+    assert wording.near("beta", keys) == " (near: objective.beta, selector.beta)"
+    assert wording.near("optimizer.beta", keys) == " (near: objective.beta, selector.beta)"
+    assert wording.near("Batchsize", keys) == " (near: batch_size)"
+    assert wording.near("", keys) == wording.near("zzz", keys) == ""
 
 
 def test_a_requirement_of_a_traced_number_waits_for_a_python_one():

@@ -21,7 +21,7 @@ def test_the_contract_describes_every_need_in_the_words_of_the_table():
 @pytest.mark.parametrize("name", needs.NEEDS)
 def test_a_need_says_what_it_is(name):
     need = needs.NEEDS[name]
-    assert need.source in ("batch", "frozen", "policy", "head", "reader", "step")
+    assert need.source in ("batch", "frozen", "policy", "head", "reader", "score", "step")
     assert need.of in ("candidate", "example", "batch", "prompt")
     assert need.says and need.short and not need.says.endswith(".")
     assert not need.column or need.column in Batch._fields

@@ -82,8 +82,8 @@ def exact_gradient(loss, pair: papers.Pair, side: str) -> np.ndarray:
     return np.array([float(first * g / gone[0]) for g in gone])
 
 
-# Two of them, of one token and of thousands, in every run of the tests; all of them in `make check`.
-FEW = ("T=1, 1 - p = 1e-17", "T=2048")
+# The longest in every run of the tests; all of them in `make check`.
+FEW = ("T=2048",)
 
 
 @pytest.mark.parametrize(

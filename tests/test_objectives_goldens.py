@@ -87,16 +87,19 @@ def case_function(case: dict, dtype):
 
 
 # What float32 keeps. The sums of a response and of its reference near -1,500 carry 1e-4 nats of a target 0.7 nats away.
-# The longest of them belong to `make check`.
+# Most of them belong to `make check`.
 CASES = [
-    pytest.param(case, id=case["name"], marks=pytest.mark.check if case["name"][:3] in ("g04", "g05", "g07") else [])
+    pytest.param(case, id=case["name"], marks=pytest.mark.check if case["name"][:3] not in ("g01", "g08") else [])
     for case in SLPO["cases"]
 ]
 FLOAT32 = {"value": 2e-3, "gradient": 1e-3}
 
 
 @unrooted
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(jnp.float64, id="float64"), pytest.param(jnp.float32, id="float32", marks=pytest.mark.check)],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_the_authors_forms(case, dtype):
     """The loss of December 2025 (shift), the proposal to regress (mse) and the paper's listing, from logits."""
@@ -159,7 +162,7 @@ DPO_ROWS = {
 }
 
 
-@pytest.mark.parametrize("case", SLPO["cases"], ids=[case["name"] for case in SLPO["cases"]])
+@pytest.mark.parametrize("case", CASES)
 def test_mitchells_dpo(case):
     with jax.enable_x64(True):
         run, _ = case_function(case, jnp.float64)

@@ -1,4 +1,4 @@
-"""The objectives without a reference, for labelled responses and for games: papers, identities, states, refusals."""
+"""The objectives without a reference, for single responses and for games: papers, identities, states, refusals."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ class Data:
         score = np.array([[2.0, 1.0, 0.0] if won else [1.0, 2.0, 0.0] for won in self.won])
         models = {name: logps(getattr(self, name)) for name in ("policy", "ref", "previous")}
         one = {"label": jnp.asarray(self.good, float), "weight": jnp.ones(len(self.good))}
-        return {**models, **one, "score": jnp.asarray(score)}
+        return {**models, **one, "score": jnp.asarray(score), "probability": jnp.asarray(score) / 2}
 
 
 @functools.cache
@@ -106,6 +106,21 @@ def xpo(beta: float, alpha: float, square: bool):
     return [paper.xpo(y[:2], ref[:2], won, beta, alpha, square) for y, ref, won in examples]
 
 
+def hypo(beta: float, weight: float):
+    return [paper.hypo(y, ref, beta, weight) for y, ref in zip(data().policy, data().ref, strict=True)]
+
+
+def qrpo(beta: float):
+    scores = np.asarray(data().given()["probability"]).tolist()
+    return [paper.qrpo(*x, beta) for x in zip(data().policy, data().ref, scores, strict=True)]
+
+
+def a_star(beta: float, value_beta: float):
+    scores = np.asarray(data().given()["score"]).tolist()
+    examples = zip(data().policy, data().ref, scores, strict=True)
+    return [paper.a_star(y[0], ref[0], s, beta, value_beta) for y, ref, s in examples]
+
+
 FREE = "reference_free."
 LIKELIHOOD = "token_mean"
 CASES = {
@@ -121,6 +136,9 @@ CASES = {
         ({"alpha": a, "beta": 2.5, "gamma": 0.1}, lambda a: of_pairs(paper.alphapo, a, 2.5, 0.1), a)
         for a in (0.25, -0.5, 1.0)
     ],
+    f"{FREE}simper": [({}, of_pairs, paper.inverse_perplexity)],
+    f"{FREE}repo": [({"gamma": g}, of_pairs, paper.hinge_of_means, g) for g in (0.6, 0.05, 2.0)],
+    f"{FREE}confpo": [({"beta": b, "gamma": g}, of_pairs, paper.confpo, b, g) for b, g in ((2.0, 1.0), (0.5, 0.0))],
     f"{FREE}cpo": [
         (
             {"beta": 0.3, "label_smoothing": e, "cpo_alpha": a, "nll": n},
@@ -159,10 +177,19 @@ CASES = {
     "games.inpo": [({"eta": 0.5, "tau": t}, inpo, 0.5, t) for t in (0.1, 0.5)],
     "games.xpo": [({"beta": 0.3, "alpha": 0.01}, xpo, 0.3, 0.01, False)],
     "games.xpo_ipo": [({"beta": 0.3, "alpha": 0.01}, xpo, 0.3, 0.01, True)],
+    "pointwise.qrpo": [({"beta": b}, qrpo, b) for b in (0.1, 2.0, 0.02)],
+    "pointwise.a_star_po": [({"beta": b, "value_beta": v}, a_star, b, v) for b, v in ((0.01, 0.5), (0.7, 3.0))],
+    "hybrid.hypo": [({"beta": 0.3, "weight": 0.2}, hypo, 0.3, 0.2)],
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Those in `make check` alone; their examples and the laws run every time.
+LATER = (f"{FREE}simper", f"{FREE}repo", f"{FREE}confpo", "pointwise.qrpo", "pointwise.a_star_po")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.check] if name in LATER else []) for name in CASES]
+)
 def test_the_papers_formula(name):
     for hyperparameters, formula, *arguments in CASES[name]:
         losses, _, _ = apply(name, data().given(), **hyperparameters)
@@ -173,7 +200,8 @@ def test_the_papers_formula(name):
 # ---- coverage --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("samples", [256.0, *(pytest.param(n, marks=pytest.mark.check) for n in (1.0, 2.0, 1e6))])
+@pytest.mark.check
+@pytest.mark.parametrize("samples", [1.0, 2.0, 256.0, 1e6])
 @pytest.mark.parametrize("dtype, rtol", [("float32", 2e-5), ("float64", 1e-11)])
 def test_coverage_from_e_to_the_minus_200_to_one(samples, dtype, rtol):
     # Around e^-16 / N another formula takes over.
@@ -224,6 +252,13 @@ def test_alphapo_tends_to_simpo():
     simpo = apply(f"{FREE}simpo", given, beta=2.5, gamma=0.5)
     close(apply(f"{FREE}alphapo", given, alpha=1e-9, beta=2.5, gamma=0.5), simpo, rtol=1e-7)
     close(apply(f"{FREE}alphapo", given, alpha=0, beta=2.5, gamma=0.5), simpo)
+
+
+@pytest.mark.check
+def test_repo_is_the_limit_of_simpo_over_beta():
+    given = data().given()
+    simpo = apply(f"{FREE}simpo", given, beta=1e6, gamma=0.3e6)
+    np.testing.assert_allclose(apply(f"{FREE}repo", given, gamma=0.3)[0], simpo[0] / 1e6, rtol=1e-5, atol=1e-6)
 
 
 def test_cpos_preference_is_dpo_without_the_references_part():
@@ -319,6 +354,7 @@ def test_bcos_shift_over_steps_is_the_papers():
         assert (state[0][1], state[1][1]) == (sum(g for _, g in history), sum(not g for _, g in history))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", ["bco_unpaired", "bco_unpaired_pooled"])
 def test_bcos_state_does_not_know_how_the_data_was_cut(name):
     given, rho, _ = labelled(12, 5, absent=(3,))
@@ -412,6 +448,136 @@ def test_nash_mds_expectation_is_the_gradient_of_the_regularised_game():
     assert np.max(np.abs(surrogate("games.nash_md_per_token") - exact)) > 0.01  # TRL's is biased
 
 
+@pytest.mark.check
+def test_the_reverse_divergences_surrogate_is_its_gradient():
+    """Over all sequences of three tokens of a model of two words."""
+    rng = np.random.default_rng(6)
+    everything = np.array([*itertools.product(range(2), repeat=3)])
+    rows = [[0, 1 + a, 3 + 2 * a + b] for a, b, _ in everything]
+    logits, ref_logits = (jnp.asarray(rng.normal(size=(7, 2))) for _ in range(2))
+
+    def tokens(logits):
+        return jax.nn.log_softmax(logits)[np.array(rows), everything]
+
+    def divergence(logits):
+        logp = tokens(logits).sum(1)
+        return jnp.sum(jnp.exp(logp) * (logp - tokens(ref_logits).sum(1)))
+
+    def expected(logits):
+        chances = jax.lax.stop_gradient(jnp.exp(tokens(logits).sum(1)))
+        lengths = jnp.full((len(everything), 1), 3, jnp.int32)
+        models = (Logps(x[:, None], 0 * x[:, None], lengths) for x in (tokens(logits), tokens(ref_logits)))
+        losses, metrics, _ = apply("distil.reverse_kl", dict(zip(("policy", "ref"), models, strict=True)))
+        return jnp.sum(chances * losses), jnp.sum(chances * metrics["kl"])
+
+    gradient, kl = jax.grad(expected, has_aux=True)(logits)
+    np.testing.assert_allclose(gradient, jax.grad(divergence)(logits), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(kl, divergence(logits), rtol=1e-10)
+
+
+@pytest.mark.check
+def test_forward_distillation_draws_every_tokens_distribution_to_the_teachers():
+    """By the logits of a token its gradient is the difference of the distributions, over the number of tokens."""
+    rng = np.random.default_rng(7)
+    logits, teacher = (rng.normal(size=(4, 1, 3, 5)) for _ in range(2))  # [B, K, T, words]
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits, teacher))
+    policy = Logps(jnp.log(p[..., 0]), jnp.zeros(p.shape[:-1]), jnp.full((4, 1), 3, jnp.int32))
+
+    def mean(logits):
+        kl = jnp.sum(q * (np.log(q) - jax.nn.log_softmax(logits)), -1)
+        return apply("distil.forward_kl", {"policy": policy, "kl": kl})[0].mean()
+
+    value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits))
+    np.testing.assert_allclose(value, np.mean(np.sum(q * np.log(q / p), -1)), rtol=1e-10)
+    np.testing.assert_allclose(gradient, (p - q) / 12, rtol=1e-10, atol=1e-15)
+
+
+# ---- rewards of single responses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.check
+def test_a_star_po_is_nothing_for_the_optimal_policy():
+    """Of four answers of one token, that the reference gives as often; its samples are each of them once."""
+    beta, scores = 0.4, np.array([1.0, 0.0, 0.3, -0.5])
+    optimum = np.exp(scores / beta) / np.exp(scores / beta).sum()
+    examples = np.array([[k, 0, 1, 2, 3] for k in range(4)])
+    lengths = jnp.ones(examples.shape, jnp.int32)
+
+    def model(p):
+        token = jnp.log(jnp.asarray(p))[examples][..., None]
+        return Logps(token, jnp.zeros_like(token), lengths)
+
+    given = {"policy": model(optimum), "ref": model(np.full(4, 0.25)), "score": jnp.asarray(scores)[examples]}
+    losses, metrics, _ = apply("pointwise.a_star_po", given, beta=beta, value_beta=beta)
+    np.testing.assert_allclose(losses, 0.0, atol=1e-25)
+    np.testing.assert_allclose(metrics["reward/value"], beta * np.log(np.exp(scores / beta).mean()), rtol=1e-12)
+
+
+@pytest.mark.check
+def test_absent_responses_are_no_part_of_a_regression():
+    given = data().given()
+    fewer = {name: jax.tree.map(lambda x: x.at[:, 2:].set(0), given[name]) for name in ("policy", "ref")}
+    two = {
+        name: jax.tree.map(lambda x: x[:, :2], x) for name, x in given.items() if name != "label" and name != "weight"
+    }
+    for name in ("pointwise.qrpo", "pointwise.a_star_po"):
+        close(apply(name, given | fewer), apply(name, two))
+        none = {key: jax.tree.map(lambda x: x.at[:, 1:].set(0), given[key]) for key in fewer}
+        alone = apply(name, given | none)[0]
+        assert np.all(alone == 0) if name == "pointwise.a_star_po" else np.all(alone > 0)
+
+
+# ---- HyPO by enumeration ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_hypos_expectation_is_the_gradient_of_dpo_and_of_the_divergence(count):
+    """Over all draws of `count` samples from a model of four responses of two tokens."""
+    rng, beta, weight = np.random.default_rng(5), 0.3, 0.7
+    everything = np.array([*itertools.product(range(2), repeat=2)])
+    rows = np.stack([0 * everything[:, 0], 1 + everything[:, 0]], axis=1)  # of the logits: at the start, behind a word
+    logits, ref_logits = (jnp.asarray(rng.normal(size=(3, 2))) for _ in range(2))
+    draws = np.array([*itertools.product(range(4), repeat=count)])
+    examples = np.concatenate([np.tile([2, 1], (len(draws), 1)), draws], axis=1)  # one pair, and all samples behind it
+
+    def tokens(logits):
+        return jax.nn.log_softmax(logits)[rows, everything]  # [responses, T]
+
+    def given(logits):
+        token, lengths = tokens(logits)[examples], jnp.full(examples.shape, 2, jnp.int32)
+        return Logps(token, jnp.zeros_like(token), lengths)
+
+    chances = jax.lax.stop_gradient(jnp.exp(jnp.sum(tokens(logits).sum(1)[draws], axis=1)))
+    ref = given(ref_logits)
+
+    def expected(logits):
+        losses, metrics, _ = apply("hybrid.hypo", {"policy": given(logits), "ref": ref}, beta=beta, weight=weight)
+        return jnp.sum(chances * losses), jnp.sum(chances * metrics["kl"])
+
+    def divergence(logits):
+        logp = tokens(logits).sum(1)
+        return jnp.sum(jnp.exp(logp) * (logp - tokens(ref_logits).sum(1)))
+
+    def exact(logits):
+        pair = apply("dpo.sigmoid", {"policy": given(logits), "ref": ref}, beta=beta)[0][0]
+        return pair + weight * divergence(logits)
+
+    gradient, kl = jax.grad(expected, has_aux=True)(logits)
+    np.testing.assert_allclose(gradient, jax.grad(exact)(logits), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(kl, divergence(logits), rtol=1e-10)
+
+
+def test_hypo_leaves_absent_samples_out():
+    """Two samples and an absent one are two; none at all is DPO."""
+    given = data().given()
+    two = {name: jax.tree.map(lambda x: jnp.concatenate([x, x[:, :1]], 1), given[name]) for name in ("policy", "ref")}
+    gone = {name: jax.tree.map(lambda x: jnp.concatenate([x, 0 * x[:, :1]], 1), two[name]) for name in two}
+    close(apply("hybrid.hypo", two), apply("hybrid.hypo", gone))
+    none = {name: jax.tree.map(lambda x: x.at[:, 2:].set(0), given[name]) for name in two}
+    close(apply("hybrid.hypo", none), apply("dpo.sigmoid", given))
+
+
 # ---- refusals and edges ----------------------------------------------------------------------------------------------
 
 
@@ -423,6 +589,8 @@ def test_nash_mds_expectation_is_the_gradient_of_the_regularised_game():
         (f"{FREE}simpo", "gamma", -0.1),
         (f"{FREE}simpo", "label_smoothing", 0.5),
         (f"{FREE}alphapo", "alpha", float("nan")),
+        (f"{FREE}repo", "gamma", -0.1),
+        (f"{FREE}confpo", "beta", 0.0),
         (f"{FREE}cpo", "cpo_alpha", -1.0),
         (f"{FREE}cpo", "nll", "tokens"),
         (f"{FREE}cpo_hinge", "beta", -1.0),
@@ -442,6 +610,9 @@ def test_nash_mds_expectation_is_the_gradient_of_the_regularised_game():
         ("games.xpo", "alpha", -1.0),
         ("games.xpo_ipo", "beta", 0.0),
         ("games.nash_md", "beta", -0.1),
+        ("hybrid.hypo", "weight", -0.1),
+        ("pointwise.qrpo", "beta", 0.0),
+        ("pointwise.a_star_po", "value_beta", 0.0),
     ],
 )
 def test_a_value_that_no_training_can_mean_is_refused(name, key, value):
@@ -457,9 +628,10 @@ def test_tpo_needs_three_candidates():
 
 def test_none_of_those_without_a_reference_asks_for_one():
     names = [name for name in objectives.names() if name.startswith(FREE)]
-    assert len(names) == 12 and all(objectives.build(name).needs <= {"policy", "prompt"} for name in names)
+    assert len(names) == 15 and all(objectives.build(name).needs <= {"policy", "prompt"} for name in names)
 
 
+@pytest.mark.check
 def test_alphapo_of_an_impossible_response_stays_finite():
     policy = logps([[[-500.0, -500.0], [-1.0]]])
     assert np.all(np.isfinite(gradient(f"{FREE}alphapo", {"policy": policy})))

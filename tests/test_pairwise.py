@@ -1,6 +1,7 @@
 """The pairwise objectives with a reference: papers, identities, batches with gaps, states, extremes, refusals."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,17 @@ CASES = {
     "margin.r_dpo": [({"beta": b, "alpha": a}, each, paper.by_length, b, a) for b, a in ((0.1, 0.01), (1.0, 0.3))],
     "margin.ld_dpo": [({"beta": 0.7, "alpha": a}, each, paper.desensitised, 0.7, a) for a in (0.0, 0.4, 1.0)],
     "margin.spce": [({"beta": b, "eta": e}, scored, paper.soft, b, e) for b, e in ((0.1, 1.0), (2.0, 0.3))],
+    "margin.dpo_shift": [
+        ({"beta": b, "rejected_weight": w}, each, paper.rejected_counts_less, b, w)
+        for b, w in ((0.1, 0.5), (2.0, 0.9), (0.3, 0.0))
+    ],
+    "margin.todo": [
+        ({"beta": b, "alpha": a}, scored, paper.todo, b, a) for b, a in ((0.1, 0.5), (2.0, 1e-3), (1.0, 30))
+    ],
+    "divergence.chi_po": [
+        ({"beta": b, "reward_bound": r}, each, paper.chi_po, b, r or 1e9)
+        for b, r in ((0.05, 0.0), (2.0, 0.3), (0.3, 5.0))
+    ],
     "margin.hybrid_dpo": [({"beta": b}, each, paper.hybrid, b) for b in (0.1, 2.0)],
     **{
         f"margin.rpo_{name}": [
@@ -126,7 +138,13 @@ DIVERGENCES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# Those in `make check` alone; their examples and the laws run every time.
+LATER = ("margin.dpo_shift", "margin.todo", "divergence.chi_po")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.check] if name in LATER else []) for name in CASES]
+)
 def test_the_papers_formula(name):
     for hyperparameters, function, *args in CASES[name]:
         losses, *_ = apply(name, given(pairs()), **hyperparameters)
@@ -159,6 +177,7 @@ SAME = [
     ("margin.dpop", {"penalty": 0}, "dpo.sigmoid", {}),
     ("margin.odpo", {"alpha": 0}, "dpo.sigmoid", {}),
     ("margin.r_dpo", {"alpha": 0}, "dpo.sigmoid", {}),
+    ("margin.dpo_shift", {"rejected_weight": 1}, "dpo.sigmoid", {}),
     ("batchwise.beta_dpo", {"a": 0, "keep": 1}, "dpo.sigmoid", {}),
     ("dpo.conservative", {"label_smoothing": 0}, "dpo.sigmoid", {}),
     ("divergence.alpha", {"alpha": 0}, "dpo.sigmoid", {}),
@@ -208,6 +227,40 @@ def test_an_order_of_scores_that_is_none_teaches_nothing():
     assert not np.any(grad[:2]) and np.all(grad[2, 0, :6])
 
 
+@pytest.mark.check
+def test_a_tie_pulls_the_rewards_together():
+    """And its probability, a win's and a loss's are all there are."""
+    arguments = given(pairs()) | {"score": jnp.ones((len(pairs()), 2))}
+    losses, metrics, _ = apply("margin.todo", arguments, beta=0.7, alpha=0.4)
+    np.testing.assert_allclose(losses, [float(paper.todo(p, (1.0, 1.0), 0.7, 0.4)) for p in pairs()], rtol=1e-10)
+    assert np.all(metrics["score/tied"] == 1)
+    margins = np.asarray(metrics["rewards/margins"])
+    won = np.asarray(apply("margin.todo", given(pairs()), beta=0.7, alpha=0.4)[0])
+    lost = np.log1p(np.exp(0.4 + margins))
+    np.testing.assert_allclose(np.exp(-losses) + np.exp(-won) + np.exp(-lost), 1.0, rtol=1e-12)
+    np.testing.assert_array_equal(np.sign(gradient("margin.todo", arguments, beta=0.7)[:, 0, 0]), np.sign(margins))
+
+
+@pytest.mark.check
+def test_sampo_draws_every_subset_of_the_longer_response_as_often():
+    pair, draws = papers.Pair([0.5, -1.0], [0.3, -0.2, 1.5, -2.0], [0.1, 0.2], [-0.5, 0.5, 0.0, 1.0]), 3000
+    one = jax.tree.map(lambda x: x[0], {name: given([pair])[name] for name in ("policy", "ref")})
+    function = jax.jit(jax.vmap(lambda key: objectives.build("margin.sampo", beta=0.7).function(**one, key=key)[0]))
+    drawn = np.asarray(function(jax.random.split(jax.random.key(1), draws)))
+    wanted = [float(paper.on_tokens(pair, 0.7, (0, 1), kept)) for kept in itertools.combinations(range(4), 2)]
+    which = np.argmin(np.abs(drawn[:, None] - wanted), axis=1)
+    np.testing.assert_allclose(drawn, np.array(wanted)[which], rtol=1e-10)
+    share = np.bincount(which, minlength=len(wanted)) / draws
+    np.testing.assert_allclose(share, 1 / len(wanted), atol=4 * np.sqrt(5 / 36 / draws))
+
+
+@pytest.mark.check
+def test_sampo_of_responses_of_one_length_is_dpo():
+    arguments = given([pair for pair in pairs() if len(pair.chosen) == len(pair.rejected)])
+    got, want = (apply(name, arguments, beta=0.7)[0] for name in ("margin.sampo", "dpo.sigmoid"))
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,9 +274,16 @@ def with_gaps() -> tuple[dict, dict]:
 PRESENT = [0, 2, 4, 5]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "name, hyperparameters",
-    [("aot", {"label_smoothing": 0.1}), ("aot_unpaired", {"label_smoothing": 0.1}), ("beta_dpo", {"keep": 1})],
+    [
+        ("aot", {"label_smoothing": 0.1}),
+        ("aot_unpaired", {"label_smoothing": 0.1}),
+        ("beta_dpo", {"keep": 1}),
+        ("alpha_dpo", {}),
+        ("dr_dpo", {"beta_prime": 0.3}),
+    ],
 )
 def test_the_absent_change_nothing(name, hyperparameters):
     gaps, whole = with_gaps()
@@ -283,6 +343,47 @@ def test_beta_dpo_over_three_batches():
         np.testing.assert_allclose(slopes, np.where(kept, -used / (1 + np.exp(used * h)), 0) / 6, rtol=1e-10)
 
 
+@pytest.mark.check
+def test_alpha_dpo_over_three_batches():
+    state, knobs = (0.0, 0.0), {"beta": 2.5, "gamma": 0.5, "alpha": 0.3}
+    for seed in range(3):
+        arguments = given([*pairs(seed), *pairs(seed + 10)]) | {"state": state}
+        length = np.asarray(arguments["policy"].length)
+        policy, ref = (np.asarray(jnp.sum(arguments[x].token, -1)) / length for x in ("policy", "ref"))
+        losses, _, new = apply("batchwise.alpha_dpo", arguments, **knobs)
+        want, state = paper.alpha_dpo(policy @ [1, -1], (policy - ref) @ [1, -1], state, **knobs)
+        np.testing.assert_allclose(losses, want, rtol=1e-10)
+        np.testing.assert_allclose(new, state, rtol=1e-12)
+        slopes = gradient("batchwise.alpha_dpo", arguments, **knobs)[:, 0, 0] * len(length) * length[:, 0]
+        np.testing.assert_allclose(slopes, -2.5 * -np.expm1(-want), rtol=1e-10)  # of the margin held, SimPO's
+
+
+@pytest.mark.check
+def test_alpha_dpo_at_the_reference_and_without_alpha_is_simpo():
+    arguments = given(pairs())
+    simpo = apply("reference_free.simpo", arguments, beta=2.5, gamma=0.5)[0]
+    same = arguments | {"ref": arguments["policy"]._replace(token=arguments["policy"].token * (1 + 1e-9))}
+    for near, alpha in ((same, 0.3), (arguments, 0.0)):
+        losses, *_ = apply("batchwise.alpha_dpo", near, beta=2.5, gamma=0.5, alpha=alpha)
+        np.testing.assert_allclose(losses, simpo, rtol=1e-12)
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("loss", ["dpo.sigmoid", "anchored.apo_zero"])
+def test_dr_dpo_weighs_the_pairs_by_their_losses(loss):
+    arguments = given([*pairs(0), *pairs(1)])
+    each = np.asarray(apply(loss, arguments, beta=0.7)[0])
+    for scale in (0.5, 1e6):
+        losses, metrics, _ = apply("batchwise.dr_dpo", arguments, beta=0.7, beta_prime=scale, loss=loss)
+        want, weights = paper.soft_minimum(each, scale)
+        np.testing.assert_allclose(losses, want, rtol=1e-8)
+        np.testing.assert_allclose(metrics["weight"], weights, rtol=1e-10)
+        got = gradient("batchwise.dr_dpo", arguments, beta=0.7, beta_prime=scale, loss=loss)
+        alone = gradient(loss, arguments, beta=0.7)
+        np.testing.assert_allclose(got, weights[:, None, None] * alone, rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(want, each.mean(), rtol=1e-5)
+
+
 def test_beta_dpo_draws_by_weight_and_without_replacement():
     arguments, state, draws = given([*pairs(3), *pairs(4)][:5]), (0.3, 0.9), 4000
     h = np.asarray(jnp.sum(arguments["policy"].token - arguments["ref"].token, -1)) @ [1, -1]
@@ -312,7 +413,14 @@ def test_which_objectives_couple_the_examples():
     modules = ("margin.", "anchored.", "divergence.", "batchwise.")
     names = [name for name in objectives.names() if name.startswith(modules)]
     coupled = {name for name in names if couples_examples(objectives.build(name), Shapes(4, 2, 6, 1, 1, 1))}
-    assert coupled == {"anchored.bco_pair", "batchwise.aot", "batchwise.aot_unpaired", "batchwise.beta_dpo"}
+    assert coupled == {
+        "anchored.bco_pair",
+        "batchwise.aot",
+        "batchwise.aot_unpaired",
+        "batchwise.beta_dpo",
+        "batchwise.alpha_dpo",
+        "batchwise.dr_dpo",
+    }
 
 
 # ---- extremes --------------------------------------------------------------------------------------------------------
@@ -358,6 +466,10 @@ def test_discopop_far_out():
         ("margin.dpop", "penalty", -1.0),
         ("margin.odpo", "alpha", -1.0),
         ("margin.r_dpo", "alpha", -0.1),
+        ("margin.dpo_shift", "rejected_weight", 1.1),
+        ("margin.todo", "alpha", 0.0),
+        ("margin.sampo", "beta", 0.0),
+        ("divergence.chi_po", "reward_bound", -1.0),
         ("margin.ld_dpo", "alpha", 1.1),
         ("margin.ld_dpo", "loss", "slpo.shift"),
         ("margin.ld_dpo", "loss", "anchored.bco_pair"),
@@ -369,6 +481,10 @@ def test_discopop_far_out():
         ("divergence.js", "loss", "anchored.nca_pair"),
         ("batchwise.aot", "label_smoothing", 0.5),
         ("batchwise.aot_unpaired", "label_smoothing", -0.1),
+        ("batchwise.alpha_dpo", "alpha", -0.1),
+        ("batchwise.alpha_dpo", "decay", 1.0),
+        ("batchwise.dr_dpo", "beta_prime", 0.0),
+        ("batchwise.dr_dpo", "loss", "batchwise.aot"),
         ("batchwise.beta_dpo", "a", -0.1),
         ("batchwise.beta_dpo", "keep", 0.0),
         ("batchwise.beta_dpo", "keep", 1.1),

@@ -70,7 +70,7 @@ def test_a_run_is_drawn_with_units_and_lines_at_chance_and_zero(tmp_path, axes):
         title: [line.get_ydata() for line in axes[title].lines if len(set(line.get_ydata())) == 1] for title in axes
     }
     assert [0.5, 0.5] in [list(y) for y in level["Preference accuracy"]]
-    assert [0, 0] in [list(y) for y in level["Implicit reward"]]
+    assert [0, 0] in [list(y) for y in level["Reward"]]
 
 
 def test_several_runs_share_a_picture(tmp_path, axes, monkeypatch):

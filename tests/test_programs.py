@@ -8,7 +8,6 @@ import programs
 import pytest
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "goldens" / "programs.json").read_text())
-QUICK = ("dpo", "slpo tensor")  # the others run in `make check`
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +15,8 @@ def folder(tmp_path_factory):
     return programs.make(tmp_path_factory.mktemp("programs"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.check) for name in programs.PROGRAMS]
-)
+@pytest.mark.check
+@pytest.mark.parametrize("name", programs.PROGRAMS)
 def test_a_program_writes_the_numbers_that_it_always_wrote(folder, name):
     made, golden = programs.run(folder, name), GOLDEN[name]
     assert made["metrics"].keys() == golden["metrics"].keys()

@@ -47,6 +47,7 @@ def test_the_fit_is_the_minimum_and_prompts_that_do_not_differ_weigh_one():
         prompts.fit(x, np.ones(40))
 
 
+@pytest.mark.check
 def test_a_prompt_is_the_mean_of_its_own_states_whatever_it_is_batched_with():
     model = models.build(tiny.MODEL)
     params = jax.jit(model.init)(jax.random.key(0))

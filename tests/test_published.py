@@ -30,13 +30,28 @@ def test_a_public_config_means_what_transformers_reads_in_it(name):
         "tied": theirs.tie_word_embeddings,
     }
     assert {key: getattr(ours, key) for key in expected} == expected
-    theta = theirs.rope_parameters["rope_theta"]
-    pairs = int(ours.head_dim * theirs.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
-    assert len(ours.frequencies) == pairs
-    plain = theta ** -(np.arange(pairs) / pairs)
-    assert ours.frequencies[0] == pytest.approx(plain[0])  # the shortest wave is never scaled, the longest by a factor
-    factor = theirs.rope_parameters.get("factor", 1.0)
-    assert ours.frequencies[-1] == pytest.approx(plain[-1] / factor, rel=1e-12)
+    for layer in range(theirs.num_hidden_layers):
+        rope = ours.kinds[layer].rope if ours.kinds else ours.rope
+        said = theirs.rope_parameters
+        said = said.get((getattr(theirs, "layer_types", None) or [""] * layer + [""])[layer], said)
+        pairs = int(ours.head_dim * said.get("partial_rotary_factor", 1.0)) // 2
+        assert len(rope.frequencies) == pairs
+        if not getattr(theirs, "no_rope_layers", [1] * (layer + 1))[layer]:
+            assert not any(rope.frequencies)
+            continue
+        plain = said["rope_theta"] ** -(np.arange(pairs) / pairs)
+        # The shortest wave is never scaled, the longest by a factor.
+        assert rope.frequencies[0] == pytest.approx(plain[0])
+        assert rope.frequencies[-1] == pytest.approx(plain[-1] / said.get("factor", 1.0), rel=1e-12)
+        assert rope.gain == pytest.approx(said.get("attention_factor", 1.0))
+
+
+def test_windows_that_a_run_fills_are_kept():
+    config = PUBLISHED["gemma-3-1b-it"].config
+    assert not any(kind.window for kind in models.find_family("gemma3_text").Config.from_hf(config, 512).kinds)
+    kinds = models.find_family("gemma3_text").Config.from_hf(config, 513).kinds
+    assert [kind.window for kind in kinds[:7]] == [512] * 5 + [None, 512]
+    assert not models.find_family("gemma2").Config.from_hf(PUBLISHED["gemma-2-2b-it"].config, 4096).kinds
 
 
 @pytest.mark.check

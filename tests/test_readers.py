@@ -36,7 +36,8 @@ def alone(token: list[int]) -> Rows:
     return Rows(row, np.arange(row.size, dtype=np.int32)[None], np.ones_like(row), np.zeros_like(row))
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.check)])
+@pytest.mark.check
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_layers_are_those_of_shallower_models(family):
     """What layer n puts out is what a model of n layers has before its final norm."""
     model = models.build(MODELS[family])
@@ -94,6 +95,7 @@ def test_numbers_and_their_gradients():
         np.testing.assert_allclose(by_masks["kl_mask"]["weight"][index], np.subtract(*sides) / (2 * step), atol=1e-4)
 
 
+@pytest.mark.check
 def test_they_come_to_their_places():
     """Masks of packed responses are those of the same responses alone, read where their tokens are predicted."""
     model = models.build(MODELS["gpt_neox"])

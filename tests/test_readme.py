@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from slpojax import bench, quantities, settings, train
+from slpojax import bench, judges, quantities, settings, train
 from slpojax.data import formats
 
 README = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -41,6 +41,14 @@ def test_the_scorer_has_the_signature_that_is_shown():
 
     assert scope["accuracy"](None, Bench)({}, 0) == {"accuracy": 0.5}
     assert quantities.label("score/accuracy") == "accuracy" and "model" in bench.Bench._fields
+
+
+def test_a_judge_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "judges_of_the_readme.py").write_text(code("def brief"))
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = judges.build("judges_of_the_readme.brief", words=2)
+    assert judge.ask([judges.Question("?", ("Yes.", "I do not know", "no"))]) == [[2.0, 0.0, 1.0]]
+    assert {name.partition(".")[0] for name in judges.names()} <= set(re.findall(r"`(\w+)\.", README))
 
 
 def test_every_format_and_every_family_is_in_a_table():

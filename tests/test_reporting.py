@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
-from slpojax import bench, data, flops, grid, metrics, objectives, settings, step, tracing, train, training
+from slpojax import data, flops, grid, metrics, objectives, settings, step, tracing, train, training
 from slpojax.data.examples import Example
 
 MISS = "/jax/compilation_cache/cache_misses"
@@ -48,7 +49,7 @@ def no_cache_afterwards():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-    bench.compilation_cache.reset_cache()
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.check
@@ -145,5 +146,5 @@ def test_counts_are_those_of_the_examples():
 def test_the_reference_costs_where_its_weights_are_asked_for(online, needs, cost):
     objective = objectives.build("sft.token_mean")._replace(needs=frozenset(needs))
     one = {"tokens": 1, "scored": 0}
-    operations = training._operations((1, 0), (3, 0), step.Method(objective), False, online, one, one)
+    operations = training._operations((1, 0), (1, 0), (3, 0), step.Method(objective), False, online, one, one)
     assert operations == flops.TRAIN + 3 * cost  # of a reference three times as large

@@ -4,14 +4,16 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from starter import Starter
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from slpojax import hf, models
+
 STEPS = 240
 # How a start ends, in turn: behind some steps, amid the writing of a checkpoint, anywhere (while it starts, too), or
 # asked to end. 25 of 30 are SIGKILL, 15 of them amid a checkpoint.
@@ -77,64 +79,6 @@ def workplace(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-class Starter:
-    """The program, started as often as one likes by tests/killed.py."""
-
-    def __init__(self, folder: pathlib.Path, devices: int):
-        self.folder, self.devices = folder, devices
-        env = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "HF_HUB_OFFLINE": "1",
-            # Compiled once for all starts.
-            "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled{devices}"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        command = [sys.executable, str(ROOT / "tests" / "killed.py")]
-        self.server = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        os.set_blocking(self.server.stdout.fileno(), False)
-        self.told, self.status, self.pid = b"", {}, 0
-
-    def start(self, output: str) -> pathlib.Path:
-        """Start the program; return the file with what it says."""
-        log = self.folder / f"{output}.{len(list(self.folder.glob(f'{output}.*.log')))}.log"
-        log.touch()
-        arguments = ["--config=tiny.py", f"--config.output={output}", *MESHES[self.devices]]
-        self.server.stdin.write(json.dumps([str(log), arguments]).encode() + b"\n")
-        self.server.stdin.flush()
-        self.pid = 0
-        while not self.pid:
-            self.poll()
-            time.sleep(0.002)
-        return log
-
-    def poll(self) -> int | None:
-        """Return how the last start ended, None while it runs."""
-        *lines, self.told = (self.told + (self.server.stdout.read() or b"")).split(b"\n")
-        for line in map(json.loads, lines):
-            if "status" in line:
-                self.status[line["pid"]] = line["status"]
-            else:
-                self.pid = line["pid"]
-        assert self.server.poll() is None
-        return self.status.get(self.pid)
-
-    def wait(self, seconds: float = 300.0) -> int:
-        """Wait for the end of the last start, and return its status."""
-        until = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < until:
-            time.sleep(0.002)
-        return self.status[self.pid]
-
-    def close(self) -> None:
-        """End the server."""
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
-
-
 def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
     """Return every number of a metrics.jsonl but times and memory, by split and step; each has one line."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -176,7 +120,8 @@ def newest(path: pathlib.Path) -> int:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("devices", MESHES)
 def test_losses_are_bit_identical_after_thirty_ends(workplace, devices):
-    starter, rng, torn, killed = Starter(workplace, devices), np.random.default_rng(devices), 0, 0
+    starter, rng = Starter("train", workplace, devices, MESHES[devices]), np.random.default_rng(devices)
+    torn, killed = 0, 0
     whole, output = (workplace / f"{name}{devices}" for name in ("whole", "killed"))
     said = starter.start(whole.name)
     assert starter.wait() == 0, said.read_text()[-3000:]
@@ -199,3 +144,37 @@ def test_losses_are_bit_identical_after_thirty_ends(workplace, devices):
     assert losses(output) == losses(whole)
     weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in (output, whole)]
     assert weights[0] == weights[1]
+
+
+ADAPTERS = {"train.what": "lora", "lora.rank": 4, "lora.beside": "norm", "model.frozen_dtype": "bfloat16"}
+ADAPTERS |= {"model.path": "start", "model.weights": "load", "reference.mode": "online", "steps": 40}
+
+
+@pytest.mark.check
+@pytest.mark.optimised
+def test_a_run_of_adapters_killed_ends_bit_for_bit(workplace):
+    """Its checkpoints hold the adapters, and what is trained beside them, alone."""
+    config = json.loads((workplace / "model" / "config.json").read_text())
+    model = models.build(config)
+    beside = hf.Beside(workplace / "model")
+    hf.save(workplace / "start", jax.jit(model.init)(jax.random.key(0)), model, config, beside=beside)
+    starter = Starter("train", workplace, arguments=[f"--config.{key}={value}" for key, value in ADAPTERS.items()])
+    rng, whole, output = np.random.default_rng(0), workplace / "adapters", workplace / "adapters killed"
+    said = starter.start(whole.name)
+    assert starter.wait() == 0, said.read_text()[-3000:]
+    ways = ("save", "any", "step", "save")
+    for i, how in enumerate(ways):
+        said = starter.start(output.name)
+        moment(starter, said, output, rng, how, 40 * (i + 1) // (len(ways) + 2))
+        assert starter.poll() is None, f"over before end {i + 1}: {said.read_text()[-3000:]}"
+        os.kill(starter.pid, signal.SIGKILL)
+        assert starter.wait() == -signal.SIGKILL, said.read_text()[-3000:]
+    said = starter.start(output.name)
+    assert starter.wait() == 0, said.read_text()[-3000:]
+    starter.close()
+    assert "resumed behind step" in said.read_text()
+    assert losses(output) == losses(whole)
+    one, other = (folder / "hf" / "adapter_model.safetensors" for folder in (output, whole))
+    assert one.read_bytes() == other.read_bytes()
+    moved = [np.abs(tensor).max() for name, tensor in load_file(one).items() if "lora_B" in name]
+    assert min(moved) > 0

@@ -1,15 +1,15 @@
-"""Sampling against full forward passes, the softmax and the definitions of top-k and top-p."""
+"""Sampling against full forward passes, whatever the slots, the order and the mesh."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from slpojax import grid, models
 from slpojax.base import Rows
-from slpojax.sampling import filter_logits, generate, score
+from slpojax.draws import Draw
+from slpojax.sampling import device, generate, score, stream
 
 VOCABULARY, EOS = 13, 1
 LLAMA = {
@@ -34,13 +34,13 @@ NEOX = {
 }
 PROMPTS = [[3, 4, 5], [7], [2, 9, 11, 6, 8, 3], [12, 12], [5, 2, 10, 4]]
 
-
-NEOX_TOO = pytest.param(NEOX, id="gpt_neox", marks=pytest.mark.check)
-
-
-@pytest.fixture(scope="module", params=[pytest.param(LLAMA, id="llama"), NEOX_TOO])
-def policy(request):
-    return policy_of(request.param)
+QWEN2 = LLAMA | {"model_type": "qwen2"}
+MISTRAL = LLAMA | {"model_type": "mistral", "sliding_window": 3}
+GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 4, "sliding_window": 3}
+GEMMA2 |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 4, "sliding_window": 4, "sliding_window_pattern": 2}
+OLMO3 = LLAMA | {"model_type": "olmo3", "sliding_window": 3}
+SMOLLM3 = LLAMA | {"model_type": "smollm3", "no_rope_layer_interval": 2}
 
 
 @pytest.fixture(scope="module")
@@ -66,135 +66,176 @@ def next_log_softmax(model, params, tokens):
     rows = Rows(row, np.arange(24, dtype=np.int32)[None], inside, 0 * inside)
     hidden = np.asarray(last_hidden(model.apply)(params, rows, len(tokens) - 1), np.float64)
     logits = hidden @ np.asarray(model.unembed(params), np.float64)
+    logits = model.cap * np.tanh(logits / model.cap) if model.cap else logits
     return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
 
 
-def test_greedy_is_the_argmax_of_a_full_forward_pass(policy):
-    sampled = generate(*policy, PROMPTS, key=jax.random.key(0), max_new_tokens=7, eos=(EOS,), temperature=0.0, batch=3)
-    for prompt, response in zip(PROMPTS, sampled, strict=True):
-        tokens = list(prompt)
-        for token, logp in zip(response.token, response.logp, strict=True):
-            expected = next_log_softmax(*policy, tokens)
-            assert token == expected.argmax()
-            assert logp == pytest.approx(expected[token], abs=1e-5)
-            tokens.append(int(token))
-        assert len(response.token) == 7 or response.finished
+# Two samples of each prompt, the first greedy: one compilation serves all tests that ask for as many slots.
+OPTIONS = {"key": jax.random.key(2), "max_new_tokens": 8, "eos": (EOS,), "samples": 2, "temperatures": (0.0, 1.0)}
 
 
-def test_logps_are_those_of_the_model_whatever_the_temperature(policy):
-    sampled = generate(
-        *policy, PROMPTS, key=jax.random.key(1), max_new_tokens=9, eos=(EOS,), temperature=1.7, top_k=6, top_p=0.9
-    )
-    again = score(*policy, PROMPTS, [r.token for r in sampled], max_new_tokens=9, batch=2)
-    for response, logp in zip(sampled, again, strict=True):
+@pytest.fixture(scope="module")
+def in_order(llama):
+    """Three slots for ten sequences: six of them begin where another one has ended."""
+    return generate(*llama, PROMPTS, slots=3, **OPTIONS)
+
+
+def assert_same(one, other):
+    """The same tokens; log-probs but for rounding."""
+    for a, b in zip(flat(one), flat(other), strict=True):
+        np.testing.assert_array_equal(a.token, b.token)
+        np.testing.assert_allclose(a.logp, b.logp, atol=2e-5)
+        assert a.finished == b.finished
+
+
+def flat(responses):
+    return [response for of_prompt in responses for response in of_prompt]
+
+
+def test_greedy_is_the_argmax_of_a_full_forward_pass(llama, in_order):
+    for prompt, (response, _) in zip(PROMPTS, in_order, strict=True):
+        follows_the_argmax(llama, prompt, response)
+
+
+def follows_the_argmax(policy, prompt, response):
+    tokens = list(prompt)
+    for token, logp in zip(response.token, response.logp, strict=True):
+        expected = next_log_softmax(*policy, tokens)
+        assert token == expected.argmax()
+        assert logp == pytest.approx(expected[token], abs=1e-5)
+        tokens.append(int(token))
+    assert len(response.token) == 8 or response.finished
+
+
+@pytest.mark.check
+@pytest.mark.parametrize(
+    "config", [NEOX, NEOX | {"use_parallel_residual": False}, QWEN2, MISTRAL, GEMMA2, GEMMA3, OLMO3, SMOLLM3], ids=str
+)
+def test_other_families_do_so_too(config):
+    policy = policy_of(config)
+    sampled = generate(*policy, PROMPTS, slots=3, **OPTIONS)
+    for prompt, (response, _) in zip(PROMPTS, sampled, strict=True):
+        follows_the_argmax(policy, prompt, response)
+    check_logps(policy, sampled)
+
+
+def test_logps_are_those_of_the_training_path_whatever_the_temperature(llama, in_order):
+    check_logps(llama, in_order)
+
+
+def check_logps(policy, sampled):
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    again = score(*policy, prompts, [r.token for r in flat(sampled)], max_new_tokens=8, batch=4)
+    for response, logp in zip(flat(sampled), again, strict=True):
         assert response.logp.dtype == np.float32
-        np.testing.assert_allclose(response.logp, logp, atol=2e-5)
-
-
-def test_a_response_does_not_depend_on_its_batch(policy):
-    settings = dict(key=jax.random.key(2), max_new_tokens=8, eos=(EOS,))
-    together = generate(*policy, PROMPTS, batch=len(PROMPTS), **settings)
-    for i, prompt in enumerate(PROMPTS):
-        (alone,) = generate(*policy, [prompt], batch=1, first=i, **settings)
-        np.testing.assert_array_equal(alone.token, together[i].token)
-        np.testing.assert_allclose(alone.logp, together[i].logp, atol=1e-5)
-        assert alone.finished == together[i].finished
-    same = generate(*policy, PROMPTS, batch=1, **settings)
-    assert [r.token.tolist() for r in same] == [r.token.tolist() for r in together]
-    other = generate(*policy, PROMPTS, batch=1, **(settings | {"key": jax.random.key(9)}))
-    assert [r.token.tolist() for r in other] != [r.token.tolist() for r in together]
+        np.testing.assert_allclose(response.logp, logp, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.check) for x in ((1, 8, 1), (8, 1, 1)))]
+    "slots", [pytest.param(1, marks=pytest.mark.check), 8, pytest.param(64, marks=pytest.mark.check)]
 )
-def test_a_mesh_samples_what_one_device_does(llama, sizes):
+def test_a_response_does_not_depend_on_the_slots(llama, in_order, slots):
+    assert_same(generate(*llama, PROMPTS, slots=slots, **OPTIONS), in_order)
+
+
+def test_another_key_gives_other_responses_and_a_part_of_the_prompts_the_same(llama, in_order):
+    other = generate(*llama, PROMPTS, slots=3, **(OPTIONS | {"key": jax.random.key(9)}))
+    assert [r.token.tolist() for r, _ in other] == [r.token.tolist() for r, _ in in_order], "greedy ones"
+    assert [r.token.tolist() for _, r in other] != [r.token.tolist() for _, r in in_order]
+    part = stream(*llama, PROMPTS[2:], slots=3, first=2, **OPTIONS)
+    assert_same([next(part)], in_order[2:3])
+
+
+@pytest.mark.check
+def test_samples_of_a_prompt_are_separate_sequences(llama, in_order):
+    """Which share its lane alone: the same as prompts given twice, sequence by sequence of the key."""
+    options = OPTIONS | {"samples": 1}
+    for k in range(2):
+        one = options | {"temperatures": OPTIONS["temperatures"][k : k + 1]}
+        twice = generate(*llama, [prompt for prompt in PROMPTS for _ in range(2)], slots=10, **one)
+        assert_same(twice[k::2], [[responses[k]] for responses in in_order])
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1), (8, 1, 1), (4, 1, 2)])
+def test_a_mesh_samples_what_one_device_does(llama, in_order, sizes):
     split = grid.make(*sizes)
     model = models.build(LLAMA, grid=split)
     where, _ = grid.tree(split, model.sharding, llama[1])
     params = jax.tree.map(jax.device_put, llama[1], where)
-    settings = dict(key=jax.random.key(2), max_new_tokens=8, eos=(EOS,))
-    one = generate(*llama, PROMPTS, batch=len(PROMPTS), **settings)
-    several = generate(model, params, PROMPTS, batch=len(PROMPTS), grid=split, **settings)
-    for ours, theirs in zip(several, one, strict=True):
-        np.testing.assert_array_equal(ours.token, theirs.token)
-        np.testing.assert_allclose(ours.logp, theirs.logp, atol=1e-5)
-        assert ours.finished == theirs.finished
-    tokens = [response.token for response in one]
+    assert_same(generate(model, params, PROMPTS, slots=4, grid=split, **OPTIONS), in_order)
+    tokens = [first.token for first, _ in in_order]
     again = score(model, params, PROMPTS, tokens, max_new_tokens=8, batch=3, grid=split)
-    for logp, response in zip(again, one, strict=True):
+    for logp, (response, _) in zip(again, in_order, strict=True):
         np.testing.assert_allclose(logp, response.logp, atol=1e-5)
 
 
 @pytest.mark.check
-def test_only_the_last_token_is_an_eos_and_finished_says_so(llama):
-    sampled = generate(*llama, PROMPTS * 20, key=jax.random.key(4), max_new_tokens=12, eos=(EOS, 2), batch=50)
-    for response in sampled:
-        ends = np.isin(response.token, (EOS, 2))
-        assert not ends[:-1].any()
-        assert ends[-1] == response.finished
-        assert response.finished or len(response.token) == 12
-    assert 0 < sum(response.finished for response in sampled) <= 100
-
-
-@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.check), 0.6])
-def test_frequencies_match_the_softmax(llama, temperature):
-    from scipy import stats
-
-    count = 4000
-    sampled = generate(
-        *llama,
-        [PROMPTS[0]] * count,
-        key=jax.random.key(5),
-        max_new_tokens=1,
-        eos=(EOS,),
-        temperature=temperature,
-        batch=500,
-    )
-    logits = next_log_softmax(*llama, PROMPTS[0]) / temperature
-    expected = count * np.exp(logits) / np.exp(logits).sum()
-    seen = np.bincount([r.token[0] for r in sampled], minlength=VOCABULARY)
-    common = expected >= 5
-    pool = lambda x: np.append(x[common], x[~common].sum())  # noqa: E731
-    chi_square = (((pool(seen) - pool(expected)) ** 2) / np.maximum(pool(expected), 1e-9))[pool(expected) > 0.5].sum()
-    assert chi_square < stats.chi2.ppf(0.999, common.sum())
-
-
-def test_top_k_keeps_the_k_most_probable():
-    logits = jnp.array([[0.0, 3.0, 1.0, 2.0, -1.0], [5.0, 1.0, 1.0, 0.0, -2.0]])
-    kept = jnp.isfinite(filter_logits(logits, top_k=2, top_p=1.0))
-    np.testing.assert_array_equal(kept, [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0]])  # a tie stays
-
-
-@pytest.mark.parametrize(("top_p", "size"), [(0.05, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (0.99, 4)])
-def test_top_p_keeps_the_smallest_set_of_that_probability(top_p, size):
-    p = np.array([0.05, 0.5, 0.15, 0.3])
-    kept = np.isfinite(filter_logits(jnp.log(jnp.array(p, jnp.float32)), top_k=0, top_p=top_p))
-    assert set(np.flatnonzero(kept)) == set(np.argsort(-p)[:size])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1)])
+def test_few_prompts_are_split_over_devices_by_their_samples(llama, sizes):
+    options = OPTIONS | {"samples": 12, "temperatures": None}
+    split = grid.make(*sizes)
+    model = models.build(LLAMA, grid=split)
+    one = generate(*llama, PROMPTS[:2], slots=8, **options)
+    assert_same(generate(model, llama[1], PROMPTS[:2], slots=8, grid=split, **options), one)
 
 
 @pytest.mark.check
-def test_top_k_of_one_is_greedy_and_top_k_is_never_left(llama):
-    settings = dict(max_new_tokens=5, eos=(EOS,), batch=100)
-    greedy = generate(*llama, PROMPTS, key=jax.random.key(0), temperature=0.0, **settings)
-    one = generate(*llama, PROMPTS, key=jax.random.key(0), top_k=1, **settings)
-    assert [r.token.tolist() for r in one] == [r.token.tolist() for r in greedy]
-    allowed = np.argsort(-next_log_softmax(*llama, PROMPTS[0]))[:3]
-    several = generate(*llama, [PROMPTS[0]] * 100, key=jax.random.key(0), top_k=3, **settings)
-    assert {int(r.token[0]) for r in several} == set(allowed.tolist())
+@pytest.mark.parametrize("slots", [40, 100])
+def test_blocks_empty_as_sequences_end(llama, slots, monkeypatch):
+    """Slots of several blocks, ragged prompts of several widths, few lanes: as one sequence after the other."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, VOCABULARY, n) for n in rng.integers(1, 70, 40)]
+    options = OPTIONS | {"samples": 4, "temperatures": (1.0, 0.5, 1.0, 2.0), "max_new_tokens": 30, "eos": (EOS, 2)}
+    expected = generate(*llama, prompts, slots=16, **options)
+    monkeypatch.setattr(device, "MOST_ROWS", 16)
+    assert_same(generate(*llama, prompts, slots=slots, **options), expected)
+    for response in flat(expected):
+        ends = np.isin(response.token, (EOS, 2))
+        assert not ends[:-1].any() and ends[-1] == response.finished
+        assert response.finished or len(response.token) == 30
+    assert 0 < sum(response.finished for response in flat(expected)) < 160
+
+
+def test_stop_ends_a_response_where_its_string_has_come(llama, in_order):
+    word = int(in_order[0][0].token[2])
+
+    def stop(token):
+        found = np.flatnonzero(token == word)
+        return int(found[0]) if len(found) else None
+
+    stopped = generate(*llama, PROMPTS, slots=3, stop=stop, **OPTIONS)
+    for response, whole in zip(flat(stopped), flat(in_order), strict=True):
+        keep = stop(whole.token)
+        assert response.token.tolist() == whole.token[:keep].tolist()
+        assert response.logp.shape == response.token.shape
+        assert response.finished == (whole.finished or keep is not None)
+    with pytest.raises(ValueError, match="stop: got 99 of"):
+        generate(*llama, PROMPTS, slots=3, stop=lambda token: 99, **OPTIONS)
+
+
+def test_responses_come_in_the_order_of_the_prompts_and_as_soon_as_they_are_there(llama, in_order):
+    found = stream(*llama, PROMPTS, slots=3, **OPTIONS)
+    assert_same([next(found), next(found)], in_order[:2])
+    assert generate(*llama, [], slots=3, **OPTIONS) == []
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -1.0}, "temperature: got -1.0"),
-        ({"top_p": 0.0}, "top_p: got 0.0"),
-        ({"top_k": -1}, "top_k: got -1"),
+        ({"draw": Draw(temperature=-1.0)}, "temperature: got -1.0"),
+        ({"draw": Draw(top_p=0.0)}, "top_p: got 0.0"),
+        ({"draw": Draw(top_k=-1)}, "top_k: got -1"),
+        ({"draw": Draw(min_p=1.5)}, "min_p: got 1.5"),
+        ({"temperatures": (1.0,), "samples": 2}, "temperatures: got 1, expected 2, one for each sample"),
+        ({"temperatures": (float("nan"),)}, "temperature: got nan"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ({"samples": 0}, "samples: got 0"),
+        ({"slots": 0}, "slots: got 0"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
     ],
 )
-def test_wrong_arguments_are_named(llama, wrong, message):
+def test_wrong_arguments_are_named_before_anything_runs(llama, wrong, message):
     given = dict(prompts=PROMPTS, key=jax.random.key(0), max_new_tokens=2, eos=(EOS,)) | wrong
     with pytest.raises(ValueError, match=message):
-        generate(*llama, given.pop("prompts"), **given)
+        stream(*llama, given.pop("prompts"), **given)

@@ -225,6 +225,12 @@ def test_the_likeliest_and_the_least_likely():
     assert int(plain.likeliest(y, y)[0]) == int(plain.least_likely(y, y)[0]) == 1  # a tie
 
 
+def test_the_last_is_the_last_that_is_there():
+    for picked, n in zip(np.asarray(jax.vmap(selectors.build("last", picks=4).function)(policy=POLICY)), LENGTHS):
+        there = [k for k in (4, 3, 2, 1) if n[k]]
+        np.testing.assert_array_equal(picked, there + [k for k in (1, 2, 3, 4) if not n[k]])
+
+
 # ---- what the objective then learns from -----------------------------------------------------------------------------
 
 
@@ -354,7 +360,7 @@ def test_contrastive_divergence_is_the_gradient_of_the_likelihood(world):
 
 
 def test_the_names():
-    assert set(NAMES) == {"everything", "uniform", "likeliest", "least_likely", "mc_kernel"}
+    assert set(NAMES) == {"everything", "uniform", "likeliest", "least_likely", "last", "mc_kernel"}
 
 
 def test_every_candidate():
@@ -409,6 +415,7 @@ def reported(name, example, **settings):
     return np.asarray(picked), {key.removeprefix("selector/"): float(value) for key, value in metrics.items()}
 
 
+@pytest.mark.check
 def test_the_place_of_the_picked_is_reported():
     assert reported("likeliest", 0)[1] == {"rank": 1, "hardest": 1}
     assert reported("least_likely", 0, picks=2)[1] == {"rank": 3.5, "hardest": 0}

@@ -176,6 +176,7 @@ def test_replace_checks_like_an_override():
     ("changes", "says"),
     [
         ({"warmup_steps": 0}, []),
+        ({"warmup_steps": 40, "schedule_steps": 120}, []),
         ({"warmup_steps": 40}, ["the warm-up of 40 steps is as long as the run of 40: the learning rate ends at 98%"]),
         ({"warmup_steps": 0, "checkpoint_every": 10, "eval_every": 4}, ["ranks those of every 20 steps and the last"]),
         (
@@ -268,9 +269,28 @@ def test_help_explains_every_key(capsys):
     assert len(settings._comments()) >= len(named.flatten(base.get_config().to_dict(), ".")) - 3
 
 
+def test_variables_of_a_chat_template_are_named_freely_and_read_as_literals():
+    config = base.get_config()
+    config.data.chat_template_kwargs.depth = 3
+    override = {"data.chat_template_kwargs.enable_thinking": "false", "data.chat_template_kwargs.mood": "calm"}
+    found = settings.resolve(config, override, choices=CHOICES).data.chat_template_kwargs
+    assert found.to_dict() == {"depth": 3, "enable_thinking": False, "mood": "calm"}
+    with pytest.raises(ValueError, match="^config.data.chat_template_kwargs: a group of keys; set one, as"):
+        settings.resolve(config, {"data.chat_template_kwargs": "x"}, choices=CHOICES)
+    with pytest.raises(ValueError, match="^config.data.chat_template_kwargs.mood = {.*}: expected a number, a word"):
+        settings.resolve(config, {"data.chat_template_kwargs.mood": "{'a': 1}"}, choices=CHOICES)
+
+
+def test_help_shows_a_group_whose_names_are_free(capsys):
+    with pytest.raises(SystemExit):
+        settings.from_command_line(["--help"], default="configs/frontier_reviews.py", choices=CHOICES)
+    shown = capsys.readouterr().out
+    assert shown.index("config.frontier.methods.dpo.label=DPO") < shown.index("config.frontier.seeds")
+
+
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("batchsize", "(near: config.batch_size"), ("data.pth", "(near: config.data.path"), ("lora.rank", "")],
+    [("batchsize", "(near: config.batch_size"), ("data.pth", "(near: config.data.path"), ("prune.share", "")],
 )
 def test_an_unknown_key_lists_near_ones_and_no_others(key, near):
     with pytest.raises(ValueError, match=f"unknown key 'config.{key}'") as caught:

@@ -29,6 +29,7 @@ from slpojax import (
     train,
     worlds,
 )
+from slpojax.data import formats
 from slpojax.worlds import reviews
 from slpojax.worlds.reviews import language
 
@@ -102,6 +103,61 @@ def test_pairs_are_labelled_by_bradley_and_terry(prepared):
     assert 0.55 < (gap > 0).mean() < 0.98
 
 
+POOLED = {"data.format": "pool", "data.candidates": 4, "objective.name": "listwise.rnce"}
+
+
+@pytest.fixture(scope="module")
+def pooled(prepared):
+    """What prepare returned for a run that reads pools, of the world whose pairs are there."""
+    output, _, _ = prepared
+    return simulate.prepare(quickstart(output.with_name("pooled"), **POOLED), stop)
+
+
+@pytest.mark.check
+def test_pools_are_made_once_beside_the_pairs_which_they_leave_alone(prepared, capsys):
+    output, _, config = prepared
+    before = pathlib.Path(config.data.path).read_bytes()
+    asked = quickstart(output.with_name("pooled"), **POOLED)
+    pooled = simulate.prepare(asked, stop)
+    assert simulate.is_made(quickstart(output)) and simulate.is_made(asked)
+    assert not simulate.is_made(quickstart(output, **POOLED | {"data.candidates": 3}))
+    assert pooled.model.path == config.model.path and pathlib.Path(config.data.path).read_bytes() == before
+    capsys.readouterr()
+    assert simulate.prepare(asked, stop) == pooled and "4 answers" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="data.format=pool with data.candidates=1: expected pools of 2"):
+        simulate.prepare(quickstart(output, **POOLED | {"data.candidates": 1}), stop)
+
+
+@pytest.mark.check
+def test_a_pool_holds_answers_with_their_gold_rewards_of_which_one_differs_from_the_preferred(pooled):
+    pools = read(pooled.data.path)
+    assert len(pools) == 600 and len(read(pooled.data.eval_path)) == 24
+    for pool in pools:
+        best, *others = pool["responses"]
+        assert best.strip() and len(others) == 3 and any(text.strip() and text != best for text in others)
+        assert pool["scores"] == [language.reward(text.split()) for text in pool["responses"]]
+        assert formats.pool(pool).responses == tuple(pool["responses"])
+
+
+@pytest.mark.check
+def test_duels_by_bradley_and_terry_find_the_preferred_answer_of_a_pool(pooled):
+    """The best of four wins with a chance between that of three duels, and that of one with the next best."""
+    gold = np.array([pool["scores"] for pool in read(pooled.data.path)])
+    best, others = gold.max(1), np.sort(gold, axis=1)[:, :-1]
+    wins = 1 / (1 + np.exp(others - best[:, None]))
+    least, most = np.prod(wins, axis=1).mean(), wins[:, -1].mean()
+    share, error = (gold[:, 0] == best).mean(), 3 * 0.5 / math.sqrt(len(gold))
+    assert least - error < share < most + error and share > 0.25 + error, "by chance it would be one in four"
+
+
+def test_scores_are_the_gold_rewards_of_the_reference_by_prompt(prepared):
+    output, _, config = prepared
+    found, first = simulate.scores(quickstart(output)), read(config.data.path)[0]
+    assert set(found) == {prompt for _, prompt in language.prompts(12)}
+    assert found[first["prompt"]][:2].tolist() == [first["score_chosen"], first["score_rejected"]]
+    assert sum(map(len, found.values())) == 2 * 600
+
+
 def folder_of(config):
     """Where the world of a configuration lies, or would lie."""
     module, world = worlds.find(config.world)
@@ -113,7 +169,8 @@ def different(key):
     value = named.flatten(base.get_config().to_dict(), ".").get(key)
     others = {"output": "elsewhere/run", "mesh.data": 4, "objective.name": "dpo.ipo", "optimizer.name": "lion"}
     others |= {"selector.name": "likeliest", "data.rows": "0:1000", "data.eval_rows": "0:100"}
-    others |= {"model.dtype": "bfloat16"}
+    others |= {"model.dtype": "bfloat16", "frontier.seeds": (7,), "frontier.budgets": (7.0,)}
+    others |= {"generate.temperature": (0.5,), "generate.stop": ("x",), "lora.targets": ("query",)}
     if key in others:
         return others[key]
     if isinstance(value, bool):
@@ -143,6 +200,7 @@ def test_what_a_run_sets_does_not_reach_the_reference(prepared):
     assert made.data.rows == "" and (made.log_every, made.mesh.fsdp) == (7, 2)
 
 
+@pytest.mark.check
 def test_runs_share_what_is_there_and_other_settings_lie_beside_it(prepared, capsys):
     output, _, config = prepared
     other = {"objective.name": "unpaired.kto", "data.unpair": True, "data.mismatched": True, "steps": 3}
@@ -214,6 +272,7 @@ def test_another_objective_trains_with_the_keys_that_its_error_names(prepared, t
     assert all(np.isfinite(row["loss"]) for row in rows) and rows[0]["loss"] > 0
 
 
+@pytest.mark.check
 def test_the_reference_judged_by_itself_has_no_lift_and_no_kl(prepared):
     _, _, config = prepared
     model = models.build(hf.read_config(config.model.path))

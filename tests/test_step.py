@@ -152,8 +152,6 @@ WITH_PROMPT = "reference_free.orpo_with_prompt"
 OBJECTIVES = ["dpo.sigmoid"]
 MORE = [
     WITH_PROMPT,
-    f"{HERE}.kto_like",
-    f"{HERE}.running",
     "slpo.shift",
     "sft.token_mean",
     f"{HERE}.sorted_like",
@@ -186,6 +184,7 @@ def test_gradients_scattered_in_two_rounds_are_the_same(sizes):
     agree(got, two_steps("dpo.sigmoid"))
 
 
+@pytest.mark.check
 def test_weights_travel_between_devices_and_activations_stay():
     config = CONFIG | {"hidden_size": 384, "intermediate_size": 1536}  # a weight is larger than the states of all rows
     devices, length = grid_of(1, 8, 1), attention.SHORT + 32
@@ -209,7 +208,7 @@ def test_weights_travel_between_devices_and_activations_stay():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("sizes", [(8, 8, 1), (1, 64, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 8, 1)], ids=str)
 def test_gradients_over_a_pod_are_reduced_and_scattered_and_those_over_data_once_a_step(sizes):
     """Read off the step compiled for 64 chips that are not there, with two micro-batches a chip."""
     try:
@@ -237,17 +236,24 @@ def test_gradients_over_a_pod_are_reduced_and_scattered_and_those_over_data_once
     assert once > held if sizes[0] > 1 else once < 2**20, topology.table(found)
 
 
-RUNNING = ["anchored.bco_pair", "unpaired.bco_unpaired", "unpaired.bco_unpaired_pooled", "batchwise.beta_dpo"]
-COUPLED = [*RUNNING, "unpaired.kto", "batchwise.aot", "batchwise.aot_unpaired"]
+RUNNING = [
+    "anchored.bco_pair",
+    "unpaired.bco_unpaired",
+    "unpaired.bco_unpaired_pooled",
+    "batchwise.beta_dpo",
+    "batchwise.alpha_dpo",
+]
+COUPLED = [*RUNNING, "unpaired.kto", "batchwise.aot", "batchwise.aot_unpaired", "batchwise.dr_dpo"]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     "objective",
     [
         f"{HERE}.kto_like",
         # One compilation for all: every term is a metric, and has its part of the state.
-        pytest.param(" + ".join(COUPLED), id="together", marks=pytest.mark.check),
-        *(pytest.param(name, marks=pytest.mark.check) for name in (*COUPLED, WITH_PROMPT)),
+        pytest.param(" + ".join(COUPLED), id="together"),
+        WITH_PROMPT,
     ],
 )
 def test_a_coupled_objective_means_the_global_batch_on_a_mesh_with_accumulation(objective):
@@ -259,6 +265,7 @@ def test_a_coupled_objective_means_the_global_batch_on_a_mesh_with_accumulation(
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.check
 def test_bfloat16_computes_and_float32_remembers():
     ours, exact = two_steps("dpo.sigmoid", dtype="bfloat16"), two_steps("dpo.sigmoid")
     kept = jax.tree.leaves((ours[2].params, ours[2].optimizer))
@@ -365,6 +372,7 @@ def test_micro_batches_add_up_their_gradients_in_place(name):
     assert temporary < 1.9 * held  # 1.6: the sum and activations; with a gradient of every micro-batch it was 2.4
 
 
+@pytest.mark.check
 def test_steps_that_differ_in_seed_rate_and_beta_are_one_program():
     """Two steps of four runs, mapped over their states and hyperparameters; each alone, and as it was built."""
     devices, pairs = grid_of(1, 1, 1), examples(8)
@@ -408,6 +416,7 @@ def test_steps_that_differ_in_seed_rate_and_beta_are_one_program():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[2], y, atol=1e-6), params, built)
 
 
+@pytest.mark.check
 def test_a_selector_follows_the_objective_s_beta_where_that_is_an_array_too():
     policy = Logps(jnp.log(jnp.float32([[[0.1], [0.9], [0.2]]])), jnp.zeros((1, 3, 1)), jnp.ones((1, 3), jnp.int32))
     ref = policy._replace(token=jnp.log(jnp.full((1, 3, 1), 0.5)))

@@ -11,6 +11,8 @@ from model_tools import logits_of, plain
 
 from slpojax import hf, models
 from slpojax.base import Rows
+from slpojax.draws import Draw
+from slpojax.sampling import generate
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,15 @@ def test_greedy_tokens_by_cached_decoding(stories):
     ids = [first, *np.asarray(decode(params)).tolist()]
     assert len(expected) == 201
     assert ids == expected
+
+
+@pytest.mark.check
+def test_greedy_tokens_by_sampling(stories):
+    model, params, reference = stories
+    [first, *expected] = reference["greedy"]["ids"]
+    options = dict(key=jax.random.key(0), max_new_tokens=len(expected), eos=(), draw=Draw(temperature=0.0))
+    [[response]] = generate(model, params, [[first]], **options)
+    assert response.token.tolist() == expected and not response.finished
 
 
 def test_log_probs_of_texts(stories):

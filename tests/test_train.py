@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(folder):
         ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl"),
         (
             {"reference.mode": "cache"},
-            r"unknown config.reference.mode 'cache' .near: cached.; there are cached, online, moving, none",
+            r"unknown config.reference.mode 'cache' .near: cached.; there are cached, online, moving, bema, none",
         ),
         ({"reference.mode": "none"}, r"dpo.sigmoid compares with a reference, but config.reference.mode is 'none'"),
         ({"model.weights": "zeros"}, r"unknown config.model.weights 'zeros'; there are load, random"),

@@ -110,6 +110,14 @@ def workplace(tmp_path_factory) -> pathlib.Path:
 def ours(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> tuple[Run, pathlib.Path]:
     """Run the program from its command line; return the exported folder, too."""
     output = workplace / f"ours_{family}_{loss}_{accumulate}"
+    steps = run(workplace, output.name, family, loss, accumulate)
+    (held_out,) = (row for row in logged(output) if row["split"] == "eval" and row["step"] == STEPS)
+    return Run(steps, held_out, load_file(output / "hf" / WEIGHTS)), output / "hf"
+
+
+def run(workplace, name: str, family: str, loss: str, accumulate: int, changes: dict | None = None) -> list[dict]:
+    """Run the program from its command line, with some keys changed; return what it logged of its steps."""
+    output = workplace / name
     overrides = {
         "output": output,
         "model.path": workplace / family / "policy",
@@ -137,6 +145,7 @@ def ours(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> tu
         "steps": STEPS,
         "eval_every": 0,
         "checkpoint_every": 0,
+        **(changes or {}),
     }
     env = os.environ | {
         "XLA_FLAGS": "",  # one device
@@ -148,11 +157,13 @@ def ours(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> tu
     command += [f"--config.{key}={value}" for key, value in overrides.items()]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["split"] == "train"]
+    steps = [row for row in logged(output) if row["split"] == "train"]
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
-    (held_out,) = (row for row in rows if row["split"] == "eval" and row["step"] == STEPS)
-    return Run(steps, held_out, load_file(output / "hf" / WEIGHTS)), output / "hf"
+    return steps
+
+
+def logged(output: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def theirs(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> Run:

@@ -101,7 +101,7 @@ def test_what_ends_most_responses_is_what_training_teaches_to_stop_with(folder, 
     ("change", "mode", "message"),
     [
         ({"vocab_size": 64}, "cached", "config.reference.path: .*other has a vocabulary of 64 .* the policy of 31"),
-        ({"rope_theta": 5e5}, "moving", "held against the policy's config.json, differs in frequencies.*moving"),
+        ({"rope_theta": 5e5}, "moving", "held against the policy's config.json, differs in rope.*moving"),
         ({"num_hidden_layers": 2}, "moving", "differs in layers"),
     ],
 )

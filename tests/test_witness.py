@@ -23,7 +23,7 @@ from slpojax.base import ABSENT, Frozen, Logps, Rows
 from slpojax.data.examples import Example
 from slpojax.models.attention import SHORT
 
-QUICK, LONG = 1, 11  # draws in `make test`, and in `make check` beside them
+DRAWN = 9  # models, objectives and meshes
 TURN = 6  # draws in which every choice is met
 RESPONSE, ROOM = 12, 192  # tokens of a response, and of a prompt with one response, at most
 NOWHERE = (np.zeros(RESPONSE, np.float32),) * 2
@@ -83,7 +83,7 @@ def deal(name: str, number: int):
     return choices[np.random.default_rng([turn, *name.encode()]).permutation(len(choices))[place]]
 
 
-DRAWS = [Draw(seed, **{name: deal(name, seed) for name in CHOICES}) for seed in range(QUICK + LONG)]
+DRAWS = [Draw(seed, **{name: deal(name, seed) for name in CHOICES}) for seed in range(DRAWN)]
 
 
 def described(draw: Draw) -> str:
@@ -255,11 +255,8 @@ def package(draw: Draw, listed: list[Example], row_length: int):
     return float(metrics["loss"]), state.optimizer.trace
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [*DRAWS[:QUICK], *(pytest.param(draw, marks=pytest.mark.check) for draw in DRAWS[QUICK:])],
-    ids=described,
-)
+@pytest.mark.check
+@pytest.mark.parametrize("draw", DRAWS, ids=described)
 def test_the_same_loss_and_gradients_as_one_response_per_row(draw, monkeypatch):
     monkeypatch.setattr(head, "POSITIONS_AT_ONCE", draw.positions)
     scores._scorer.cache_clear()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from slpojax import worlds
+from slpojax.worlds import imdb
+from slpojax.worlds.imdb import sentiment
 from slpojax.worlds.reviews import WORLD, language
 
 
@@ -21,7 +23,7 @@ def test_a_world_is_found_by_the_name_of_its_module():
 
 @pytest.mark.parametrize("name", ["review", "no.such.module", "reviews.", ".reviews", "a world"])
 def test_an_unknown_world_is_refused_and_those_there_are_are_listed(name):
-    with pytest.raises(ValueError, match="unknown config.world .*there are reviews, or any importable"):
+    with pytest.raises(ValueError, match="unknown config.world .*there are imdb, reviews, or any importable"):
         worlds.find(name)
     with pytest.raises(ValueError, match=r"\(near: reviews\)"):
         worlds.find("review")
@@ -81,3 +83,46 @@ def test_the_gold_reward_is_centred_and_spreads_over_two_nats():
     gold = np.array([language.reward(review) for review in draws(4000)])
     assert abs(gold.mean()) < 0.15
     assert 1.9 < gold.std() < 2.4
+
+
+# ---- reviews of films, as people wrote them --------------------------------------------------------------------------
+
+
+def test_the_weights_of_the_classifier_are_the_log_ratios_of_naive_bayes():
+    texts = ["good film", "a good good plot", "bad film", "a bad plot"] * 10
+    made = sentiment.train(texts, [1, 1, 0, 0] * 10, piece=3)
+    # Seven of eight reviews of ten fives hold each; of the features held often enough, counts + 1 over their sum.
+    held = [(text, label) for i, (text, label) in enumerate(zip(texts, [1, 1, 0, 0] * 10, strict=True)) if i % 5]
+    kept = sorted(made.weights)
+    counts = np.array(
+        [[sum(f in sentiment.features(t.split()) for t, y in held if y == label) + 1 for f in kept] for label in (0, 1)]
+    )
+    want = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
+    np.testing.assert_allclose([made.weights[name] for name in kept], want, atol=1e-12)
+    assert made.weights["good"] > 1 > 0.2 > abs(made.weights["film"]) and made.weights["bad"] < -1
+    assert made.log_odds("good") == made.scale * made.weights["good"] and made.log_odds("never seen") == 0
+
+
+def test_the_scale_makes_log_odds_of_scores():
+    rng = np.random.default_rng(0)
+    score = rng.normal(0, 4, 20_000)
+    label = (rng.random(20_000) < 1 / (1 + np.exp(-0.37 * score))).astype(float)
+    assert sentiment.fit(score, label) == pytest.approx(0.37, abs=0.02)
+
+
+def test_reviews_are_read_from_the_folder_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(imdb.FOLDER, str(tmp_path))
+    with pytest.raises(ValueError, match="there is no train.jsonl.gz; expected train.jsonl.gz and test.jsonl.gz"):
+        imdb.reviews("train")
+
+
+@pytest.mark.check
+def test_the_classifier_is_right_on_six_of_seven_held_out_reviews_and_knows_what_it_knows(shared_data, monkeypatch):
+    monkeypatch.setenv(imdb.FOLDER, str(shared_data / "imdb"))
+    made, held_out = imdb.classifier(), imdb.reviews("test")
+    assert np.mean([(made.score(text) > 0) == label for text, label in held_out]) > 0.86
+    begun = [(made.log_odds(" ".join(text.split(" ")[:28])), label) for text, label in held_out]
+    odds, label = np.array(begun).T
+    chance = 1 / (1 + np.exp(-odds))
+    sure = chance > 0.9
+    assert 1.2 < odds.std() < 2.5 and abs(label[sure].mean() - chance[sure].mean()) < 0.05

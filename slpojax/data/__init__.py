@@ -3,7 +3,8 @@
 from slpojax.data.chain import Group, Text, Transform, each, settle
 from slpojax.data.examples import Example, Examples, build, pick
 from slpojax.data.loading import CHAIN, load
-from slpojax.data.options import FIELDS, Settings, Setup, Source, settings
+from slpojax.data.mixing import mix, sizes
+from slpojax.data.options import FIELDS, Rules, Settings, Setup, Source, settings
 from slpojax.data.options import as_dict as settings_as_dict
 from slpojax.data.orders import evaluation_order, order, passes
 from slpojax.data.pipeline import batches, evaluation_batches, make_picked, scan_order
@@ -21,6 +22,7 @@ __all__ = [
     "Examples",
     "Group",
     "Report",
+    "Rules",
     "Settings",
     "Setup",
     "Source",
@@ -36,6 +38,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "make_picked",
+    "mix",
     "order",
     "pack",
     "passes",
@@ -48,6 +51,7 @@ __all__ = [
     "settings",
     "settings_as_dict",
     "settle",
+    "sizes",
     "tokenizer_digest",
     "with_overlap",
     "with_packing",

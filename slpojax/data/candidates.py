@@ -3,20 +3,21 @@
 Knows ranks, scores and whether two responses are the same; knows no tokenizer and no pair.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from slpojax import named
+from slpojax import wording
 from slpojax.data import turns
 from slpojax.data.chain import Group, Text, Transform, each
-from slpojax.data.formats import Messages, Unusable
+from slpojax.data.formats import Messages, Parsed, Tokens, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 
 TIES = ("drop", "keep")
 FEWER = "fewer responses than data.candidates"
 EQUAL = "all candidates ranked equal"
+ALIKE = "samples are all alike"
 
 _EMPTY = "empty response"
 _IDENTICAL = "identical responses"
@@ -29,6 +30,8 @@ _UNSCORED = "without scores, which count as 0 beside records that have some"
 def keep(setup: Setup) -> Transform:
     """Keep the best response and the next ones that can stand beside it; note those that are passed over.
 
+    Of responses that stand as they were sampled the first ones are kept, whatever they say.
+
     Raises:
         ValueError: `data.ties` is unknown, or `data.candidates` below 1.
     """
@@ -36,13 +39,21 @@ def keep(setup: Setup) -> Transform:
     if most < 1:
         raise ValueError(f"data.candidates={most}: expected 1 (single responses) or more")
     if ties not in TIES:
-        raise named.unknown("data.ties", ties, TIES)
+        raise wording.unknown("data.ties", ties, TIES)
+    if setup.source.samples:  # which have the places behind a pair
+        most = min(2, most)
     least, drop_ties = min(2, most), ties == "drop" and not setup.candidates.pairs
+    penalised = bool(setup.rules.length_penalty)  # scores that are equal here may not be so with it
 
     def one(text: Text) -> Text:
         parsed = text.parsed
         if len(parsed.responses) < least:
             raise Unusable(FEWER)
+        if parsed.sampled:
+            _require_rank_free(setup)
+            return text._replace(parsed=_picked(parsed, range(len(parsed.responses))[:most]))
+        if least > 1 and isinstance(parsed.prompt, Tokens) and len(set(parsed.responses)) == 1:
+            raise Unusable(ALIKE)
         if _blank(parsed.responses[0]):
             raise Unusable(_EMPTY)
         # Scores rank the candidates unless the record itself states their order.
@@ -59,13 +70,27 @@ def keep(setup: Setup) -> Transform:
                 places.append(k)
         if len(places) < least:
             raise Unusable(EQUAL if _TIE_LEFT_OUT in notes else _EMPTY)
-        if ranked and len(places) > 1 and len({ranked[k] for k in places}) == 1:
+        if ranked and not penalised and len(places) > 1 and len({ranked[k] for k in places}) == 1:
             raise Unusable(EQUAL)
-        scores = parsed.scores and tuple(parsed.scores[k] for k in places)
-        parsed = parsed._replace(responses=tuple(parsed.responses[k] for k in places), scores=scores)
-        return text._replace(parsed=parsed, notes=(*text.notes, *notes))
+        return text._replace(parsed=_picked(parsed, places), notes=(*text.notes, *notes))
 
     return each(one)
+
+
+def _require_rank_free(setup: Setup) -> None:
+    """Refuse settings that take the first candidate for the best, where candidates stand as they were sampled."""
+    asked = [name for name in ("pairs", "unpair", "degrade", "swapped") if getattr(setup.candidates, name)]
+    if asked:
+        raise ValueError(
+            f"data.{asked[0]} takes the first candidate for the best, and data.format={setup.encoding.format} has them "
+            f"as they were sampled; take data.format=samples, or leave data.{asked[0]} out"
+        )
+
+
+def _picked(parsed: Parsed, places: Sequence[int]) -> Parsed:
+    """Return what was parsed with these responses alone."""
+    scores = parsed.scores and tuple(parsed.scores[k] for k in places)
+    return parsed._replace(responses=tuple(parsed.responses[k] for k in places), scores=scores)
 
 
 def distinct(setup: Setup) -> Transform:
@@ -75,11 +100,12 @@ def distinct(setup: Setup) -> Transform:
     def one(group: Group) -> Group:
         [example] = group.examples
         best, *others = zip(example.responses, example.score, strict=True)
-        left = [best, *(other for other in others if not np.array_equal(other[0], best[0]))]
+        left = [best, *(other for other in others if group.sampled or not np.array_equal(other[0], best[0]))]
         if len(left) < min(2, most):
             raise Unusable(_IDENTICAL)
         absent = most - len(left)
-        notes = (_IDENTICAL_LEFT_OUT,) * (1 + len(others) - len(left)) + (FEWER,) * (absent > 0)
+        few = absent > 0 and not setup.source.samples
+        notes = (_IDENTICAL_LEFT_OUT,) * (1 + len(others) - len(left)) + (FEWER,) * few
         responses, score = zip(*left, *[(np.zeros(0, np.int32), 0.0)] * absent, strict=True)
         return group._replace(
             examples=(example._replace(responses=responses, score=score),), notes=(*group.notes, *notes)
@@ -100,5 +126,7 @@ def compare_scores(_: Setup) -> Transform:
     return transform
 
 
-def _blank(response: str | Messages) -> bool:
+def _blank(response: str | Messages | Tokens) -> bool:
+    if isinstance(response, Tokens):
+        return not response.ids or not response.text.strip()
     return not response.strip() if isinstance(response, str) else turns.blank(response)

@@ -24,6 +24,7 @@ class Example(NamedTuple):
         row: the number of the source record.
         label: 1 where the first candidate is desirable, 0 where it is not; 1 where the data has none.
         weight: of the example in the loss.
+        source: the number of its source in a mixture; 0 where there is one source alone.
     """
 
     prompt: Int[np.ndarray, " _"]
@@ -32,6 +33,7 @@ class Example(NamedTuple):
     row: int
     label: float = 1.0
     weight: float = 1.0
+    source: int = 0
 
 
 class Lengths(NamedTuple):
@@ -54,6 +56,8 @@ class Examples:
         label: 1 where the first candidate is desirable, 0 where it is not; 1 where the data has none.
         labelled: whether the data has labels.
         weight: of each example in the loss.
+        source: of each the number of its source in `names`; 0 where there are no names.
+        names: of the sources of a mixture; () where there is one source alone.
     """
 
     token: Int[np.ndarray, " tokens"]
@@ -64,6 +68,8 @@ class Examples:
     label: Float[np.ndarray, " N"]
     labelled: bool
     weight: Float[np.ndarray, " N"]
+    source: Int[np.ndarray, " N"]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row)
@@ -80,14 +86,28 @@ class Examples:
         ends = self.start[index] + np.cumsum([0, self.lengths.prompt[index], *self.lengths.response[index]])
         prompt, *responses = (self.token[a:b] for a, b in itertools.pairwise(ends))
         score, label = tuple(self.score[index].tolist()), float(self.label[index])
-        return Example(prompt, tuple(responses), score, int(self.row[index]), label, float(self.weight[index]))
+        row, weight, source = int(self.row[index]), float(self.weight[index]), int(self.source[index])
+        return Example(prompt, tuple(responses), score, row, label, weight, source)
 
     def take(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        return build([self[int(i)] for i in indices], candidates=self.candidates, labelled=self.labelled)
+        listed = [self[int(i)] for i in indices]
+        return build(listed, candidates=self.candidates, labelled=self.labelled, names=self.names)
+
+    def places(self) -> list[int] | list[str]:
+        """Return what a message calls the source record of each example: its row, in a mixture "7 of NAME"."""
+        if not self.names:
+            return self.row.tolist()
+        return [f"{row} of {self.names[k]}" for row, k in zip(self.row.tolist(), self.source.tolist(), strict=True)]
+
+    def by_source(self) -> dict[str, Int[np.ndarray, " _"]]:
+        """Return the numbers of the examples of each source of a mixture; all under "" where there is one alone."""
+        if not self.names:
+            return {"": np.arange(len(self))}
+        return {name: np.flatnonzero(self.source == k) for k, name in enumerate(self.names)}
 
     def digest(self) -> str:
-        """SHA-256 of all in here but row numbers and weights: equal digests mean equal numbers out of any model."""
+        """SHA-256 of all but row numbers, sources and weights: equal digests mean equal numbers out of any model."""
         sha = hashlib.sha256()
         for array in (self.token, *self.lengths, self.score, self.label):
             sha.update(f"{array.dtype} {array.shape}".encode())
@@ -113,8 +133,10 @@ def pick(listed: Sequence[Example], picks: Int[np.ndarray, "n P"]) -> list[Examp
     ]
 
 
-def build(examples: Iterable[Example], *, candidates: int, labelled: bool = False) -> Examples:
-    """Store examples of `candidates` candidates each, `labelled` or not.
+def build(
+    examples: Iterable[Example], *, candidates: int, labelled: bool = False, names: tuple[str, ...] = ()
+) -> Examples:
+    """Store examples of `candidates` candidates each, `labelled` or not, in a mixture with the `names` of its sources.
 
     Raises:
         ValueError: another number of candidates, an empty prompt, or a first candidate without a token.
@@ -138,7 +160,10 @@ def build(examples: Iterable[Example], *, candidates: int, labelled: bool = Fals
         label=np.array([e.label for e in listed], np.float32),
         labelled=labelled,
         weight=np.array([e.weight for e in listed], np.float32),
+        source=np.array([e.source for e in listed], np.int32),
+        names=names,
     )
-    for array in (stored.token, stored.start, *stored.lengths, stored.score, stored.row, stored.label, stored.weight):
+    flat = (stored.token, stored.start, stored.score, stored.row, stored.label, stored.weight, stored.source)
+    for array in (*flat, *stored.lengths):
         array.setflags(write=False)
     return stored

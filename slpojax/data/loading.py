@@ -5,7 +5,7 @@ Knows the order of the transforms; knows nothing that one of them does, and no r
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from slpojax import log
@@ -14,11 +14,15 @@ from slpojax.data import (
     candidates,
     chain,
     degrade,
+    given,
+    joining,
     marks,
     pairing,
     parsing,
     report,
+    rules,
     sources,
+    swapping,
     templates,
     tokenise,
     too_long,
@@ -41,13 +45,18 @@ CHAIN: tuple[Factory, ...] = (
     chain.settle,
     tokenise.tokenise,  # text -> a group of one example
     too_long.cut,
+    rules.penalise,
     candidates.distinct,
     candidates.compare_scores,
     chain.settle,
+    rules.vary,
     pairing.pair,
+    rules.separate,
     unpaired.unpair,
     unpaired.mismatch,
     degrade.degrade,
+    swapping.swapped,
+    joining.join,
 )
 
 
@@ -90,12 +99,17 @@ def load(
     examples, added = _store(groups, setup)
     rows, encoding = f", rows {source.rows}" if source.rows else "", setup.encoding
     line = f"{source.path}{rows}, as {encoding.format}, too_long {encoding.too_long}{sources.counted(read)}"
-    written = {group.templated: templates.special if group.templated else tokenise.special for group in groups}
+    written = {(group.templated, group.given): _special(group) for group in groups}
     special = "; ".join(tell(setup) for tell in written.values())
     made = report.make(line, len(read.records), tally, examples, special, added=added)
     if not len(examples):
         raise ValueError(f"{line}: {advice.why_none(made.dropped, made.read)}")
     return examples, made
+
+
+def _special(group: Group) -> Callable[[Setup], str]:
+    """Return what tells which special tokens a group has."""
+    return given.special if group.given else templates.special if group.templated else tokenise.special
 
 
 def _store(groups: Sequence[Group], setup: Setup) -> tuple[Examples, tuple[str, ...]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from slpojax.base import Int
 from slpojax.data.chain import Text, Transform, each
-from slpojax.data.formats import Unusable
+from slpojax.data.formats import Tokens, Unusable
 from slpojax.data.options import Setup
 
 AS_TEXT = "special tokens that the text itself holds, read as text"
@@ -68,10 +68,12 @@ def protect(setup: Setup) -> Transform:
 
     def one(text: Text) -> Text:
         parsed, rendered, notes = text.parsed, False, text.notes
+        if isinstance(parsed.prompt, Tokens):
+            return text
         _refuse(_strings(parsed), known)
         if isinstance(parsed.prompt, str):
             cut = [_without(closing, str(response)) for response in parsed.responses]
-            rendered = bool(known.names.match(parsed.prompt.lstrip())) or all(eos for _, eos, _ in cut)
+            rendered = bool(known.names.match(parsed.prompt.lstrip())) or (bool(cut) and all(eos for _, eos, _ in cut))
             notes += (BEHIND,) * sum(behind for _, _, behind in cut)
             parsed = parsed._replace(responses=tuple(response for response, _, _ in cut))
         else:

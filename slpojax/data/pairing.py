@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from slpojax import named
+from slpojax import wording
 from slpojax.base import Float, Int
 from slpojax.data.candidates import EQUAL, FEWER
 from slpojax.data.chain import Group, Transform, each
@@ -16,7 +16,7 @@ from slpojax.data.examples import Example
 from slpojax.data.formats import Unusable
 from slpojax.data.options import Candidates, Setup
 
-KINDS = ("best", "all", "random")
+KINDS = ("best", "extremes", "two_std_below", "all", "random")
 
 AGAINST = "scores against the order of the candidates"
 
@@ -39,9 +39,10 @@ def pair(setup: Setup) -> Transform | None:
     def one(group: Group) -> Group:
         [example] = group.examples
         rng = np.random.default_rng([setup.seed, example.row])
-        if asked.accept and not group.scored:
+        reader = "accept" if asked.accept else "pairs=two_std_below" if asked.pairs == "two_std_below" else ""
+        if reader and not group.scored:
             raise ValueError(
-                f"data.accept reads scores, which {setup.source.path}, as data.format={setup.encoding.format}, does "
+                f"data.{reader} reads scores, which {setup.source.path}, as data.format={setup.encoding.format}, does "
                 "not give every record"
             )
         if asked.accept:
@@ -62,7 +63,7 @@ def _why(example: Example) -> str:
 def _check(asked: Candidates) -> None:
     kind, candidates, accept, beta = asked.pairs, asked.candidates, asked.accept, asked.accept_beta
     if kind not in ("", *KINDS):
-        raise named.unknown("data.pairs", kind, KINDS, also="nothing")
+        raise wording.unknown("data.pairs", kind, KINDS, also="nothing")
     if kind and candidates < 3:
         raise ValueError(
             f"data.pairs makes pairs of ranked candidates; got data.candidates={candidates}, expected >= 3"
@@ -123,9 +124,12 @@ def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: boo
 
     Args:
         example: best candidate first.
-        kind: "best" with each of the others; "all": each with every one behind it, as OSP's ranked pairing (Zhai et
-            al., Online Self-Preferring Language Models, 2024, arXiv:2405.14103); "random": disjoint pairs of a random
-            order, each candidate in at most one, the first round of a tournament and RSO's best choice.
+        kind: "best" with each of the others; "extremes": the best with the worst; "two_std_below": the best with the
+            one whose score is nearest to two standard deviations below the mean of all (Xiao et al., Finding the Sweet
+            Spot: Preference Data Construction for Scaling Preference Optimization, 2025, arXiv:2502.16825); "all":
+            each with every one behind it, as OSP's ranked pairing (Zhai et al., Online Self-Preferring Language Models,
+            2024, arXiv:2405.14103); "random": disjoint pairs of a random order, each candidate in at most one, the
+            first round of a tournament and RSO's best choice.
         rng: where "random" draws from.
         ordered: whether the order of the candidates alone says which is better; else their scores do, and those of one
             score are no pair.
@@ -138,6 +142,12 @@ def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: boo
     if kind == "random":
         drawn = rng.permutation(present).tolist()
         listed = [(min(two), max(two)) for two in zip(drawn[::2], drawn[1::2], strict=False)]
+    elif kind == "extremes":
+        listed = [(present[0], present[-1])] if len(present) > 1 else []
+    elif kind == "two_std_below":
+        score = np.array([example.score[k] for k in present], np.float64)
+        away = np.abs(score[1:] - (score.mean() - 2 * score.std()))
+        listed = [(present[0], present[1 + int(away.argmin())])] if len(present) > 1 else []
     else:
         listed = [two for two in itertools.combinations(present, 2) if kind == "all" or two[0] == present[0]]
     better = [

@@ -5,27 +5,26 @@ Knows formats, how records are joined, and what every dialogue must keep to; kno
 
 import collections
 import functools
-import itertools
 import pathlib
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from slpojax.data import formats, sources, turns
+from slpojax import wording
+from slpojax.data import fields, formats, sources, turns
 from slpojax.data.chain import Text, Transform
-from slpojax.data.formats import Parsed, Record, Unusable
+from slpojax.data.formats import Parsed, Record, Tokens, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 from slpojax.data.turns import Messages
 
-_CUT = "response cut before the turn of a user, which is not trained"
 _END_CUT = "response cut behind the assistant's last turn"
 _JSON = "text that is messages in JSON, read as plain text (data.format=conversational reads them)"
 _LOOKS = re.compile(r'\s*\[\s*\{\s*"(role|from)"\s*:')
 APART = "a record apart from the others of its"
 
-_FIELDS, _LONGEST = 20, 40  # of a record that an error lists, and characters of each
+_FIELDS = 20  # of a record that an error lists
 
 
 def parse(setup: Setup) -> Transform:
@@ -100,7 +99,7 @@ def _objects(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[tuple[i
         if not isinstance(record, Mapping):
             array = "; name a file that is one JSON array .json" * isinstance(record, list)
             raise ValueError(
-                f"{tally.where(row)} is {formats.kind(record)}, expected an object with the fields of a record{array}"
+                f"{tally.where(row)} is {fields.kind(record)}, expected an object with the fields of a record{array}"
             )
         yield row, record
 
@@ -121,10 +120,9 @@ def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[]
             said = f"{type(error).__name__} in {raiser.filename}, line {raiser.lineno}"
         else:
             said = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
-        fields = [" ".join(str(field)[:_LONGEST].split()) for field in itertools.islice(record, _FIELDS)]
         raise ValueError(
-            f"{where()} is no record of data.format={name!r}: {said}; its fields are {', '.join(fields)}"
-            f"{', ...' if len(record) > _FIELDS else ''}; formats: {', '.join(formats.FORMATS)}"
+            f"{where()} is no record of data.format={name!r}: {said}; its fields are {wording.few(record, _FIELDS)}; "
+            f"formats: {', '.join(formats.FORMATS)}"
         ) from error
 
 
@@ -137,12 +135,17 @@ def _checked(parsed: Any) -> Parsed:
     """
     if not isinstance(parsed, Parsed):
         raise TypeError(f"the parser returned a {type(parsed).__name__}, expected formats.Parsed")
-    plain = {isinstance(piece, str) for piece in (parsed.prompt, *parsed.responses)}
-    if len(plain) > 1:
-        raise TypeError("prompt and responses are partly text and partly messages, expected one of them")
+    kinds = {_kind(piece) for piece in (parsed.prompt, *parsed.responses)}
+    if len(kinds) > 1:
+        both = " and partly ".join(sorted(kinds, reverse=True))
+        raise TypeError(f"prompt and responses are partly {both}, expected one of them")
     if parsed.scores is not None and len(parsed.scores) != len(parsed.responses):
         raise TypeError(f"{len(parsed.responses)} responses have {len(parsed.scores)} scores")
-    return parsed._replace(scores=parsed.scores and tuple(map(formats.number, parsed.scores)))
+    return parsed._replace(scores=parsed.scores and tuple(map(fields.number, parsed.scores)))
+
+
+def _kind(piece: Any) -> str:
+    return "text" if isinstance(piece, str) else "token ids" if isinstance(piece, Tokens) else "messages"
 
 
 def _settle(parsed: Parsed, record: Record) -> Parsed:
@@ -152,6 +155,8 @@ def _settle(parsed: Parsed, record: Record) -> Parsed:
         Unusable: see `_answer`, and `turns.tools`.
     """
     notes = list(parsed.notes)
+    if isinstance(parsed.prompt, Tokens):
+        return parsed
     if isinstance(parsed.prompt, str):
         if any(_LOOKS.match(text) for text in (parsed.prompt, *parsed.responses) if isinstance(text, str)):
             notes.append(_JSON)
@@ -159,7 +164,7 @@ def _settle(parsed: Parsed, record: Record) -> Parsed:
     every = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]
     if not all(isinstance(turn.get("content", ""), str) for turn in every if isinstance(turn, Mapping)):
         raise Unusable("a message whose content is no text")
-    responses = tuple(_answer(response, notes) for response in parsed.responses if not isinstance(response, str))
+    responses = tuple(_answer(response, notes) for response in parsed.responses)  # type: ignore[arg-type]
     if any(len(response) > 1 for response in responses):
         notes.append(formats.SEVERAL)
     tools = parsed.tools or turns.tools(record.get("tools"))
@@ -182,7 +187,7 @@ def _answer(response: Messages, notes: list[str]) -> Messages:
         if turn["role"] not in ("assistant", "tool", "ipython"):
             own = i
             break
-    notes += [_CUT] * (own < len(response))
+    notes += [formats.CUT] * (own < len(response))
     kept = response[:own]
     while kept and kept[-1]["role"] != "assistant":
         kept = kept[:-1]

@@ -76,10 +76,13 @@ def _labels(who: str, offer: _Offer) -> None:
 
 def _scores(who: str, offer: _Offer) -> None:
     for name, examples in offer.parts.items():
-        if not np.any(examples.score):
+        lacking = [of for of, indices in examples.by_source().items() if not np.any(examples.score[indices])]
+        if lacking:
+            source = f" of data.mixture.{lacking[0]}" * bool(lacking[0])
             raise ValueError(
-                f"{who} asks for the candidates' scores, but the {name} data has none; take pairs with the fields "
-                "score_chosen and score_rejected, or a format of ranked responses, such as --config.data.format=ranked"
+                f"{who} asks for the candidates' scores, but the {name} data{source} has none; take pairs with the "
+                "fields score_chosen and score_rejected, or a format of ranked responses, such as "
+                "--config.data.format=ranked"
             )
 
 
@@ -89,12 +92,13 @@ def _probabilities(who: str, offer: _Offer) -> None:
         score = examples.score
         outside = np.flatnonzero(np.any((score < 0) | (score > 1), axis=1))
         if outside.size:
+            where = examples.places()[outside[0]]
             raise ValueError(
                 f"{who} reads the candidates' scores as probabilities to win, but those of the {name} data go from "
                 f"{score.min():g} to {score.max():g} ({outside.size} of {len(score)} examples, first that of row "
-                f"{examples.row[outside[0]]}); expected 0 to 1: give a preference model's probabilities as scores, set "
-                "--config.data.format=bradley_terry, which makes probabilities of scored pairs, or take an objective "
-                "that reads an order, such as anchored.sppo_hard"
+                f"{where}); expected 0 to 1: give a preference model's probabilities as scores, set "
+                "--config.data.format=bradley_terry, which makes probabilities of scored pairs, or quantiles, which "
+                "makes QRPO's of rewards, or take an objective that reads an order, such as anchored.sppo_hard"
             )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slpojax import wording
 from slpojax.base import Int, Shapes
 from slpojax.data import filling
 from slpojax.data.examples import Examples
@@ -88,6 +89,8 @@ class Report:
         special: the special tokens, in a line.
         unread: names of the records' fields that no parser read.
         packing: how full the rows are; None until they are planned.
+        added: names of the last candidates, which are no responses of a record to its prompt.
+        parts: of a mixture, name of a source -> what became of it.
     """
 
     source: str
@@ -101,6 +104,8 @@ class Report:
     special: str
     unread: tuple[str, ...] = ()
     packing: filling.Packing | None = None
+    added: tuple[str, ...] = ()
+    parts: Mapping[str, "Report"] = dataclasses.field(default_factory=dict)
 
 
 def tally(where: Callable[[int], str] = "row {}".format) -> Tally:
@@ -147,6 +152,7 @@ def make(
         labels=Labels(desirable, len(examples) - desirable) if examples.labelled else None,
         special=special,
         unread=tuple(sorted(counts.fields)),
+        added=tuple(added),
     )
 
 
@@ -178,16 +184,19 @@ def with_overlap(report: Report, held_out: Examples, trained: Examples) -> Repor
         held_out: the examples that are held out.
         trained: those that are trained on.
     """
-    known = {_content(trained, i) for i in range(len(trained))}
-    rows = [int(held_out.row[i]) for i in range(len(held_out)) if _content(held_out, i) in known]
-    noted = {"trained on, too, so what is measured on them is no held-out number": _count(rows)} if rows else {}
-    return dataclasses.replace(report, noted={**report.noted, **noted})
+    known, noted = {_content(trained, i) for i in range(len(trained))}, dict(report.noted)
+    for name, indices in held_out.by_source().items():
+        rows = [int(held_out.row[i]) for i in indices if _content(held_out, int(i)) in known]
+        of = f"of {name} " * bool(name)
+        if rows:
+            noted[f"{of}trained on, too, so what is measured on them is no held-out number"] = _count(rows)
+    return dataclasses.replace(report, noted=noted)
 
 
 def render(report: Report) -> str:
     """Return the report as lines of text."""
-    more = ", ..." * (len(report.unread) > _FIELDS)
-    lines = [f"data      {report.source}", f"rows      {report.read:,} read, {report.kept:,} kept; {report.special}"]
+    lines = [line for name, part in report.parts.items() for line in (f"source    {name}", render(part))]
+    lines += [f"data      {report.source}", f"rows      {report.read:,} read, {report.kept:,} kept; {report.special}"]
     for title, counts in (("dropped", report.dropped), ("noted", report.noted)):
         for what, (times, numbers) in sorted(counts.items(), key=lambda item: -item[1].times):
             lines.append(
@@ -195,7 +204,7 @@ def render(report: Report) -> str:
                 f"{', ...' if times > len(numbers) else ''}"
             )
     if report.unread:
-        lines.append(f"{'noted':<10}fields not read: {', '.join(report.unread[:_FIELDS])}{more}")
+        lines.append(f"{'noted':<10}fields not read: {wording.few(report.unread, _FIELDS)}")
     for name, size in report.sizes.items():
         lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, all {size.total:,}")
     if report.candidates.most > 2 or report.candidates.absent:
@@ -226,6 +235,8 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
         flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
     flat |= {f"data/candidates/{key}": value for key, value in report.candidates._asdict().items()}
     flat |= {f"data/labels/{key}": value for key, value in (report.labels._asdict() if report.labels else {}).items()}
+    for name, part in report.parts.items():
+        flat |= {f"data/source/{name}/{key.removeprefix('data/')}": value for key, value in as_dict(part).items()}
     packing = filling.as_dict(report.packing) if report.packing else {}
     return flat | {f"data/packing/{key}": value for key, value in packing.items()}
 

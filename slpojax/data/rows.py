@@ -179,6 +179,7 @@ def _scored(layout: _Layout, token: Int[np.ndarray, " N"], shapes: Shapes) -> Sc
         source=scatter(predictor % (rows_of_group * shapes.length)),
         target=scatter(token),
         slot=scatter(slot, b * (k * t + shapes.prompt)),
+        cell=scatter(layout.cell % (rows_of_group * shapes.length)),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
-from jinja2 import nodes, visitor
+from jinja2 import meta, nodes, visitor
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 STEPS = 1_000_000  # turns of loops, calls, filters and operations of one text
@@ -51,6 +51,12 @@ def compiled(source: str) -> Callable[..., str]:
         return template.render(**variables)
 
     return render
+
+
+@functools.lru_cache(maxsize=16)
+def variables(source: str) -> frozenset[str]:
+    """Return the names of the variables that a template reads and does not set itself."""
+    return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
 
 
 class _Limited(ImmutableSandboxedEnvironment):

@@ -6,8 +6,10 @@ Knows paths, splits and row numbers; knows no field of a record, but the name of
 import array
 import bisect
 import codecs
+import csv
 import glob
 import gzip
+import io
 import itertools
 import json
 import os
@@ -16,14 +18,23 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from slpojax import named
+from slpojax import wording
 
-FILES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".parquet")
 _LOCAL = "a folder written by datasets.save_to_disk, a folder in hub layout, or files: " + ", ".join(FILES)
 _DIGITS = 18  # of a row number
 _SHOWN = 4  # files that a line names
+_CELL = 2**31 - 1  # characters of a cell, as many as the csv module takes anywhere
+
+_DAMAGED = (OSError, EOFError, zlib.error)  # what reading a file of bytes raises
 
 Record: TypeAlias = Mapping[str, Any]
+
+
+class Cell(str):
+    """A value of a CSV file: text, which may spell a number."""
+
+    __slots__ = ()
 
 
 class File(NamedTuple):
@@ -58,8 +69,9 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
             `owner/name` on the hub, `owner/name/folder` for a folder of it (`Anthropic/hh-rlhf/helpful-base`),
             `owner/name:config` for one of its configurations;
             a folder, written by `datasets.save_to_disk` or in hub layout;
-            files: JSON lines (.jsonl, .jsonl.gz), one JSON array (.json) or .parquet. A comma-separated list, whose
-            rows are counted through, blank lines left out; globs allowed.
+            files: JSON lines (.jsonl, .jsonl.gz), one JSON array (.json), CSV whose first line names the fields (.csv,
+            .csv.gz), or .parquet. A comma-separated list, whose rows are counted through, blank lines left out; globs
+            allowed.
         split: the split of a hub or saved data set; files have none.
         rows: "start:stop", the rows to take, counted from 0; "" takes all.
 
@@ -161,7 +173,7 @@ def _clip(text: str) -> str:
 
 
 def _near(path: str, *hub: str) -> str:
-    return named.near_paths(path, *hub) if len(path) < 256 and "\0" not in path else ""
+    return wording.near_paths(path, *hub) if len(path) < 256 and "\0" not in path else ""
 
 
 def _files(parts: Sequence[str]) -> Iterator[tuple[str, str, Iterator[tuple[int, Record]]]]:
@@ -181,6 +193,8 @@ def _files(parts: Sequence[str]) -> Iterator[tuple[str, str, Iterator[tuple[int,
             yield name, "record", _parquet(name)
         elif low.endswith(".json"):
             yield name, "item", _json(name)
+        elif low.endswith((".csv", ".csv.gz")):
+            yield name, "line", _csv(name)
         else:
             yield name, "line", _jsonl(name)
 
@@ -207,15 +221,54 @@ def _take(files: Iterable[tuple[str, str, Iterator[tuple[int, Record]]]], start:
 def _jsonl(name: str) -> Iterator[tuple[int, Record]]:
     number = 0
     try:
-        with (gzip.open if name.lower().endswith(".gz") else open)(name, "rb") as lines:  # type: ignore[operator]
+        with _opened(name) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, _parse_json(line, f"{name}: line {number}")
-    except (OSError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
+        raise ValueError(_damaged(name, number, error)) from error
+
+
+def _csv(name: str) -> Iterator[tuple[int, Record]]:
+    """Yield the rows of a CSV file under the lines on which they begin; the first one names the fields."""
+    csv.field_size_limit(_CELL)
+    number = 1
+    try:
+        with _opened(name) as file:
+            lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)  # type: ignore[type-var]
+            names = next(lines, [])
+            if not all(names) or len(set(names)) < len(names) or not names:
+                raise ValueError(f"{name}: line 1 of a CSV file names its fields, each by another name; write it so")
+            number = lines.line_num + 1
+            for row in lines:
+                if row and len(row) != len(names):
+                    raise ValueError(
+                        f"{name}: line {number} has {len(row)} fields, line 1 names {len(names)}; a text with a comma, "
+                        "a quote or a line break stands in double quotes, and a quote inside is written twice"
+                    )
+                if row:
+                    yield number, dict(zip(names, map(Cell, row), strict=True))
+                number = lines.line_num + 1
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 behind line {number - 1}; write the file as UTF-8") from None
+    except csv.Error as error:
         raise ValueError(
-            f"{name}: cannot be read behind line {number} ({type(error).__name__}); the file is damaged, ends in the "
-            "middle, or is not what its name says: write or copy it again"
-        ) from error
+            f"{name}: the row that begins on line {number} is no CSV ({error}); a text with a comma, a quote or a line "
+            "break stands in double quotes, and a quote inside is written twice"
+        ) from None
+    except _DAMAGED as error:
+        raise ValueError(_damaged(name, number - 1, error)) from error
+
+
+def _opened(name: str) -> io.BufferedIOBase:
+    return gzip.open(name, "rb") if name.lower().endswith(".gz") else open(name, "rb")
+
+
+def _damaged(name: str, number: int, error: Exception) -> str:
+    return (
+        f"{name}: cannot be read behind line {number} ({type(error).__name__}); the file is damaged, ends in the "
+        "middle, or is not what its name says: write or copy it again"
+    )
 
 
 def _json(name: str) -> Iterator[tuple[int, Record]]:
@@ -312,5 +365,5 @@ def _whole(data: Any, path: str) -> Any:
 
 def _split(data: Any, split: str, path: str) -> Any:
     if split not in data:
-        raise ValueError(f"{path} has no split {split!r}; data.split must be one of {', '.join(data)}")
+        raise ValueError(f"{path} has no split {split!r}; data.split must be one of {wording.few(data)}")
     return data[split]

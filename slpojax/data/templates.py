@@ -5,18 +5,20 @@ Knows messages, Jinja templates and the tokenizer that brings one; knows no toke
 
 import builtins
 import functools
+import json
 import pathlib
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
 
-from slpojax import named
+from slpojax import wording
 from slpojax.data import formats, sandbox, turns
 from slpojax.data.chain import Text, Transform, each
-from slpojax.data.formats import Parsed, Unusable
+from slpojax.data.formats import Parsed, Tokens, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.tokenise import Tokenizer
 from slpojax.data.turns import Messages
@@ -34,6 +36,7 @@ DIALOGUE = (
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
+ENDS = ("eos", "template")
 REFUSES = "the chat template refuses the messages"
 FAILS = "the chat template fails"
 DIFFERENT = "the chat template writes the prompt differently when a response follows"
@@ -43,6 +46,8 @@ _WORDS = "Vtnqkx"  # an answer that no template writes by itself
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _TAG = r"<[^<>\s]{1,64}>"
 _NEAR = 128  # characters around a cut in which a mark is looked for
+_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no arguments of one's own
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; transformers fills in the others
 
 
@@ -80,18 +85,22 @@ def render(setup: Setup) -> Transform:
     """Write messages as text; plain text stays as it is.
 
     Raises:
-        ValueError: `data.chat_template` names nothing, or a file that is no template; later, messages without a
-            template, or one that runs on and on.
+        ValueError: `data.chat_template` names nothing, or a file that is no template; it reads no variable of
+            `data.chat_template_kwargs`; `data.end` is unknown; later, messages without a template, or one that runs on
+            and on.
     """
-    asked, tokenizer = setup.encoding.chat_template, setup.tokenizer
-    if asked:
-        _ready(tokenizer, asked)
+    asked, end, tokenizer = setup.encoding.chat_template, setup.encoding.end, setup.tokenizer
+    arguments = setup.encoding.chat_template_kwargs
+    if end not in ENDS:
+        raise wording.unknown("data.end", end, ENDS)
+    if asked or arguments:
+        _ready(tokenizer, asked, arguments=arguments)
 
     def one(text: Text) -> Text:
-        if isinstance(text.parsed.prompt, str):
+        if isinstance(text.parsed.prompt, str | Tokens):
             return text
         try:
-            written = write(text.parsed, tokenizer, asked)
+            written = write(text.parsed, tokenizer, asked, end=end, arguments=arguments)
         except sandbox.TooMuch as limit:
             raise ValueError(
                 f"{_called(asked)} was stopped at row {text.row}: {limit}; mend the template, or leave out this row"
@@ -124,8 +133,8 @@ def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> st
         default = "tool_use" if tools and "tool_use" in several else "default"
         if default not in several:
             raise ValueError(
-                f"the tokenizer has several chat templates, {', '.join(sorted(several))}, and none is called default; "
-                "set data.chat_template to the name of one"
+                f"the tokenizer has several chat templates, {wording.few(sorted(several))}, and none is called "
+                "default; set data.chat_template to the name of one"
             )
         return str(several[default])
     if not name:
@@ -134,7 +143,7 @@ def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> st
         return DIALOGUE if name == "dialogue" else str(several[name])
     if not pathlib.Path(name).is_file():
         raise ValueError(
-            f"data.chat_template={name!r}: no such file{named.near_paths(name)}; expected '' (the tokenizer's), "
+            f"data.chat_template={name!r}: no such file{wording.near_paths(name)}; expected '' (the tokenizer's), "
             f"'dialogue'{''.join(f', {other!r}' for other in sorted(several))} or a Jinja file"
         )
     try:
@@ -145,12 +154,15 @@ def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> st
         ) from None
 
 
-def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
+def write(
+    parsed: Parsed, tokenizer: Tokenizer, name: str, *, end: str = "eos", arguments: Mapping[str, Any] = _NONE
+) -> Rendered:
     """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
 
     A template may close every turn with EOS; a response of several turns then holds some, and ends with the last.
     Where the generation prompt is not what the template writes before an answer, as with thoughts that it opens, the
-    prompt is cut at their common beginning.
+    prompt is cut at their common beginning. A response ends with EOS where `end` is "eos", with all that the template
+    writes where it is "template". `arguments` are further variables of the template, as `enable_thinking`.
 
     Raises:
         Unusable: the template refuses the messages or fails, or writes the turns of the prompt differently once a
@@ -159,13 +171,13 @@ def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
         sandbox.TooMuch: the template goes over a limit.
     """
     prompt, responses = parsed.prompt, parsed.responses
-    assert not isinstance(prompt, str)
-    template = _ready(tokenizer, name, tools=bool(parsed.tools))
+    assert not isinstance(prompt, str | Tokens)
+    template = _ready(tokenizer, name, tools=bool(parsed.tools), arguments=arguments)
     dialogues: list[Messages] = [(*prompt, *response) for response in responses]  # type: ignore[misc]
     asked = template.draw(prompt, parsed.tools, True)
     wholes = [template.draw(dialogue, parsed.tools, False) for dialogue in dialogues]
     lost = set().union(*(_left_out(d, parsed.tools, whole) for d, whole in zip(dialogues, wholes, strict=True)))
-    notes: tuple[str, ...] = (f"{_LEFT_OUT} {', '.join(sorted(lost))}",) if lost else ()
+    notes: tuple[str, ...] = (f"{_LEFT_OUT} {wording.few(sorted(lost))}",) if lost else ()
     cut = len(asked)
     if not all(whole.startswith(asked) for whole in wholes):
         answered = max((i + 1 for i, turn in enumerate(prompt) if turn["role"] != "assistant"), default=0)
@@ -174,7 +186,9 @@ def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
         if cut < len(before) or not asked.startswith(before):
             raise Unusable(DIFFERENT)
         notes += (_COMMON,)
-    texts = tuple(_until_eos(whole[cut:], tokenizer.eos_token) for whole in wholes)
+    texts = tuple(whole[cut:] for whole in wholes)
+    if end == "eos":
+        texts = tuple(_until_eos(text, tokenizer.eos_token) for text in texts)
     # A call of a tool may end otherwise than words do, but also with a special token.
     specials = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     ends = tuple(end for end in (template.end.strip(), *specials) if end)
@@ -182,10 +196,33 @@ def write(parsed: Parsed, tokenizer: Tokenizer, name: str) -> Rendered:
     return Rendered(asked[:cut], texts, ended, notes)
 
 
+def dialogue(messages: Messages, tokenizer: Tokenizer, name: str = "") -> str:
+    """Write a whole dialogue, with all that the template puts behind its last turn.
+
+    Raises:
+        Unusable: the template refuses the messages or fails.
+        ValueError: there is no template, or a faulty one.
+        sandbox.TooMuch: the template goes over a limit.
+    """
+    return _ready(tokenizer, name).draw(messages, (), False)
+
+
+def ask(
+    messages: Messages,
+    tokenizer: Tokenizer,
+    name: str,
+    *,
+    tools: tuple[dict[str, Any], ...] = (),
+    arguments: Mapping[str, Any] = _NONE,
+) -> str:
+    """Return messages as a template writes them for the assistant to answer; see `write` for what is raised."""
+    return _ready(tokenizer, name, tools=bool(tools), arguments=arguments).draw(messages, tools, True)
+
+
 def special(setup: Setup) -> str:
     """Return a line on the special tokens of what a chat template writes: how a response ends, and whether with BOS."""
     tokenizer = setup.tokenizer
-    template = _ready(tokenizer, setup.encoding.chat_template)
+    template = _ready(tokenizer, setup.encoding.chat_template, arguments=setup.encoding.chat_template_kwargs)
     eos = f"EOS {tokenizer.eos_token} ({tokenizer.eos_token_id})"
     bos = f"BOS {tokenizer.bos_token} ({tokenizer.bos_token_id})"
     end = template.end.strip()
@@ -197,11 +234,13 @@ def special(setup: Setup) -> str:
     return f"{ending}; {f'{bos} of the chat template' if begins else 'no BOS'}"
 
 
-def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> "_Template":
+def _ready(
+    tokenizer: Tokenizer, name: str, *, tools: bool = False, arguments: Mapping[str, Any] = _NONE
+) -> "_Template":
     """Return the template that is asked for, ready to write.
 
     Raises:
-        ValueError: there is no template, or it is none that Jinja can read.
+        ValueError: there is no template, it is none that Jinja can read, or it does not read one of the arguments.
     """
     source = chat_template(tokenizer, name, tools=tools)
     if source is None:
@@ -212,7 +251,8 @@ def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> "_Templat
     names = sorted(tokenizer.special_tokens_map.items())
     given = tuple((key, value if isinstance(value, str) else tuple(map(str, value))) for key, value in names)
     try:
-        return _compiled(source, given)
+        _require_known(arguments, source, (*_OWN, *tokenizer.special_tokens_map), _called(name))
+        return _compiled(source, given, json.dumps(dict(arguments)))
     except sandbox.TooMuch as limit:
         raise ValueError(
             f"{_called(name)} was stopped at a dialogue of two turns: {limit}; mend the template"
@@ -222,15 +262,32 @@ def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> "_Templat
         raise ValueError(f"{_called(name)} is no Jinja template: {line[:300]}; mend it, or take another one") from None
 
 
+def _require_known(arguments: Mapping[str, Any], source: str, own: Sequence[str], called: str) -> None:
+    """Refuse arguments that a template does not read, or that are set by who writes with it."""
+    for key in arguments:
+        known = sandbox.variables(source) - {*own}
+        if key not in known:
+            reads = f"it reads {wording.few(sorted(known), 20)}" if known else "it reads none of one's own"
+            raise ValueError(
+                f"config.data.chat_template_kwargs.{key}: {called} reads no variable of this name"
+                f"{wording.near(key, known)}; {reads}"
+            )
+
+
 @functools.lru_cache(maxsize=16)
-def _compiled(source: str, given: tuple[tuple[str, Any], ...]) -> "_Template":
-    run = sandbox.compiled(source)
+def _compiled(source: str, given: tuple[tuple[str, Any], ...], arguments: str) -> "_Template":
+    run, further = sandbox.compiled(source), json.loads(arguments)
 
     def draw(messages: Messages, tools: tuple[dict[str, Any], ...], ask: bool) -> str:
         said = [_as_transformers(turn) for turn in messages]
         try:
             return run(
-                **dict(given), messages=said, tools=list(tools) or None, documents=None, add_generation_prompt=ask
+                **dict(given),
+                **further,
+                messages=said,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=ask,
             )
         except sandbox.TooMuch:
             raise

@@ -1,4 +1,4 @@
-"""Text to token ids: a prompt, and what each response adds to it, closed by EOS.
+"""Text to token ids, or ids that a record gives: a prompt, and what each response adds to it, closed by EOS.
 
 Knows the tokenizer; knows no file and no limit on lengths but how much of a text is read at all. A response's ids are
 those that follow the prompt's in the tokenisation of both together, where the prompt's ids are a prefix of it; so no
@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from slpojax import named
-from slpojax.data import marks
+from slpojax import wording
+from slpojax.data import given, marks
 from slpojax.data.chain import Group, Text, Transform
 from slpojax.data.examples import Example
-from slpojax.data.formats import Unusable
+from slpojax.data.formats import Tokens, Unusable
 from slpojax.data.marks import Ids as Ids
 from slpojax.data.marks import Tokenizer as Tokenizer
 from slpojax.data.options import Setup
@@ -96,8 +96,15 @@ def tokenise(setup: Setup) -> Transform:
     def transform(items: Iterable[Text], tally: Tally) -> Iterator[Group]:
         texts = (_shorten(text, most, tokenizer.bos_token) for text in items)
         while chunk := list(itertools.islice(texts, _AT_ONCE)):
-            for text, (prompt, responses) in zip(chunk, divide(chunk, encode, tally), strict=True):
+            as_ids = [text for text in chunk if isinstance(text.parsed.prompt, Tokens)]
+            given.require_own(as_ids[:_COMPARED], tokenizer, setup.source.path)
+            divided = divide([text for text in chunk if not isinstance(text.parsed.prompt, Tokens)], encode, tally)
+            for text in chunk:
                 try:
+                    if isinstance(text.parsed.prompt, Tokens):
+                        yield _given(text, given.examine(text.parsed, tokenizer))
+                        continue
+                    prompt, responses = next(divided)
                     closed = close(
                         prompt,
                         responses,
@@ -136,11 +143,14 @@ def longest_read(tokenizer: Tokenizer, max_length: int) -> int:
 def _shorten(text: Text, most: int, bos: str | None) -> Text:
     """Keep of a text what any cut may leave: the end of a prompt, behind its BOS, and the beginning of a response."""
     parsed = text.parsed
+    if isinstance(parsed.prompt, Tokens):
+        return text
     prompt, responses = str(parsed.prompt), parsed.responses
     if max(map(len, (prompt, *responses))) <= most:
         return text
     first = bos if bos and len(prompt) > most and prompt.startswith(bos) else ""
-    parsed = parsed._replace(prompt=f"{first}{prompt[-most:]}", responses=tuple(r[:most] for r in responses))
+    shorter = tuple(str(response)[:most] for response in responses)
+    parsed = parsed._replace(prompt=f"{first}{prompt[-most:]}", responses=shorter)
     return text._replace(parsed=parsed, notes=(*text.notes, LONG))
 
 
@@ -199,7 +209,7 @@ def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
         ValueError: `bos` is something else, or "always" without a BOS.
     """
     if bos not in BOS:
-        raise named.unknown("data.bos", bos, BOS)
+        raise wording.unknown("data.bos", bos, BOS)
     if bos == "always" and tokenizer.bos_token_id is None:
         raise ValueError(
             "data.bos='always', but the tokenizer has no BOS token; set data.bos to 'tokenizer' or 'never'"
@@ -253,6 +263,11 @@ def close(
     return prompt, closed
 
 
+def _given(text: Text, taken: given.Taken) -> Group:
+    group = _group(text, taken.prompt, taken.responses)
+    return group._replace(given=True, notes=(*group.notes, *taken.notes))
+
+
 def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
     scores, label = text.parsed.scores, text.parsed.label
     example = Example(prompt, responses, scores or (0.0,) * len(responses), text.row, 1.0 if label is None else label)
@@ -263,5 +278,6 @@ def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
         scored=scores is not None,
         labelled=label is not None,
         templated=text.templated,
+        sampled=text.parsed.sampled,
         notes=text.notes,
     )

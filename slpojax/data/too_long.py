@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from slpojax import named
+from slpojax import wording
 from slpojax.base import Int
 from slpojax.data.chain import Group, Transform, each
 from slpojax.data.formats import Unusable
@@ -84,7 +84,7 @@ def find(name: str) -> Callable[[Ids, Sequence[Ids], Budget], Cut]:
         ValueError: there is none; lists those there are.
     """
     if name not in POLICIES:
-        raise named.unknown("data.too_long", name, POLICIES)
+        raise wording.unknown("data.too_long", name, POLICIES)
     return globals()[name]
 
 

@@ -59,7 +59,8 @@ def read(value: Any) -> Messages:
         turns = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if isinstance(turns, str) or not isinstance(turns, Sequence) or not all(isinstance(t, Mapping) for t in turns):
         plain = "; data.format=pairs reads plain strings" if isinstance(turns, str) else ""
-        raise TypeError(f"got {type(value).__name__} where messages were expected{plain}")
+        got = "str" if plain else type(value).__name__  # also of a cell of a CSV file
+        raise TypeError(f"got {got} where messages were expected{plain}")
     return tuple(map(_turn, turns))
 
 

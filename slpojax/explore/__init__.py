@@ -1,8 +1,9 @@
 r"""The gradient desk: what an objective does to log-probs, what its step does to both responses, how far a step may go.
 
-Knows objectives, log-probs and models as functions; knows no configuration, no data set and no plot. `arrays` works on
-log-probs that anybody may write down (`responses`, `gradient`, `field`, `safe_radius`, `effective_sample_size`),
-`parameters` on those of a model (`scorer`, `entanglement`, `logit_spread`); `diagnostics` brings both to training runs.
+Knows objectives, log-probs and models as functions; knows no plot, and only `held_out` a configuration. `arrays` works
+on log-probs that anybody may write down (`responses`, `gradient`, `field`, `safe_radius`, `effective_sample_size`),
+`parameters` on those of a model (`scorer`, `entanglement`, `logit_spread`); `diagnostics` brings both to batches, and
+`held_out` to a run.
 
 With g_w and g_l the gradients of log P(chosen) and log P(rejected) with respect to the parameters, a small step on a
 loss of the margin moves them by
@@ -21,6 +22,7 @@ Reference:
 
 from slpojax.explore.arrays import Field, Gradient, field, gradient, responses, safe_radius, safe_radius_pair
 from slpojax.explore.diagnostics import make_diagnostics
+from slpojax.explore.held_out import of_held_out
 from slpojax.explore.parameters import Entanglement, Scorer, entanglement, logit_spread, scorer
 from slpojax.numerics import effective_sample_size
 
@@ -35,6 +37,7 @@ __all__ = [
     "gradient",
     "logit_spread",
     "make_diagnostics",
+    "of_held_out",
     "responses",
     "safe_radius",
     "safe_radius_pair",

@@ -1,13 +1,14 @@
 """What the gradients of a few examples say, as metrics of a training run; see `slpojax.explore`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from slpojax import needs
-from slpojax.base import ABSENT, Array, Batch, Key, Logps, Model, Params, Shapes
+from slpojax.base import ABSENT, Array, Batch, Frozen, Key, Logps, Model, Params, Shapes
 from slpojax.explore.arrays import Outputs, by_model_outputs, by_tokens, safe_radius, safe_radius_pair
 from slpojax.explore.parameters import (
     Entanglement,
@@ -24,7 +25,7 @@ from slpojax.objectives import Objective
 from slpojax.scores import place
 from slpojax.selectors import Selector
 from slpojax.sequence import log_ratio, size
-from slpojax.step import Inputs, Metrics, on_examples
+from slpojax.step import WHOLE, Inputs, Metrics, Views, on_examples
 
 
 def make_diagnostics(
@@ -36,8 +37,9 @@ def make_diagnostics(
     selector: Selector | None = None,
     forward_model: Model | None = None,
     ref_model: Model | None = None,
-) -> Callable[[Params, Batch, Inputs, Params | None, Key], Metrics]:
-    """Return the jitted (params, batch, inputs, ref_params, key) -> diagnostics of a few examples.
+    views: Views = WHOLE,
+) -> Callable[..., Metrics]:
+    """Return the jitted (params, batch, inputs, ref_params, key, frozen) -> diagnostics of a few examples.
 
     It costs a forward pass and a forward derivative of the batch, and three backward passes for every example; four
     gradients are in memory at a time.
@@ -52,6 +54,7 @@ def make_diagnostics(
             faster ones have no forward derivative. None where the rows are shorter.
         ref_model: the reference's where `ref_params` is given (for an objective that asks for "kl"); None where it is
             the policy's.
+        views: how the policy follows from what is trained, whose gradients these are, and what is frozen.
 
     `inputs` is what `step.on_examples` takes, by name: "ref", "previous", "score", "label", "weight", "state"; the
     log-probs of the policy are computed here. The diagnostics are means over the examples that have both responses, but
@@ -83,8 +86,16 @@ def make_diagnostics(
         raise ValueError("the diagnostics compare two responses; with data.candidates=1 there is one")
     requested = needs.beside_log_probs(objective.needs)
 
-    def diagnose(params: Params, batch: Batch, inputs: Inputs, ref_params: Params | None, key: Key) -> Metrics:
-        forward = forward_function(model, shapes, batch, requested, ref_params, grid, ref_model)
+    def diagnose(
+        params: Params,
+        batch: Batch,
+        inputs: Inputs,
+        ref_params: Params | None,
+        key: Key,
+        frozen: Frozen = Frozen(),  # noqa: B008
+    ) -> Metrics:
+        policy_model, moving_model = (_of_trained(one, views, frozen) for one in (model, forward_model or model))
+        forward = forward_function(policy_model, shapes, batch, requested, ref_params, grid, ref_model or model)
         (policy, more), pull = pull_back(forward, params)
         inputs = {"state": objective.state} | inputs | {"policy": policy, **more}
         metrics, _, by_outputs = by_model_outputs(objective, inputs, key, selector)
@@ -93,7 +104,7 @@ def make_diagnostics(
         # The step on all of them, as a direction of norm one, and what moves along it.
         norm = optax.tree.norm(grads)
         direction = jax.tree.map(lambda x: -x / jnp.where(norm > 0, norm, 1.0), grads)
-        spread, rate = rates_of_change(forward_model or model, params, direction, shapes, batch, grid)
+        spread, rate = rates_of_change(moving_model, params, direction, shapes, batch, grid)
         moving = _moving(policy, batch, shapes, rate)
         change = jnp.sum(moving.token, axis=-1)[:, :2]
         slope = (jnp.sum(by_tokens(policy, *by_outputs[:2])[0], axis=-1) / size(policy))[:, :2]
@@ -135,6 +146,20 @@ def make_diagnostics(
         return {f"diagnostic/{name}": value for name, value in diagnostics.items()}
 
     return jax.jit(diagnose, out_shardings=grid.everywhere)
+
+
+def _of_trained(model: Model, views: Views, frozen: Frozen) -> Model:
+    """Return a model as functions of what is trained."""
+
+    def of(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *rest: function(views.policy(params, frozen), *rest)
+
+    return model._replace(
+        apply=of(model.apply),
+        layers=of(model.layers),
+        unembed=of(model.unembed),
+        score=of(model.score) if model.score else None,
+    )
 
 
 def _gradients(pull: Callable[[Outputs], Params], by_outputs: Outputs) -> tuple[Entanglement, Params]:

@@ -11,6 +11,7 @@ from slpojax.base import ABSENT, Array, Batch, Float, Logps, Model, Params, Shap
 from slpojax.explore.arrays import Outputs, real_parts
 from slpojax.grid import Grid, one_device
 from slpojax.head import positions_at_once, predictors
+from slpojax.numerics import slope_of_soft, soften
 from slpojax.scores import place, token_scorer
 
 # params -> the log-probs of a batch, and what else of the head and of readers is asked for, [B, K, T] each, and the
@@ -129,8 +130,9 @@ def rates_of_change(
     def one(x: tuple[Array, Array]) -> tuple[Array, Array]:
         source, target = x
         h, dh = predictors(hidden, source), predictors(d_hidden, source)
-        logits = product(h, unembed.astype(h.dtype))
+        logits = soften(product(h, unembed.astype(h.dtype)), model.cap)
         rates = product(dh, unembed.astype(h.dtype)) + product(h, d_unembed.astype(h.dtype))
+        rates = rates if model.cap is None else rates * slope_of_soft(logits, model.cap)
         token = target[..., None] == jnp.arange(logits.shape[-1])[None, None, :]
         others = jax.nn.softmax(jnp.where(token, ABSENT, logits), axis=-1)
         rate = jnp.sum(jnp.where(token, rates, -others * rates), axis=-1)

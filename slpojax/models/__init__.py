@@ -17,13 +17,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from slpojax import base, named
+from slpojax import base, named, wording
 from slpojax.grid import Grid
 from slpojax.models import kernels, tiles
-from slpojax.models.attention import Attend, Cache, dense, empty_cache
-from slpojax.models.layers import REMATS, Decoder
+from slpojax.models.attention import Attend, Cache, Pool, dense, empty_cache, empty_pool
+from slpojax.models.layers import REMATS, SPLIT_WIDTH, Decoder, Linear, Tensor
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTIONS: dict[str, Attend] = {
@@ -33,6 +34,7 @@ ATTENTIONS: dict[str, Attend] = {
     "dense": dense,
 }
 
+HEADS = ("words", "score")
 
 _PARTS = ("ARCHITECTURES", "Config", "Block", "NORM", "TENSORS")
 
@@ -58,7 +60,7 @@ def find_family(model_type: str, name: str = "") -> Any:
         known = families()
         if model_type not in known:
             also = "those of another family, by model.family=package.module"
-            raise named.unknown("model_type of config.json", model_type[:80], known, also=also)
+            raise wording.unknown("model_type of config.json", model_type[:80], known, also=also)
         return known[model_type]
     family = named.find_module("model.family", name, __name__, having=_PARTS)
     if model_type not in family.ARCHITECTURES:
@@ -78,6 +80,7 @@ def build(
     max_length: int | None = None,
     grid: Grid | None = None,
     family: str = "",
+    head: str = "words",
 ) -> base.Model:
     """The model that a config.json describes, as pure functions and two tables.
 
@@ -90,25 +93,30 @@ def build(
             (TPUs), dense (quadratic memory; the one to differentiate forward), or a function (query, key, value,
             reader, read) like `attention.dense`.
         max_length: longest sequence of the run. Only two options of a config look at it: dynamic rope scaling (see
-            `rotary.frequencies`) and sliding windows, which are refused where they would matter. None means
+            `rotary.read`) and sliding windows, which are left out where no sequence fills them. None means
             `max_position_embeddings`.
         grid: over whose devices the rows will be split; None for one device.
         family: the module of a family outside of this package; "" finds one of the package by its model type.
+        head: what the final hidden states are read by: words (the unembedding), or score (a linear map to one number,
+            as a reward model has it, in the place of the unembedding).
 
     Returns:
         The model.
 
     Raises:
-        ValueError: for a model type, dtype, remat, attention or config key that is not supported.
+        ValueError: for a model type, dtype, remat, attention, head or config key that is not supported.
 
     Example:
         >>> config = {"model_type": "llama", "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 2,
         ...           "num_attention_heads": 2, "intermediate_size": 12}
         >>> sorted(jax.eval_shape(build(config).init, jax.random.key(0)))
         ['embed', 'final_norm', 'head', 'layers']
+        >>> model = build(config, head="score")
+        >>> jax.eval_shape(lambda key: model.score(model.init(key)), jax.random.key(0)).shape
+        (8,)
     """
     module = find_family(str(hf_config.get("model_type", "")), family)
-    _check(dtype, remat, attention, grid)
+    _check(dtype, remat, attention, head, grid)
     attend = ATTENTIONS[attention] if isinstance(attention, str) else attention
     if attention == "splash":
         attend = partial(attend, grid=grid)
@@ -117,13 +125,15 @@ def build(
         t.param.removeprefix("layers/"): PartitionSpec(*t.spec[1:]) for t in module.TENSORS if "layers/" in t.param
     }
     specs = tuple(of_layer.items())
-    decoder = Decoder(module.Block, module.NORM, config, _DTYPES[dtype], attend, remat, grid, specs)
+    scores, tied = head == "score", config.tied and head != "score"
+    rows = 1 if scores else 0 if tied else config.vocabulary
+    decoder = Decoder(module.Block, module.NORM, config, _DTYPES[dtype], attend, remat, grid, specs, rows)
 
     def init(key: base.Key) -> base.Params:
         one = jnp.ones((1, 1), jnp.int32)
         return decoder.init(key, base.Rows(one, one, one, one))["params"]
 
-    def apply(params: base.Params, rows: base.Rows, cache: Cache | None = None) -> tuple[base.Array, Cache | None]:
+    def apply(params: base.Params, rows: base.Rows, cache: Cache | Pool | None = None) -> tuple[base.Array, Any]:
         return decoder.apply({"params": params}, rows, cache)[:2]
 
     def layers(params: base.Params, rows: base.Rows, read: Callable[[base.Array], Any]) -> tuple[base.Array, Any]:
@@ -131,14 +141,28 @@ def build(
         return hidden, readings
 
     def unembed(params: base.Params) -> base.Array:
-        return params["embed" if config.tied else "head"]["weight"].T
+        if scores:
+            raise ValueError(
+                "a model with a score head has no log-probs: give a causal language model (model.head=words)"
+            )
+        return params["embed" if tied else "head"]["weight"].T
+
+    def score(params: base.Params) -> base.Array:
+        return params["head"]["weight"][0]
 
     def cache_of(rows: int, length: int) -> Cache:
         return empty_cache(config.layers, rows, length, config.kv_heads, config.head_dim, _DTYPES[dtype])
 
-    tensors = _tensors(module.TENSORS, init, config.tied)
+    def pool_of(**sizes: int) -> Pool:
+        return empty_pool(config.layers, config.kv_heads, config.head_dim, _DTYPES[dtype], **sizes)
+
+    paths, maps = _traced(init)
+    tensors = _tensors(_scoring(module.TENSORS) if scores else module.TENSORS, paths, tied)
     rules = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
-    return base.Model(init, apply, layers, unembed, cache_of, rules, tensors)
+    linear = tuple(path for path in dict.fromkeys(t.param.rpartition("/")[0] for t in tensors) if path in maps)
+    rules += _rules_of_adapters({t.param: t.spec for t in tensors}, linear)
+    last = score if scores else None
+    return base.Model(init, apply, layers, unembed, cache_of, pool_of, rules, tensors, last, linear, config.cap)
 
 
 def vocabulary(hf_config: Mapping[str, Any], *, max_length: int | None = None, family: str = "") -> int:
@@ -166,7 +190,7 @@ def differences(
         >>> config = {"model_type": "llama", "vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 2,
         ...           "num_attention_heads": 2, "intermediate_size": 12}
         >>> differences(config, config | {"torch_dtype": "bfloat16"}), differences(config, config | {"rope_theta": 5e5})
-        ([], ['frequencies'])
+        ([], ['rope'])
     """
     modules = [find_family(str(c.get("model_type", "")), name) for c, name in zip((one, other), family, strict=True)]
     a, b = (module.Config.from_hf(c, max_length) for module, c in zip(modules, (one, other), strict=True))
@@ -176,15 +200,16 @@ def differences(
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
-def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -> None:
+def _check(dtype: str, remat: str, attention: str | Attend, head: str, grid: Grid | None) -> None:
     """Refuse options that there are not, and those that do not go together."""
     for name, value, allowed in (
         ("dtype", dtype, _DTYPES),
         ("remat", remat, REMATS),
         ("attention", attention, ATTENTIONS),
+        ("head", head, HEADS),
     ):
         if value not in allowed and not callable(value):
-            raise named.unknown(f"model.{name}", str(value), allowed)
+            raise wording.unknown(f"model.{name}", str(value), allowed)
     if attention == "cudnn" and dtype != "bfloat16":
         raise ValueError(
             f"model.attention='cudnn' has no {dtype}; set model.dtype='bfloat16', or model.attention='tiles'."
@@ -196,10 +221,37 @@ def _check(dtype: str, remat: str, attention: str | Attend, grid: Grid | None) -
         )
 
 
-def _tensors(table: tuple[Any, ...], init: Any, tied: bool) -> tuple[Any, ...]:
+def _scoring(table: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A family's table with a score head in the place of the unembedding, whose tensors are skipped on import."""
+    lines = [t._replace(param="") if t.param == "head/weight" else t for t in table]
+    return (*lines, Tensor("head/weight", "score.weight", SPLIT_WIDTH))
+
+
+def _traced(init: Callable[[base.Key], base.Params]) -> tuple[set[str], set[str]]:
+    """Return the paths of a model's parameters, and those of the linear maps of its layers, whoever wrote its block."""
+    linear: set[str] = set()
+
+    def note(call: Callable[..., Any], arguments: Any, named: Any, context: Any) -> Any:
+        if isinstance(context.module, Linear):
+            linear.add("/".join(context.module.path))
+        return call(*arguments, **named)
+
+    with nn.intercept_methods(note):
+        return set(named.flatten(jax.eval_shape(init, jax.random.key(0)))), linear
+
+
+def _rules_of_adapters(specs: Mapping[str, PartitionSpec], linear: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return how the pairs of adapters are split: as their weights [layers, out, in], and never along the rank."""
+    rules: list[tuple[str, PartitionSpec]] = []
+    for path in linear:
+        _, out, into = (*specs[f"{path}/weight"], None, None, None)[:3]
+        sides = zip(base.ADAPTER, (PartitionSpec(None, None, into), PartitionSpec(None, out, None)), strict=False)
+        rules += [(f"^{re.escape(f'{path}/{name}')}$", spec) for name, spec in sides]
+    return tuple(rules)
+
+
+def _tensors(table: tuple[Any, ...], paths: set[str], tied: bool) -> tuple[Any, ...]:
     """The lines of a family's table that this config has; a tied head is another name of the embedding."""
     if tied:
         table = tuple(t._replace(param="embed/weight") if t.param == "head/weight" else t for t in table)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0)))
-    paths = {"/".join(key.key for key in path) for path, _ in leaves} | {""}
-    return tuple(t for t in table if t.param in paths)
+    return tuple(t for t in table if t.param in paths | {""})

@@ -14,18 +14,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from slpojax.base import Array, Float
 from slpojax.models import options
-from slpojax.models.attention import INPUT, Attend, Sight, extend
+from slpojax.models.attention import INPUT, Attend, Behind, Sight, attend_and_keep
 from slpojax.models.layers import (
     ACTIVATIONS,
     SPLIT_BIAS,
     SPLIT_IN,
     SPLIT_OUT,
     SPLIT_VOCABULARY,
+    Architecture,
     LayerNorm,
     Linear,
     Tensor,
 )
-from slpojax.models.rotary import frequencies, rotate
+from slpojax.models.rotary import read, rotate
 
 ARCHITECTURES = {"gpt_neox": "GPTNeoXForCausalLM"}
 NORM = LayerNorm
@@ -55,22 +56,13 @@ TENSORS = (
 )
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Architecture):
     """The architecture, in the words that `layers.Decoder` and `Block` use."""
 
-    vocabulary: int
-    width: int
-    layers: int
     heads: int
-    kv_heads: int
-    head_dim: int
     hidden: int
     activation: str
-    frequencies: tuple[float, ...]
-    eps: float
-    scale: float
-    tied: bool
     bias: bool
     parallel: bool
 
@@ -109,7 +101,7 @@ class Config:
             head_dim=width // heads,
             hidden=hidden,
             activation=options.choose(o, "hidden_act", "gelu", ACTIVATIONS),
-            frequencies=frequencies(rope, head_dim=width // heads, max_position=max_position, max_length=max_length),
+            rope=read(rope, head_dim=width // heads, max_position=max_position, max_length=max_length),
             eps=options.number(o, "layer_norm_eps", 1e-5),
             scale=options.number(o, "initializer_range", 0.02),
             tied=options.flag(o, "tie_word_embeddings", False),
@@ -128,13 +120,12 @@ class Attention(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R L D"], past: Any, turn: Any, sight: Sight) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "R L D"], past: Any, turn: Any, sight: Sight | Behind) -> tuple[Array, Any]:
         """[R, L, D] -> [R, L, D], and the keys and values to remember (None without a cache)."""
         c, shape = self.config, x.shape
         qkv = Linear(3 * c.width, c.bias, c.scale, self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(*shape[:2], c.heads, 3, c.head_dim), 3, 0)
-        (keys, values), new = extend((rotate(key, turn), value), past, sight)
-        y = self.attend(rotate(query, turn), keys, values, sight.reader, sight.read)
+        y, new = attend_and_keep(self.attend, rotate(query, turn), rotate(key, turn), value, past, sight)
         return Linear(c.width, c.bias, c.scale, self.dtype, name="out")(y.reshape(shape)), new
 
 

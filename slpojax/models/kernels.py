@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax.base import Array, Float
 from slpojax.grid import Grid, on_each
-from slpojax.models.attention import SAVED, SHORT, Cells, dense, pad_length, sees
+from slpojax.models.attention import SAVED, SHORT, Cells, dense, pad_length, sees, stands
 
 LANES = 128  # a TPU's lanes: splash attention wants rows, and tiles, of whole multiples
 TILE = 512  # the largest side of a tile of splash attention
@@ -28,6 +28,7 @@ def cudnn(
     reader: Cells,
     read: Cells,
     *,
+    cap: float | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "R L H d"]:
     """Attend as `attention.dense` does, with `jax.nn.dot_product_attention`.
@@ -41,16 +42,22 @@ def cudnn(
         value: [R, M, G, d].
         reader: the cells of the queries, [R, L].
         read: the cells of the keys, [R, M].
+        cap: of the logits, which cuDNN has not.
         implementation: cudnn, or xla, which runs anywhere and takes any dtype.
 
     Raises:
-        ValueError: cuDNN is not there or does not take these arrays.
+        ValueError: cuDNN is not there or does not take these arrays, or a cap.
     """
     length = query.shape[1]
+    if cap is not None:
+        raise ValueError(
+            f"model.attention='cudnn' has no cap of attention logits, and config.json has one ({cap:g}); set "
+            "model.attention='tiles'."
+        )
     if length != key.shape[1] or length <= SHORT:
         return dense(query, key, value, reader, read)
-    query, key, value, example, branch = pad_length(2, query, key, value, reader.example, reader.branch)
-    cells = Cells(jnp.arange(query.shape[1])[None], example, branch)
+    query, key, value, *of_cells = pad_length(2, query, key, value, *stands(reader))
+    cells = Cells(jnp.arange(query.shape[1])[None], *of_cells)._replace(window=reader.window)
     try:
         out = jax.nn.dot_product_attention(
             query,
@@ -75,6 +82,7 @@ def splash(
     reader: Cells,
     read: Cells,
     *,
+    cap: float | None = None,
     grid: Grid | None = None,
     tile: int = TILE,
     interpret: bool = False,
@@ -87,6 +95,7 @@ def splash(
         value: [R, M, G, d].
         reader: the cells of the queries, [R, L].
         read: the cells of the keys, [R, M].
+        cap: of the logits, see `numerics.soften`; None for as they are.
         grid: over whose devices rows and heads are split, which the compiler cannot do for a Pallas kernel; None for
             one device.
         tile: the largest side of a tile, a multiple of 128.
@@ -94,20 +103,22 @@ def splash(
     """
     length, heads, dim = query.shape[1:]
     if length != key.shape[1] or length <= SHORT:
-        return dense(query, key, value, reader, read)
+        return dense(query, key, value, reader, read, cap=cap)
     query = (query.astype(jnp.float32) * dim**-0.5).astype(query.dtype)
-    arrays = pad_length(LANES, query, key, value, reader.example, reader.branch)
-    attend: Callable[..., Array] = partial(_kernel, most=tile, interpret=interpret)
+    arrays = pad_length(LANES, query, key, value, *stands(reader))
+    window = () if reader.window is None else (reader.window,)
+    attend: Callable[..., Array] = partial(_kernel, cap=cap, most=tile, interpret=interpret)
     if grid is not None and grid.mesh.size > 1:
         # Heads are split as the weights that make them are; where they cannot be, every device has them all.
         tensor = "tensor" if key.shape[2] % grid.mesh.shape["tensor"] == 0 else None
         rows, states = grid.rows, NamedSharding(grid.mesh, PartitionSpec(*grid.rows.spec, None, tensor))
-        attend = on_each(attend, grid, (states, states, states, rows, rows), states)
-    return attend(*arrays)[:, :length]
+        places = (states, states, states, *[rows] * (len(arrays) - 3), *[grid.everywhere] * len(window))
+        attend = on_each(attend, grid, places, states)
+    return attend(*arrays, *window)[:, :length]
 
 
 def _kernel(
-    query: Array, key: Array, value: Array, example: Array, branch: Array, *, most: int, interpret: bool
+    query: Array, key: Array, value: Array, *of_cells: Array, cap: float | None, most: int, interpret: bool
 ) -> Array:
     # Pallas and its TPU compiler take a while to import, and nobody else needs them.
     from jax.experimental.pallas.ops.tpu.splash_attention import BlockSizes, make_splash_mha
@@ -116,7 +127,7 @@ def _kernel(
     tile = next(side for side in range(most, 0, -LANES) if length % side == 0)
     # One kernel makes the gradients of queries, keys and values: the weights are made again once, not twice.
     sizes = BlockSizes(block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, use_fused_bwd_kernel=True)
-    cells = Cells(jnp.arange(length)[None], example, branch)
+    cells = Cells(jnp.arange(length)[None], *of_cells)
 
     def row(mask: Array, *heads_first: Array) -> Array:
         kernel = make_splash_mha(
@@ -125,6 +136,7 @@ def _kernel(
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name=SAVED,
+            attn_logits_soft_cap=cap,
             interpret=interpret,
         )
         # It has made an array of this flag and asks it in Python; under a scan that array has no value yet.

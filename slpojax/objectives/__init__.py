@@ -35,18 +35,21 @@ What it gets. Its positional parameters name what it needs, among those of `slpo
     entropy  [K, T] - sum_v p(v) log p(v) of the policy's distribution at each response token, in nats. The gradient
             flows through it.
     kl  [K, T] KL(reference || policy) of the whole distributions at each response token, in nats. The gradient flows
-            through it. It takes the reference's weights (reference.mode online or moving).
+            through it. It takes the reference's weights (reference.mode online, moving or bema).
     activity  [K, T] the mean over the vocabulary of the reference's logits at each response token. It takes the
-            reference's weights (reference.mode online or moving).
+            reference's weights (reference.mode online, moving or bema).
     layer_activity  [K, T, N] the mean over its width of what each of the reference's N layers puts out at each response
-            token. It takes the reference's weights (reference.mode online or moving).
+            token. It takes the reference's weights (reference.mode online, moving or bema).
     reward_mask  [K, T] a learned mask on the response tokens' log-ratios, numbers from 0 on, read off the reference's
             layers by weights that are trained beside the policy. The gradient flows through it. It takes the
-            reference's weights (reference.mode online or moving).
+            reference's weights (reference.mode online, moving or bema).
     kl_mask  [K, T] a learned mask on the response tokens' divergences, as reward_mask. The gradient flows through it.
-            It takes the reference's weights (reference.mode online or moving).
+            It takes the reference's weights (reference.mode online, moving or bema).
     degree  [K, T, C] logits of how much of a response's key content was removed, read off the policy's last states by a
             network beside it, for data that has such copies (data.degrade). The gradient flows through it.
+    reward  [K, T] what a score head in the place of the unembedding (model.head=score) gives at each response token's
+            own state, of the text up to it; the last token's is the response's. The log-probs of such a model are
+            zeros. The gradient flows through it.
     key  a random key for this example alone.
     state  running statistics over the steps; the parameter's default is their initial value, any tree of numbers.
 Everything [K, T] is 0 where there is no token. What nobody asks for is not computed.
@@ -71,7 +74,8 @@ the batch; an objective with batch statistics may take the first place's for all
 place, since more padding must not change it: `jax.random.uniform(jax.random.fold_in(key, t))` for each t, not a draw of
 the shape [K, T]. Its state comes as float32 arrays, whatever the default is: annotate it `Array | float`.
 
-Objectives add up by name, `dpo.sigmoid + 0.005 * sft.sequence_sum`; see `slpojax.objectives.mixture`.
+Objectives add up by name, `dpo.sigmoid + 0.005 * sft.sequence_sum`; see `slpojax.objectives.mixture`. What they are
+told of the policy may be transformed, `humanline(dpo.sigmoid)`; see `slpojax.objectives.transforms`.
 """
 
 import functools
@@ -83,7 +87,7 @@ import jax
 
 from slpojax import named, needs, readers
 from slpojax.bounds import reads_beyond
-from slpojax.objectives import mixture
+from slpojax.objectives import mixture, transforms
 from slpojax.sequence import TooFewCandidates
 
 # An example of the shapes that `build` tries an objective on has up to so many candidates; its other axes are longer,
@@ -135,7 +139,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Callable[..., Any]:
-    """Return the function of an objective that is no mixture.
+    """Return the function of an objective that is neither a mixture nor transformed.
 
     Raises:
         ValueError: there is no such objective.
@@ -146,8 +150,12 @@ def find(name: str) -> Callable[..., Any]:
 
 
 def functions(name: str) -> list[Callable[..., Any]]:
-    """Return the functions of an objective: of each term, where it is a mixture."""
-    return [find(term) for term in (mixture.parse(name) if mixture.is_mixture(name) else [name])]
+    """Return the functions of an objective: of each term, where it is a mixture, and of what transforms it."""
+    if mixture.is_mixture(name):
+        return [function for term in mixture.parse(name) for function in functions(term)]
+    if parts := transforms.parse(name):
+        return [transforms.find(parts[0]), *functions(parts[1])]
+    return [find(name)]
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -165,6 +173,8 @@ def defaults(name: str) -> dict[str, Any]:
     if mixture.is_mixture(name):
         known = {term: defaults(term) for term in mixture.parse(name)}
         return {key: known[term][inner] for key, (term, inner) in mixture.owners(known).items()}
+    if parts := transforms.parse(name):
+        return defaults(parts[1]) | named.defaults(transforms.find(parts[0]))
     return named.defaults(find(name))
 
 
@@ -172,7 +182,8 @@ def build(name: str, **hyperparameters: Any) -> Objective:
     """Return an objective by name, with its hyperparameters bound and checked.
 
     Args:
-        name: `module.function` of this package, or of any importable module; or a weighted sum of such.
+        name: `module.function` of this package, or of any importable module; or a weighted sum of such, or one of
+            these transformed.
         **hyperparameters: those that differ from the defaults.
 
     Example:
@@ -187,6 +198,8 @@ def build(name: str, **hyperparameters: Any) -> Objective:
     """
     if mixture.is_mixture(name):
         return _traced(_mixture(name, hyperparameters))
+    if parts := transforms.parse(name):
+        return _traced(_transformed(name, *parts, hyperparameters))
     function = find(name)
     bound = named.bind("objective", name, function, hyperparameters)
     parameters = named.asks("objective", name, function, needs.known())
@@ -255,7 +268,8 @@ def over_all(name: str) -> bool:
         >>> over_all("listwise.nca"), over_all("dpo.sigmoid")
         (True, False)
     """
-    function = find(name)
+    parts = transforms.parse(name)
+    function = find(parts[1] if parts else name)
     return function.__name__ in getattr(sys.modules[function.__module__], "OVER_ALL", ())
 
 
@@ -278,6 +292,24 @@ def _mixture(name: str, hyperparameters: dict[str, Any]) -> Objective:
     asked = frozenset[str]().union(*(term.needs for term in terms.values()))
     state = tuple(term.state for term in terms.values()) if "state" in asked else None
     return Objective(name, mixture.weighted_sum(weights, terms, owners), asked, bound, state)
+
+
+def _transformed(name: str, transform: str, inner: str, hyperparameters: dict[str, Any]) -> Objective:
+    function, of_inner = transforms.find(transform), defaults(inner)
+    own = named.defaults(function)
+    named.check_keys("objective", name, of_inner | own, hyperparameters)
+    if twice := own.keys() & of_inner.keys():
+        raise ValueError(f"objective {name!r} has {', '.join(twice)} twice; give the transform's another name")
+    built = build(inner, **{key: value for key, value in hyperparameters.items() if key in of_inner})
+    if "ref" not in built.needs:
+        raise ValueError(
+            f"objective {name!r}: {inner} compares with no reference, which {transform} changes the policy's log-probs "
+            "by; take one that does, such as dpo.sigmoid"
+        )
+    mine = {key: value for key, value in hyperparameters.items() if key in own}
+    bound = named.bind("objective", name, function, mine)
+    run = transforms.around(function, bound, built.function)
+    return Objective(name, run, built.needs, built.hyperparameters | bound, built.state)
 
 
 def _traced(objective: Objective) -> Objective:

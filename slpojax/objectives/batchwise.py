@@ -1,19 +1,20 @@
-r"""Objectives of pairs whose loss of one example depends on the whole global batch: sorted margins, a beta that moves.
+r"""Objectives of pairs whose loss of one example depends on the whole global batch: sorted, weighed, by its averages.
 
 The batch is the global one, whatever the devices and the accumulation. An example of which a response is absent takes
 no part: it counts in no statistic and gets no gradient. Metrics: those of `slpojax.sequence.preference_metrics` with
-the reward :math:`\beta (\log P(y) - \log P_{ref}(y))`.
+the reward :math:`\beta (\log P(y) - \log P_{ref}(y))`, of `alpha_dpo` per token.
 """
 
 import jax
 import jax.numpy as jnp
 
-from slpojax.base import Array, Bool, Float, Int, Key, Logps, Scalar
+from slpojax.base import ABSENT, Array, Bool, Float, Int, Key, Logps, Scalar
 from slpojax.objectives import require
-from slpojax.objectives.pairs import margin, present, rewards, smoothed
-from slpojax.sequence import first, total
+from slpojax.objectives.pairs import inner, margin, present, rewards, smoothed
+from slpojax.sequence import first, log_ratio, mean, preference_metrics, size, total
 
 _SHARE = "a number from 0 to below 1"
+_ROUNDING = 1e-6  # nats per token: a smaller spread of margins is the rounding of two models that agree
 
 
 def _ordered(x: Float[Array, ""], there: Bool[Array, ""]) -> tuple[Int[Array, ""], Float[Array, " B"]]:
@@ -169,19 +170,27 @@ def beta_dpo(
     h = jnp.where(there, z / beta, 0.0)
     held = jax.lax.stop_gradient(h)
 
-    def total_over(mask: Array, x: Array | float) -> Array:
-        return jax.lax.psum(jnp.where(mask, x, 0.0), "batch")
-
-    count = total_over(there, 1.0)
-    mean = total_over(there, held) / jnp.maximum(count, 1)
-    variance = total_over(there, (held - mean) ** 2) / jnp.maximum(count - 1, 1)
-    new = [decay * old + (1 - decay) * x for old, x in zip(state, (mean, jnp.sqrt(variance)), strict=True)]
+    new = _moments(held, there, state, decay)
+    count = _total_over(there, 1.0)
     kept = _draw(held, there, key, *new, keep=keep, count=count)
-    share = total_over(kept, 1.0) / jnp.maximum(count, 1)
-    followed = total_over(kept, held) / jnp.maximum(total_over(kept, 1.0), 1)
+    share = _total_over(kept, 1.0) / jnp.maximum(count, 1)
+    followed = _total_over(kept, held) / jnp.maximum(_total_over(kept, 1.0), 1)
     used = jnp.maximum(1e-3, beta * (1 + a * (followed - new[0])))
     loss = jnp.where(kept, jax.nn.softplus(-used * h) / jnp.where(kept, share, 1.0), 0.0)
-    return loss, metrics | {"beta": used, "kept": kept.astype(h.dtype)}, tuple(new)
+    return loss, metrics | {"beta": used, "kept": kept.astype(h.dtype)}, new
+
+
+def _total_over(mask: Bool[Array, ""], x: Array | float) -> Float[Array, ""]:
+    """Return the sum of x over those of the batch that are meant."""
+    return jax.lax.psum(jnp.where(mask, x, 0.0), "batch")
+
+
+def _moments(x: Float[Array, ""], there: Bool[Array, ""], state: tuple, decay: Scalar) -> tuple[Array, Array]:
+    """Return the moving averages of the batch's mean and standard deviation of x, this batch included."""
+    count = _total_over(there, 1.0)
+    middle = _total_over(there, x) / jnp.maximum(count, 1)
+    variance = _total_over(there, (x - middle) ** 2) / jnp.maximum(count - 1, 1)
+    return decay * state[0] + (1 - decay) * middle, decay * state[1] + (1 - decay) * jnp.sqrt(variance)
 
 
 def _draw(
@@ -201,3 +210,124 @@ def _draw(
 def _share_of(count: Array, keep: Scalar) -> Array:
     """Return how many of `count` are kept: rounded down, where 0.9 of 10 is 9 also in float32, but one at least."""
     return jnp.maximum(jnp.floor(keep * count + 1e-3), 1)
+
+
+def alpha_dpo(
+    policy: Logps,
+    ref: Logps,
+    state: tuple = (0.0, 0.0),
+    *,
+    beta: Scalar = 2.5,
+    gamma: Scalar = 1.5,
+    alpha: Scalar = 0.2,
+    decay: Scalar = 0.9,
+) -> tuple[Array, dict[str, Array], tuple]:
+    r"""alpha-DPO: SimPO with a target margin for each pair, by how far the policy has left the reference on it.
+
+    .. math:: L = -\log \sigma\big(\beta (\bar L(y_w) - \bar L(y_l)) - \gamma - \beta \alpha \, sg[(g - M) / s]\big),
+        \quad g = \frac{\rho(y_w)}{|y_w|} - \frac{\rho(y_l)}{|y_l|}
+
+    M and s are moving averages of the batch's mean and standard deviation of g, this batch included. A pair on which
+    the policy has gained more than on others must win by more. The averages begin at 0, as in the authors' code, so
+    that s is small, and the margins far apart, in the first steps; where s is no more than rounding, as at the very
+    start, all have the margin gamma.
+
+    Args:
+        policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
+        ref: the same responses under the reference.
+        state: (M, s), in nats per token.
+        beta: scale of the reward.
+        gamma: the target margin between the rewards of a pair with g = M, from 0, as in `reference_free.simpo`; beta
+            times the authors' gamma_beta_ratio.
+        alpha: how far the margin follows g, in nats per token and standard deviation, from 0 (SimPO).
+        decay: weight of the past in the averages, from 0 to below 1.
+
+    Returns:
+        The loss in nats; the metrics, of pairs with the reward beta times the log-ratio per token, and margin/target,
+        the whole margin asked for; and the new state.
+
+    Example:
+        >>> policy = Logps(jnp.float32([[-1.25], [-1.5]]), jnp.float32([[-0.34], [-0.25]]), jnp.int32([1, 1]))
+        >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+        >>> batch = jax.tree.map(lambda *x: jnp.stack(x), (policy, ref), (ref, ref))
+        >>> step = jax.vmap(lambda p, r: alpha_dpo(p, r, (0.25, 0.5)), axis_name="batch")
+        >>> print(", ".join(f"{x:.5f}" for x in step(*batch)[0]))
+        1.23290, 1.49889
+
+    Verified:
+        The formula in NumPy over three batches, and SimPO for alpha = 0; the formula is that of the authors' code,
+        which was read, and the defaults are those of its settings for Llama 3.
+
+    Reference:
+        Junkang Wu, Xue Wang, Zhengyi Yang, Jiancan Wu, Jinyang Gao, Bolin Ding, Xiang Wang, Xiangnan He, AlphaDPO:
+        Adaptive Reward Margin for Direct Preference Optimization, 2024, arXiv:2410.10148.
+    """
+    require(beta > 0, "beta", beta, "a number above 0")
+    require(gamma >= 0, "gamma", gamma, "a number from 0")
+    require(alpha >= 0, "alpha", alpha, "a number from 0")
+    require((0 <= decay) & (decay < 1), "decay", decay, _SHARE)
+    pair, there = first(policy, 2), jnp.all(present(policy))
+    reward, ratio = mean(pair), log_ratio(pair, first(ref, 2)) / size(pair)
+    lead = jnp.where(there, reward[0] - reward[1], 0.0)
+    gain = jax.lax.stop_gradient(jnp.where(there, ratio[0] - ratio[1], 0.0))
+    middle, width = _moments(gain, there, state, decay)
+    known = width > _ROUNDING
+    target = gamma + beta * alpha * jnp.where(known, (gain - middle) / jnp.where(known, width, 1.0), 0.0)
+    metrics = preference_metrics(policy, beta * ratio) | {"margin/target": target}
+    return jax.nn.softplus(target - beta * lead), metrics, (middle, width)
+
+
+def dr_dpo(
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, beta_prime: Scalar = 1.0, loss: str = "dpo.sigmoid"
+) -> tuple[Array, dict[str, Array]]:
+    r"""Dr. DPO: a soft minimum over the batch in the place of the mean, so that pairs with wrong labels count less.
+
+    .. math:: L = -\beta' \log \frac{1}{B} \sum_i e^{-L_i / \beta'}, \quad
+        w_i = \frac{e^{-L_i / \beta'}}{\frac{1}{B} \sum_j e^{-L_j / \beta'}}
+
+    Every example has the loss of the batch, whose gradient weighs that of pair i by w_i: a pair that loses by far, as
+    one with a flipped label does, hardly counts. beta' large is the mean. The batch is the global one; in the authors'
+    code it is that of a device.
+
+    Args:
+        policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
+        ref: the same responses under the reference.
+        beta: that of the pair's loss.
+        beta_prime: beta', in the unit of the loss, above 0: how much worse than the others a pair must be.
+        loss: the objective whose losses are taken together, by name, with its other hyperparameters at their defaults:
+            one that reads a pair's log-probs alone and has a beta.
+
+    Returns:
+        The loss, 0 of an example of which a response is absent, and the metrics of the pair's objective, with weight,
+        the w of the example.
+
+    Example:
+        >>> policy = Logps(jnp.float32([[-0.25], [-2.0]]), jnp.float32([[-1.5], [-0.15]]), jnp.int32([1, 1]))
+        >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+        >>> batch = jax.tree.map(lambda *x: jnp.stack(x), (policy, ref), (ref, policy))
+        >>> loss, metrics = jax.vmap(lambda p, r: dr_dpo(p, r, beta=1.0), axis_name="batch")(*batch)
+        >>> print(", ".join(f"{x:.6f}" for x in (*loss, *metrics["weight"])))
+        0.693147, 0.693147, 1.703906, 0.296094
+
+    Verified:
+        The formula in NumPy, its gradient as the mean of the pairs' with the weights, absent examples included; the
+        formula is that of the authors' code, which was read.
+
+    Reference:
+        Junkang Wu, Yuexiang Xie, Zhengyi Yang, Jiancan Wu, Jiawei Chen, Jinyang Gao, Bolin Ding, Xiang Wang, Xiangnan
+        He, Towards Robust Alignment of Language Models: Distributionally Robustifying Direct Preference Optimization,
+        2024, arXiv:2407.07880.
+    """
+    require(beta_prime > 0, "beta_prime", beta_prime, "a number above 0")
+    expected = "an objective that reads the log-probs of one pair alone and has a beta"
+    require(not loss.startswith(("batchwise.", "listwise.")), "loss", loss, expected)
+    objective = inner(loss, expected)
+    inputs = {name: {"policy": policy, "ref": ref}[name] for name in objective.needs}
+    value, metrics = objective.function(**inputs, beta=beta)
+    there = jnp.all(present(policy))
+    log_weight = jnp.where(there, -value / beta_prime, ABSENT)
+    log_mean = jax.nn.logsumexp(jax.lax.all_gather(log_weight, "batch")) - jnp.log(
+        jnp.maximum(_total_over(there, 1.0), 1)
+    )
+    weight = jax.lax.stop_gradient(jnp.where(there, jnp.exp(jnp.where(there, log_weight - log_mean, 0.0)), 0.0))
+    return jnp.where(there, -beta_prime * log_mean, 0.0), metrics | {"weight": weight}

@@ -21,6 +21,10 @@ def sigmoid(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, di
 
     .. math:: L = -\log \sigma(\beta h), \quad \partial L / \partial \log P(y_w) = -\beta \sigma(-\beta h)
 
+    Methods that are this loss on other pairs or beside another reference: SPIN (arXiv:2401.01335), whose rejected
+    response is a sample of the iterate that is its reference; and Pre-DPO (arXiv:2504.15843), whose reference
+    (`reference.path`) has been trained on the pairs before.
+
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
         ref: the same responses under the reference.

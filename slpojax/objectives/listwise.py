@@ -38,7 +38,7 @@ def _log_target(score: Float[Array, " K"], here: Bool[Array, " K"], name: str, t
     return jax.nn.log_softmax(jnp.where(here, score / temperature, ABSENT))
 
 
-def _against_the_rest(reward: Float[Array, " K"], here: Bool[Array, " K"]) -> Float[Array, " K-1"]:
+def against_the_rest(reward: Float[Array, " K"], here: Bool[Array, " K"]) -> Float[Array, " K-1"]:
     r"""Return :math:`-\log (e^{r_k} / \sum_{j \ge k} e^{r_j})` of all but the last, 0 for those that are absent.
 
     As a softplus of a difference, it and its gradient stay exact where candidate k is far ahead.
@@ -49,21 +49,22 @@ def _against_the_rest(reward: Float[Array, " K"], here: Bool[Array, " K"]) -> Fl
     return jnp.where(here[:-1], jax.nn.softplus(rest - reward[:-1]), 0.0)
 
 
-def _mean_of_others(x: Float[Array, " K"], here: Bool[Array, " K"]) -> Float[Array, ""]:
+def mean_of_others(x: Float[Array, " K"], here: Bool[Array, " K"]) -> Float[Array, ""]:
+    """Return the mean of all that are there but candidate 0; 0 where there is none."""
     return jnp.sum(jnp.where(here[1:], x[1:], 0.0)) / jnp.maximum(jnp.sum(here[1:]), 1)
 
 
 def _metrics(policy: Logps, reward: Float[Array, " K"], here: Bool[Array, " K"]) -> dict[str, Array]:
     reward, logp = jax.lax.stop_gradient((reward, total(policy)))
-    rejected, some = _mean_of_others(reward, here), jnp.any(here[1:])
+    rejected, some = mean_of_others(reward, here), jnp.any(here[1:])
     weight = jax.nn.softmax(jnp.where(here, reward, ABSENT)[1:])
     return {
         "rewards/chosen": reward[0],
         "rewards/rejected": rejected,
         "rewards/margins": reward[0] - rejected,
-        "rewards/accuracies": jnp.where(some, _mean_of_others((1 + jnp.sign(reward[0] - reward)) / 2, here), 0.5),
+        "rewards/accuracies": jnp.where(some, mean_of_others((1 + jnp.sign(reward[0] - reward)) / 2, here), 0.5),
         "logps/chosen": logp[0],
-        "logps/rejected": _mean_of_others(logp, here),
+        "logps/rejected": mean_of_others(logp, here),
         "candidates/effective": jnp.where(some, 1 / jnp.sum(weight**2), 0.0),
     }
 
@@ -100,7 +101,7 @@ def rnce(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[
         Estimation and Contrastive Divergence, 2024, arXiv:2402.16688.
     """
     reward, here = _rewards(policy, ref, beta)
-    return _against_the_rest(reward, here)[0], _metrics(policy, reward, here)
+    return against_the_rest(reward, here)[0], _metrics(policy, reward, here)
 
 
 def infonca(
@@ -252,7 +253,7 @@ def plackett_luce(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Arr
         Preference Optimization: Your Language Model is Secretly a Reward Model, 2023, arXiv:2305.18290, appendix A.3.
     """
     reward, here = _rewards(policy, ref, beta)
-    return jnp.sum(_against_the_rest(reward, here)), _metrics(policy, reward, here)
+    return jnp.sum(against_the_rest(reward, here)), _metrics(policy, reward, here)
 
 
 def contrastive_divergence(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array, dict[str, Array]]:
@@ -288,5 +289,5 @@ def contrastive_divergence(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> 
         Geoffrey Hinton, Training Products of Experts by Minimizing Contrastive Divergence, 2002.
     """
     reward, here = _rewards(policy, ref, beta)
-    loss = _mean_of_others(reward, here) - reward[0]
+    loss = mean_of_others(reward, here) - reward[0]
     return jnp.where(here[0] & jnp.any(here[1:]), loss, 0.0), _metrics(policy, reward, here)

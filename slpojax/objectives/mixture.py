@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slpojax import named
+from slpojax import named, wording
 from slpojax.base import Array
 
 _TERM = re.compile(
     r"""\s* (?: (?P<weight> [-+]? (?: [\d.]+ (?: e[-+]?\d+ )? | inf | nan ) ) \s* \* )?
-        \s* (?P<name> [a-z_][\w.]* ) \s* (?P<more> \+ | $ )""",
+        \s* (?P<name> [a-z_][\w.]* (?: \( [^()]+ \) )? ) \s* (?P<more> \+ | $ )""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -53,12 +53,25 @@ RECIPES = (
         "Weiyun Wang and others, Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed "
         "Preference Optimization, 2024, arXiv:2411.10442. TRL's has no running shift, `anchored.bco_pair_unshifted`",
     ),
+    Recipe(
+        "Cal-DPO, calibrated DPO",
+        "dpo.sigmoid + 0.5 * anchored.sppo_hard",
+        {"sigmoid_beta": 1.0, "sppo_hard_beta": 1e-3},
+        "Teng Xiao, Yige Yuan, Huaisheng Zhu, Mingxiao Li, Vasant G. Honavar, Cal-DPO: Calibrated Direct Preference "
+        "Optimization for Language Model Alignment, 2024, arXiv:2412.14516. Its beta is that of `anchored.sppo_hard`",
+    ),
 )
 
 
 def is_mixture(name: str) -> bool:
-    """Tell whether a name is that of a weighted sum (of one term, even) rather than of a function."""
-    return "+" in name or "*" in name
+    """Tell whether a name is that of a weighted sum (of one term, even) rather than of a function.
+
+    Example:
+        >>> is_mixture("0.5 * dpo.ipo"), is_mixture("humanline(dpo.ipo + dpo.hinge)")
+        (True, False)
+    """
+    outside = re.sub(r"\([^()]*\)", "", name)
+    return "+" in outside or "*" in outside
 
 
 def parse(name: str) -> dict[str, float]:
@@ -78,16 +91,16 @@ def parse(name: str) -> dict[str, float]:
         match = _TERM.match(name, end)
         if match is None:
             raise ValueError(
-                f"objective {named.shown(name)}: cannot read {named.shown(name[end:])}; expected a weighted sum of "
+                f"objective {wording.shown(name)}: cannot read {wording.shown(name[end:])}; expected a weighted sum of "
                 "objectives such as 'dpo.sigmoid + 0.005 * sft.sequence_sum'"
             )
         term, weight = match["name"], _weight(name, match["weight"])
         if term in weights:
-            raise ValueError(f"objective {named.shown(name)} has the term {term} twice; give it one weight")
+            raise ValueError(f"objective {wording.shown(name)} has the term {term} twice; give it one weight")
         weights[term] = weight
         end, more = match.end(), match["more"] == "+"
     if not any(weights.values()):
-        raise ValueError(f"objective {named.shown(name)} trains nothing: expected a weight above 0")
+        raise ValueError(f"objective {wording.shown(name)} trains nothing: expected a weight above 0")
     return weights
 
 
@@ -109,7 +122,7 @@ def owners(known: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
     functions = Counter(_function(term) for term in known)
     result = {}
     for term, keys in known.items():
-        prefix = _function(term) if functions[_function(term)] == 1 else term.replace(".", "_")
+        prefix = _function(term) if functions[_function(term)] == 1 else re.sub(r"\W+", "_", term).strip("_")
         for key in keys:
             result[key if shared[key] == 1 else f"{prefix}_{key}"] = (term, key)
     return result
@@ -170,9 +183,9 @@ def _weight(name: str, text: str | None) -> float:
         weight = math.nan
     if not 0 <= weight <= named.LARGEST:
         expected = f"expected a finite number from 0 to {named.LARGEST:g}"
-        raise ValueError(f"objective {named.shown(name)}: the weight {str(text)[:40]}: {expected}")
+        raise ValueError(f"objective {wording.shown(name)}: the weight {str(text)[:40]}: {expected}")
     return weight
 
 
 def _function(term: str) -> str:
-    return term.rpartition(".")[2]
+    return term.partition("(")[0].rpartition(".")[2]

@@ -103,3 +103,27 @@ def least_likely(policy: Logps, ref: Logps, *, picks: int = 1, weight: str = "re
         Contrastive Divergence: Your Reward Model is Secretly an NLL Estimator, 2025, arXiv:2502.04567, section 5.
     """
     return extremes(policy, -log_weights(policy, ref, weight), picks)
+
+
+def last(policy: Logps, *, picks: int = 1) -> Int[Array, " picks"]:
+    """The last candidates, whatever the policy says: behind `data.swapped` the noisy copy, a rejected one that traps.
+
+    Args:
+        policy: [K, T] log-probs; only the lengths are read.
+        picks: negatives per example, M, all different.
+
+    Returns:
+        The indices of the negatives, the last one first.
+
+    Example:
+        >>> three = Logps(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.int32([1, 1, 1]))
+        >>> print(last(three))
+        [2]
+
+    Verified: by hand, absent candidates included.
+
+    Reference:
+        Zhuotong Chen, Fang Liu, Xuan Zhu, Haozhu Wang, Yanjun Qi, Mohammad Ghavamzadeh, Preference Optimization via
+        Contrastive Divergence: Your Reward Model is Secretly an NLL Estimator, 2025, arXiv:2502.04567, table 2.
+    """
+    return extremes(policy, jnp.arange(jnp.shape(policy.length)[0], dtype=jnp.float32), picks)

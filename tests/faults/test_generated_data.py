@@ -1,6 +1,7 @@
 """Generated files, records and texts: read right, dropped and counted, or refused in one line that names the place."""
 
 import copy
+import csv
 import gzip
 import io
 import json
@@ -41,9 +42,44 @@ RECORDS = {
         "completions": [{"response": f"{SECRET}{k}", "overall_score": k} for k in range(3)],
     },
     "helpsteer": {"prompt": SECRET, "response": f"{SECRET} yes", "helpfulness": 3},
+    "helpsteer3": {
+        **{"context": [USER], "response1": f"{SECRET} yes", "response2": f"{SECRET} no", "overall_preference": -2},
+    },
+    "armorm": {
+        **{"prompt": SECRET, "all_generated_responses": [f"{SECRET}{k}" for k in range(3)]},
+        **{"all_rm_scores": [0.1, 0.3, 0.2]},
+    },
+    "orca": {"system": "?", "question": SECRET, "chosen": f"{SECRET} yes", "rejected": f"{SECRET} no"},
+    "distilabel": {
+        **{"instruction": SECRET, "chosen_response": f"{SECRET} yes", "rejected_response": f"{SECRET} no"},
+        **{"chosen_avg_rating": 4.5, "rejected_avg_rating": 2},
+    },
+    "alpaca_pairs": {
+        **{"instruction": SECRET, "input": "?", "history": [["a", "b"]]},
+        **{"chosen": f"{SECRET} yes", "rejected": f"{SECRET} no"},
+    },
+    "shp": {
+        **{"history": SECRET, "human_ref_A": f"{SECRET} yes", "human_ref_B": f"{SECRET} no"},
+        **{"labels": 1, "score_A": 9, "score_B": 2},
+    },
+    "safe_rlhf_safer": {
+        **{"prompt": SECRET, "response_0": f"{SECRET} yes", "response_1": f"{SECRET} no", "safer_response_id": 0},
+    },
+    "summarize_from_feedback": {
+        "info": {"subreddit": "a", "title": "b", "post": SECRET},
+        "summaries": [{"text": f" {SECRET} yes"}, {"text": f" {SECRET} no"}],
+        "choice": 0,
+    },
+    "webgpt": {
+        **{"question": {"full_text": SECRET}, "answer_0": f"{SECRET} yes", "answer_1": f"{SECRET} no"},
+        **{"score_0": 0.5, "score_1": -0.5},
+    },
+    "reward_bench": {"prompt": SECRET, "chosen": [f"{SECRET} yes"], "rejected": [f"{SECRET} no"] * 2},
+    "kto_tagged": {"messages": [USER, YES], "kto_tag": True},
     "unpaired": {"prompt": SECRET, "completion": f" {SECRET}", "label": True},
 }
-SINGLE = ("unpaired",)
+SINGLE = ("unpaired", "kto_tagged")
+STATED = ("conversational", "pairs", "orca", "distilabel", "alpaca_pairs", "shp", "safe_rlhf_safer")
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
@@ -112,7 +148,7 @@ def right(stored, summary, name):
         assert len(example.prompt) and all(map(math.isfinite, example.score))
         present = [r for r in example.responses if len(r)]
         assert all(r[-1] == EOS or len(r) + len(example.prompt) == 300 for r in present)
-        if name not in ("conversational", "pairs"):  # whose order the record states
+        if name not in STATED:  # whose order the record says
             scores = example.score[: len(present)]
             assert list(scores) == sorted(scores, reverse=True)
 
@@ -149,7 +185,18 @@ def contents():
     parquet = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PAIR | SCORES] * 8), parquet)
     array = json.dumps([PAIR] * 8).encode()
-    return {"jsonl": lines, "jsonl.gz": gzip.compress(lines, mtime=0), "json": array, "parquet": parquet.getvalue()}
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*PAIR, *SCORES])
+    writer.writeheader()
+    writer.writerows([PAIR | SCORES] * 8)
+    rows = table.getvalue().encode()
+    tables = {"csv": rows, "csv.gz": gzip.compress(rows, mtime=0)}
+    return tables | {
+        "jsonl": lines,
+        "jsonl.gz": gzip.compress(lines, mtime=0),
+        "json": array,
+        "parquet": parquet.getvalue(),
+    }
 
 
 CONTENTS = contents()

@@ -75,8 +75,8 @@ def test_a_config_is_read_as_transformers_reads_it_or_refused(outcomes, config):
         return
     heads = config["num_attention_heads"]
     assert ours.vocabulary == config["vocab_size"] and ours.width == config["hidden_size"] and ours.heads == heads
-    assert 0 < ours.eps < np.inf and len(ours.frequencies) * 2 <= ours.head_dim and ours.heads % ours.kv_heads == 0
-    assert np.isfinite(ours.frequencies).all() and min(ours.frequencies) > 0
+    assert 0 < ours.eps < np.inf and len(ours.rope.frequencies) * 2 <= ours.head_dim and ours.heads % ours.kv_heads == 0
+    assert np.isfinite(ours.rope.frequencies).all() and min(ours.rope.frequencies) > 0
     try:
         theirs = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     except Exception:  # it has rules of its own, and its validation reaches keys that nobody reads

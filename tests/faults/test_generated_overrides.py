@@ -23,6 +23,7 @@ KEYS = [
     "objective.beta",
     "optimizer.b1",
     "optimizer.weight_decay",
+    *(f"data.mixture.a.{key}" for key in defaults.SOURCE),
 ]
 MISSPELT = [
     "batchsize",
@@ -84,6 +85,8 @@ def test_overrides_are_read_or_refused_by_their_key(outcomes, key, text):
     value = named.flatten(got.to_dict(), ".")[key]
     if isinstance(value, str):
         assert value == text and len(value.splitlines()) <= 1
+    elif isinstance(value, tuple):
+        assert all(math.isfinite(number) for number in value if isinstance(number, float))
     elif not isinstance(value, bool):
         least, most, *_ = defaults.RANGES.get(key, (-named.LARGEST, named.LARGEST))
         assert least <= value <= most and math.isclose(value, float(eval(text)), rel_tol=1e-12)  # noqa: S307

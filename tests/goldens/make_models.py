@@ -28,6 +28,15 @@ _NEOX = {
 _LLAMA = _NEOX | {"model_type": "llama"}
 _MISTRAL = _NEOX | {"model_type": "mistral", "num_key_value_heads": 2}
 _QWEN2 = _NEOX | {"model_type": "qwen2", "num_key_value_heads": 2}
+_QWEN3 = _NEOX | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 12}
+# Without a pad token, as torch gives its row of the embedding no gradient.
+_GEMMA2 = _NEOX | {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": None}
+_GEMMA3 = _GEMMA2 | {"model_type": "gemma3_text"}
+_OLMO2 = _NEOX | {"model_type": "olmo2", "num_key_value_heads": 2, "rope_theta": 500000.0, "pad_token_id": None}
+_OLMO3 = _OLMO2 | {"model_type": "olmo3", "num_hidden_layers": 4}
+_SMOLLM3 = _NEOX | {"model_type": "smollm3", "num_key_value_heads": 2, "pad_token_id": None, "num_hidden_layers": 4}
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1000.0,
@@ -74,6 +83,93 @@ CASES = {
     "mistral_long_window": _MISTRAL | {"sliding_window": 64, "rope_theta": 1000.0, "head_dim": 16},
     "qwen2": _QWEN2 | {"rope_theta": 1000000.0},
     "qwen2_tied": _QWEN2 | {"tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": 4},
+    "qwen3": _QWEN3 | {"rope_theta": 1000000.0, "tie_word_embeddings": True},
+    "qwen3_default_head_dim": {k: v for k, v in _QWEN3.items() if k != "head_dim"} | {"num_attention_heads": 2},
+    "qwen3_attention_bias": _QWEN3 | {"attention_bias": True, "rms_norm_eps": 1e-3, "num_hidden_layers": 3},
+}
+CASES |= {
+    "mistral_window": _MISTRAL | {"sliding_window": 5},
+    "qwen2_window": _QWEN2 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "qwen3_yarn": _QWEN3 | {"rope_scaling": _YARN},
+    "llama_yarn": _LLAMA | {"rope_scaling": _YARN | {"beta_fast": 4, "beta_slow": 2, "attention_factor": 1.3}},
+    # Caps low enough to matter, and windows shorter than the text.
+    "gemma2": _GEMMA2 | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 5},
+    "gemma2_default": _GEMMA2,
+    "gemma2_no_caps": _GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma2_attention_cap": _GEMMA2 | {"attn_logit_softcapping": 1.0, "final_logit_softcapping": None},
+    "gemma2_head_cap": _GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0},
+    "gemma2_query_scale": _GEMMA2 | {"query_pre_attn_scalar": 12, "sliding_window": 3},
+    "gemma2_no_window": _GEMMA2 | {"sliding_window": 64, "rope_theta": 500.0},
+    "gemma2_all_slide": _GEMMA2 | {"layer_types": [_SLIDING, _SLIDING], "sliding_window": 4},
+    "gemma2_first_is_full": _GEMMA2 | {"layer_types": [_FULL, _SLIDING], "sliding_window": 2},
+    "gemma2_bias": _GEMMA2 | {"attention_bias": True, "hidden_activation": "silu"},
+    "gemma2_untied": _GEMMA2 | {"tie_word_embeddings": False, "num_key_value_heads": 4},
+    "gemma2_wide_heads": _GEMMA2 | {"head_dim": 16, "rms_norm_eps": 1e-3, "num_hidden_layers": 3},
+    "gemma3": _GEMMA3 | {"sliding_window": 5, "sliding_window_pattern": 2, "num_hidden_layers": 4},
+    "gemma3_default": _GEMMA3,
+    "gemma3_as_published": _GEMMA3
+    | {"rope_local_base_freq": 100.0, "rope_theta": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    | {"sliding_window": 4, "sliding_window_pattern": 3, "num_hidden_layers": 4},
+    "gemma3_by_type": _GEMMA3
+    | {
+        "rope_parameters": {
+            _FULL: {"rope_type": "default", "rope_theta": 3000.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+        },
+        "layer_types": [_SLIDING, _FULL],
+        "sliding_window": 6,
+    },
+    "gemma3_no_window": _GEMMA3 | {"sliding_window": 64, "layer_types": [_SLIDING, _FULL]},
+    "gemma3_all_full": _GEMMA3 | {"layer_types": [_FULL, _FULL]},
+    "gemma3_head_cap": _GEMMA3 | {"final_logit_softcapping": 3.0},
+    "gemma3_query_scale": _GEMMA3 | {"query_pre_attn_scalar": 20},
+    "gemma3_bias": _GEMMA3 | {"attention_bias": True, "hidden_activation": "gelu"},
+    "gemma3_untied": _GEMMA3 | {"tie_word_embeddings": False},
+    "gemma3_one_key_head": _GEMMA3 | {"num_key_value_heads": 1, "sliding_window": 2},
+    "gemma3_wide_heads": _GEMMA3 | {"head_dim": 12, "rms_norm_eps": 1e-3},
+    "olmo2": _OLMO2,
+    "olmo2_default": _NEOX | {"model_type": "olmo2", "pad_token_id": None},
+    "olmo2_three": _OLMO2 | {"num_hidden_layers": 3, "rms_norm_eps": 1e-3},
+    "olmo2_one_key_head": _OLMO2 | {"num_key_value_heads": 1},
+    "olmo2_tied": _OLMO2 | {"tie_word_embeddings": True},
+    "olmo2_bias": _OLMO2 | {"attention_bias": True},
+    "olmo2_gelu": _OLMO2 | {"hidden_act": "gelu"},
+    "olmo2_linear": _OLMO2 | {"rope_scaling": {"type": "linear", "factor": 2.5}},
+    "olmo2_llama3": _OLMO2 | {"rope_scaling": _LLAMA3},
+    "olmo2_yarn": _OLMO2 | {"rope_scaling": _YARN},
+    "olmo2_parameters": _OLMO2 | {"rope_parameters": {"rope_type": "default", "rope_theta": 200.0}},
+    "olmo2_wide": _OLMO2 | {"hidden_size": 64, "num_attention_heads": 8},
+    "olmo3": _OLMO3 | {"sliding_window": 4, "rope_scaling": _YARN | {"attention_factor": 1.2}},
+    "olmo3_default": _OLMO3,
+    "olmo3_yarn": _OLMO3 | {"rope_scaling": _YARN},
+    "olmo3_window": _OLMO3 | {"sliding_window": 3},
+    "olmo3_no_window": _OLMO3 | {"sliding_window": 64, "rope_scaling": _YARN},
+    "olmo3_two_layers": _OLMO3 | {"num_hidden_layers": 2, "layer_types": [_FULL, _SLIDING], "sliding_window": 2},
+    "olmo3_all_full": _OLMO3 | {"layer_types": [_FULL] * 4, "rope_scaling": _YARN},
+    "olmo3_tied": _OLMO3 | {"tie_word_embeddings": True},
+    "olmo3_bias": _OLMO3 | {"attention_bias": True},
+    "olmo3_one_key_head": _OLMO3 | {"num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    "olmo3_beta": _OLMO3 | {"rope_scaling": _YARN | {"beta_fast": 4.0, "beta_slow": 2.0}},
+    "olmo3_by_type": _OLMO3
+    | {
+        "rope_parameters": {
+            _FULL: _YARN | {"rope_theta": 900.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 70.0},
+        }
+    },
+    "smollm3": _SMOLLM3,
+    "smollm3_every_second": _SMOLLM3 | {"no_rope_layer_interval": 2},
+    "smollm3_listed": _SMOLLM3 | {"no_rope_layers": [0, 1, 1, 0]},
+    "smollm3_all_turn": _SMOLLM3 | {"no_rope_layers": [1] * 4},
+    "smollm3_none_turns": _SMOLLM3 | {"no_rope_layers": [0] * 4},
+    "smollm3_window": _SMOLLM3 | {"use_sliding_window": True, "sliding_window": 3},
+    "smollm3_window_listed": _SMOLLM3
+    | {"use_sliding_window": True, "sliding_window": 3, "layer_types": [_SLIDING, _FULL] * 2},
+    "smollm3_untied": _SMOLLM3 | {"tie_word_embeddings": False},
+    "smollm3_bias": _SMOLLM3 | {"attention_bias": True, "mlp_bias": True},
+    "smollm3_theta": _SMOLLM3 | {"rope_theta": 5000000.0, "rms_norm_eps": 1e-3},
+    "smollm3_yarn": _SMOLLM3 | {"rope_scaling": _YARN},
+    "smollm3_one_key_head": _SMOLLM3 | {"num_key_value_heads": 1, "hidden_act": "gelu"},
 }
 COMMITTED = (
     "neox_default",
@@ -82,6 +178,11 @@ COMMITTED = (
     "llama_tied",
     "llama_llama3_parameters",
     "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "olmo3",
+    "smollm3",
 )
 
 

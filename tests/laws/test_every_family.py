@@ -20,7 +20,20 @@ SMALL = {
     "max_position_embeddings": 256,
 }
 # Of a family whose config.json needs more, or means something else where that is left out, it is said here.
-MORE = {"gpt_neox": {"rotary_pct": 0.5}, "mistral": {"num_key_value_heads": 2}, "qwen2": {"num_key_value_heads": 2}}
+_GROUPED = {"num_key_value_heads": 2}
+_SHORT = _GROUPED | {"sliding_window": 3}  # than most examples
+_CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+MORE = {
+    "gpt_neox": {"rotary_pct": 0.5},
+    "mistral": _SHORT,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED | {"head_dim": 12},
+    "gemma2": _SHORT | _CAPS | {"head_dim": 12},
+    "gemma3_text": _SHORT | {"head_dim": 12, "sliding_window_pattern": 2},
+    "olmo2": _GROUPED,
+    "olmo3": _SHORT | {"layer_types": ["full_attention", "sliding_attention"]},
+    "smollm3": _GROUPED | {"no_rope_layer_interval": 2, "pad_token_id": None},
+}
 CONFIGS = {name: SMALL | {"model_type": name} | MORE.get(name, {}) for name in models.families()} | {
     "llama, grouped and tied": SMALL | {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "gpt_neox, sequential": SMALL | {"model_type": "gpt_neox", "rotary_pct": 1.0, "use_parallel_residual": False},
@@ -29,16 +42,24 @@ CONFIGS = {name: SMALL | {"model_type": name} | MORE.get(name, {}) for name in m
 FIRST = "llama, grouped and tied"
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=() if n == FIRST else pytest.mark.check) for n in CONFIGS]
-)
+PARAMS = [pytest.param(name, marks=() if name == FIRST else pytest.mark.check) for name in CONFIGS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def small(request):
     """A model and its parameters."""
     model = models.build(CONFIGS[request.param])
     return model, jax.jit(model.init)(jax.random.key(1))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.fixture
+def offset(request):
+    """What a family adds to the weights of its norms."""
+    config = CONFIGS[request.node.callspec.params["small"]]
+    return getattr(models.find_family(config["model_type"]), "OFFSET", 0)
+
+
+@pytest.mark.parametrize("name", PARAMS)
 def test_what_is_written_is_read_back_bit_for_bit(name, tmp_path):
     model = models.build(CONFIGS[name])
     params = jax.device_get(jax.jit(model.init)(jax.random.key(1)))
@@ -178,13 +199,13 @@ def test_a_prompt_too_long_for_the_cache_is_an_error(small):
         model.apply(params, plain(np.zeros((1, 9))), model.empty_cache(1, 8))
 
 
-def test_init_is_that_of_transformers(small):
+def test_init_is_that_of_transformers(small, offset):
     _, params = small
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = "/".join(key.key for key in path)
         assert leaf.dtype == jnp.float32
         if "norm" in name and name.endswith("weight"):
-            assert (leaf == 1).all(), name
+            assert (leaf + offset == 1).all(), name
         elif name.endswith("bias"):
             assert (leaf == 0).all(), name
         else:

@@ -89,6 +89,7 @@ def probed(policy, sureness, *, weight: float = 0.5):
     return -jnp.sum(token * (1 + weight * sureness[0])), {"sureness": jnp.mean(sureness[0])}
 
 
+@pytest.mark.check
 def test_an_objective_brings_a_reader_of_its_own():
     objective = objectives.build(f"{__name__}.probed")
     assert objective.needs == {"policy", "sureness"} and readers.needed(objective.needs) == (SURPRISE,)

@@ -8,13 +8,20 @@ import pytest
 
 from slpojax import defaults, models, named, worlds
 
+# World -> (environment variable, folder of the shared data) where it needs some; those take their time.
+FOLDERS = {"imdb": ("SLPOJAX_IMDB", "imdb")}
 NAMES = [module.name for module in pkgutil.iter_modules(worlds.__path__)]
+MARKED = [pytest.param(name, marks=[pytest.mark.check] * (name in FOLDERS)) for name in NAMES]
 COUNT = 60
 
 
-@pytest.fixture(params=NAMES, scope="module")
+@pytest.fixture(params=MARKED, scope="module")
 def world(request):
-    return worlds.find(request.param)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param in FOLDERS:
+            variable, folder = FOLDERS[request.param]
+            patch.setenv(variable, str(request.getfixturevalue("shared_data") / folder))
+        yield worlds.find(request.param)[1]
 
 
 def texts(world, seed: int = 0):

@@ -54,6 +54,8 @@ def sigmoid_norm(policy: Logps, ref: Logps, *, beta: Scalar = 5.0) -> tuple[Arra
 
     .. math:: L = -\log \sigma\Big(\beta \Big(\frac{\rho(y_w)}{|y_w|} - \frac{\rho(y_l)}{|y_l|}\Big)\Big)
 
+    Delta learning (arXiv:2507.06187) is this loss on pairs of a weak model's answer and a weaker one's.
+
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
         ref: the same responses under the reference.
@@ -187,3 +189,42 @@ def hybrid_dpo(policy: Logps, ref: Logps, *, beta: Scalar = 0.1) -> tuple[Array,
     alone, reference = total(first(policy, 2)), total(first(ref, 2))
     agrees = reference[0] > reference[1]
     return jax.nn.softplus(-jnp.where(agrees, z, beta * (alone[0] - alone[1]))), metrics
+
+
+def dpo_shift(
+    policy: Logps, ref: Logps, *, beta: Scalar = 0.1, rejected_weight: Scalar = 0.75
+) -> tuple[Array, dict[str, Array]]:
+    r"""DPO-Shift: the rejected response counts less in the margin, so that the chosen one need not fall with it.
+
+    .. math:: L = -\log \sigma\big(\beta (\rho(y_w) - \lambda \rho(y_l))\big)
+
+    DPO is content when both fall and the rejected further; here a nat that the rejected loses wins back only lambda of
+    one that the chosen loses. The price is a smaller margin.
+
+    Args:
+        policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
+        ref: the same responses under the reference.
+        beta: strength of the pull to the reference, per nat.
+        rejected_weight: lambda, from 0 to 1 (DPO). The authors' code has it from 0.5 to 1, fixed or linear in the
+            step; the default is the middle of that range, and a schedule is not here.
+
+    Returns:
+        The loss in nats (log 2 where policy and reference agree), and the metrics, whose rewards have no lambda.
+
+    Example:
+        >>> policy = Logps(jnp.float32([[-0.25], [-2.0]]), jnp.float32([[-1.5], [-0.15]]), jnp.int32([1, 1]))
+        >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+        >>> print(f"{dpo_shift(policy, ref, beta=0.1, rejected_weight=0.5)[0]:.5f}")
+        0.63260
+
+    Verified:
+        The formula in 120 digits; the formula is that of the authors' code, which was read.
+
+    Reference:
+        Xiliang Yang, Feng Jiang, Qianen Zhang, Lei Zhao, Xiao Li, DPO-Shift: Shifting the Distribution of Direct
+        Preference Optimization, 2025, arXiv:2502.07599.
+    """
+    holds = (0 <= rejected_weight) & (rejected_weight <= 1)
+    require(holds, "rejected_weight", rejected_weight, "a number from 0 to 1")
+    reward, metrics = rewards(beta, policy, ref)
+    return jax.nn.softplus(rejected_weight * reward[1] - reward[0]), metrics

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from slpojax.base import Array, Float, Logps, Scalar
-from slpojax.numerics import bernoulli_kl
+from slpojax.numerics import bernoulli_kl, log1mexp
 from slpojax.objectives import require
 from slpojax.objectives.pairs import margin, score_gap
 
@@ -96,6 +96,9 @@ def rpo_squared(
     r"""Reward-aware preference optimisation, squared distance: the margin is to equal the scores' own. NeMo's `rpo_sq`.
 
     .. math:: L = \big(\beta h - \eta (s_w - s_l)\big)^2
+
+    REBEL (arXiv:2404.16767) is this objective with the policy's own samples and the iterate that they are from as the
+    reference: its loss is that of beta one over its step, its eta, and of eta 1.
 
     Args:
         policy: [K, T] log-probs; candidate 0 is preferred to candidate 1.
@@ -197,3 +200,50 @@ def rpo_forward_kl(
     require(eta > 0, "eta", eta, "a number above 0")
     z, metrics = margin(beta, policy, ref)
     return bernoulli_kl(z, eta * score_gap(score)), metrics
+
+
+def todo(
+    policy: Logps, ref: Logps, score: Float[Array, " K"], *, beta: Scalar = 0.01, alpha: Scalar = 0.5
+) -> tuple[Array, dict[str, Array]]:
+    r"""TODO: pairs may be tied, and a preference is a margin that is clear of a tie.
+
+    .. math:: L = -\log \sigma(z - \alpha) \text{ or, of a tie, }
+        -\log \sigma(z - \alpha) - \log \sigma(-z - \alpha) - \log(e^{2 \alpha} - 1), \quad z = \beta h
+
+    They are logarithms of probabilities that add up to one, of a win of either response and of a tie. A tie is
+    likeliest at z = 0 and pulls the two rewards together. As alpha falls to 0 ties become impossible, and a
+    preference DPO's. The scores are only asked whether they are equal; pairs of equal scores are left out of the data
+    unless `data.ties` is keep.
+
+    Args:
+        policy: [K, T] log-probs; candidate 0 is preferred to candidate 1, or tied with it.
+        ref: the same responses under the reference.
+        score: [K] scores; equal ones are a tie.
+        beta: strength of the pull to the reference, per nat.
+        alpha: half the width of a tie, above 0; the authors' settings have 0.5, their code's default is 0.7.
+
+    Returns:
+        The loss in nats, and the metrics, with score/tied: 1 of a tie, else 0.
+
+    Example:
+        >>> policy = Logps(jnp.float32([[-0.25], [-2.0]]), jnp.float32([[-1.5], [-0.15]]), jnp.int32([1, 1]))
+        >>> ref = Logps(jnp.float32([[-1.0], [-1.0]]), jnp.float32([[-0.46], [-0.46]]), jnp.int32([1, 1]))
+        >>> print(f"{todo(policy, ref, jnp.float32([2.0, 1.0]), beta=0.1, alpha=0.5)[0]:.6f}")
+        0.868793
+        >>> print(f"{todo(policy, ref, jnp.float32([1.0, 1.0]), beta=0.1, alpha=0.5)[0]:.6f}")
+        1.414019
+
+    Verified:
+        The formula in 120 digits, and that the probabilities add up to one; the formula is that of the authors' code,
+        which was read.
+
+    Reference:
+        Yuxiang Guo, Lu Yin, Bo Jiang, Jiaqi Zhang, TODO: Enhancing LLM Alignment with Ternary Preferences, 2024,
+        arXiv:2411.02442.
+    """
+    require(alpha > 0, "alpha", alpha, "a number above 0")
+    z, metrics = margin(beta, policy, ref)
+    tied = score_gap(score) == 0
+    won, lost = jax.nn.softplus(alpha - z), jax.nn.softplus(alpha + z)
+    width = 2 * alpha + log1mexp(jnp.asarray(-2 * alpha, z.dtype))  # log(e^(2 alpha) - 1)
+    return jnp.where(tied, won + lost - width, won), metrics | {"score/tied": tied.astype(z.dtype)}

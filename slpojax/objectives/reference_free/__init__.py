@@ -1,4 +1,4 @@
-r"""Objectives that need no reference model: SimPO, AlphaPO, CPO, SLiC-HF, ORPO and TPO.
+r"""Objectives that need no reference model: SimPO, AlphaPO, SimPER, RePO, ConfPO, CPO, SLiC-HF, ORPO, TPO.
 
 With :math:`L(y) = \log P(y)`, summed over tokens, and :math:`\bar L(y) = L(y) / |y|`, its mean. A response that is
 absent counts as one of probability one. Several add the negative log-likelihood of a response, NLL, in the reduction
@@ -10,13 +10,16 @@ likelihood term before its weight, where there is one. `logps/` are sums over to
 """
 
 from slpojax.objectives.reference_free.contrast import cpo, cpo_hinge, cpo_ipo, slic_hf
-from slpojax.objectives.reference_free.means import alphapo, simpo
+from slpojax.objectives.reference_free.means import alphapo, confpo, repo, simper, simpo
 from slpojax.objectives.reference_free.odds import orpo, orpo_with_prompt
 from slpojax.objectives.reference_free.triples import tpo, tpo_hinge, tpo_ipo, tpo_l
 
 __all__ = [
     "simpo",
     "alphapo",
+    "simper",
+    "repo",
+    "confpo",
     "cpo",
     "cpo_hinge",
     "cpo_ipo",

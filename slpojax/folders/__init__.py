@@ -6,17 +6,18 @@ Knows the names of files in Hugging Face layout and what else people keep in fol
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
-from slpojax import log, named
+from slpojax import log, wording
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of peft
 TOKENIZER = tuple(
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json tokenizer.model vocab.json "
     "merges.txt chat_template.jinja chat_template.json".split()
@@ -27,8 +28,9 @@ _OF_OTHERS = ("*/*", "consolidated*")  # the same weights once more, in the layo
 
 UNQUANTISED = "take its upload in 16 bits, or load it with transformers, call dequantize() and save_pretrained(NEW)"
 # The end of a class that transformers names in config.json -> what the folder is.
+SCORING = "ForSequenceClassification"
 _OTHER_TASKS = {
-    "ForSequenceClassification": "a classifier or reward model",
+    SCORING: "a classifier or reward model",
     "ForRewardModel": "a reward model",
     "RewardModel": "a reward model",
     "ForTokenClassification": "a classifier of tokens or process reward model",
@@ -90,7 +92,7 @@ def resolve(
         found = snapshot_download(name, allow_patterns=list(files), ignore_patterns=list(_OF_OTHERS), etag_timeout=5)
         return pathlib.Path(found)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError) as error:
-        near = named.near_paths(name, constants.HF_HUB_CACHE, "models")
+        near = wording.near_paths(name, constants.HF_HUB_CACHE, "models")
         raise ValueError(
             f"config.{key}={name!r}: no folder {folder.absolute()}, and the hub gave no such model "
             f"({type(error).__name__}){near}. Give a local folder in Hugging Face layout, or go online."
@@ -113,8 +115,16 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read_config(path: str | pathlib.Path) -> dict[str, Any]:
-    """The content of the config.json in folder `path`; ValueError where there is none, or it is no language model's."""
+def read_config(path: str | pathlib.Path, *, also: str = "") -> dict[str, Any]:
+    """The content of the config.json in a folder.
+
+    Args:
+        path: the folder.
+        also: the end of a class beside causal language models that is expected: `SCORING`, or "".
+
+    Raises:
+        ValueError: there is none, or it is another kind of model's.
+    """
     path = pathlib.Path(path)
     file = path / CONFIG
     if not file.is_file():
@@ -126,12 +136,37 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
     names = config.get("architectures")
     for name in names if isinstance(names, list) else []:
         for end, what in _OTHER_TASKS.items():
-            if str(name).endswith(end):
+            if str(name).endswith(end) and end != also:
                 raise ValueError(
                     f"{file}: architectures names {str(name)[:80]!r}: {what}; expected a causal language model, such "
                     "as the one that it was made from."
                 )
     return config
+
+
+def labels(hf_config: Mapping[str, Any]) -> int:
+    """How many labels the score head of a config.json's model has, by transformers' rule; 0 for a language model.
+
+    Example:
+        >>> labels({"architectures": ["LlamaForCausalLM"]})
+        0
+        >>> labels({"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}})
+        1
+    """
+    names = hf_config.get("architectures")
+    if not isinstance(names, list) or not any(str(name).endswith(SCORING) for name in names):
+        return 0
+    known, count = hf_config.get("id2label"), hf_config.get("num_labels")
+    return len(known) if isinstance(known, dict) else count if type(count) is int else 2
+
+
+def require_one_label(path: str | pathlib.Path, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a classifier that is no reward model: ValueError where its head has several labels."""
+    if (count := labels(hf_config)) > 1:
+        raise ValueError(
+            f"{pathlib.Path(path) / CONFIG}: a classifier of {count} labels (id2label); expected a reward model, whose "
+            "head has one. Give a reward model's folder."
+        )
 
 
 def open_tensors(file: pathlib.Path) -> Any:
@@ -186,7 +221,7 @@ def listed(names: Sequence[str]) -> str:
         >>> listed(["a", "b"]), listed([])
         ('a, b', 'none')
     """
-    return named.few([name if len(name) <= 120 else f"{name[:120]}..." for name in names]) or "none"
+    return wording.few(names) or "none"
 
 
 def _promised(index: pathlib.Path) -> dict[str, str]:
@@ -207,7 +242,7 @@ def _is_plain(name: object) -> bool:
 
 def _foreign(path: pathlib.Path) -> str:
     """What a folder is that lacks config.json or weights, and what makes it usable; "" where it does not show."""
-    adapter = path / "adapter_config.json"
+    adapter = path / ADAPTER
     if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
         return (
