@@ -27,6 +27,8 @@ Scalar: TypeAlias = float | Float[Array, ""]  # a hyperparameter: a Python numbe
 ABSENT = -1e30
 # An adapter's pair and its scale, by their names beside the weight of a linear map.
 ADAPTER = ("lora_a", "lora_b", "lora_scale")
+# The scales of a weight that is kept as codes of few bits, by their name beside it.
+NARROW = "weight_scale"
 
 
 def stream_number(name: str) -> int:
@@ -238,6 +240,7 @@ class Model(NamedTuple):
 __all__ = [
     "ABSENT",
     "ADAPTER",
+    "NARROW",
     "Array",
     "Batch",
     "Bool",

@@ -130,7 +130,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "model.weights": ("load", "random"),
     "model.head": ("words", "score"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.frozen_dtype": ("float32", "bfloat16"),
+    "model.frozen_dtype": ("float32", "bfloat16", "int8", "int4", "nf4"),
     "model.attention": ("tiles", "cudnn", "splash", "dense"),
     "model.remat": ("none", "dots", "layer", "offload"),
     "data.ties": ("drop", "keep"),
@@ -268,7 +268,9 @@ def _model() -> ConfigDict:
     c.head = "words"
     c.family = ""  # module of a family that slpojax.models lacks, as my_lab.gemma; "" finds it by the model type
     c.dtype = "float32"  # compute: float32 | bfloat16; weights that are trained are always float32
-    c.frozen_dtype = "float32"  # of the policy's weights that are not trained: float32 | bfloat16 (half the memory)
+    # Of the policy's weights that are not trained: float32 | bfloat16 (half the memory) | int8 | int4 | nf4 (the
+    # layers' linear maps in blocks of 64 numbers with a scale each, by qwix; the rest is bfloat16)
+    c.frozen_dtype = "float32"
     c.attention = "tiles"  # tiles (any device) | cudnn (bfloat16) | splash (TPUs) | dense (quadratic memory)
     c.remat = "none"  # what the backward pass recomputes: none | dots | layer | offload
     return c

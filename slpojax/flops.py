@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax.base import ADAPTER
+from slpojax.base import ADAPTER, NARROW
 
 # Operations for a token and a weight: with its gradient, with that of what it is multiplied with alone, with none.
 TRAIN, FROZEN, FORWARD = 6, 4, 2
@@ -76,9 +76,9 @@ def moved(params: Any, trained: Any, counts: tuple[int, int]) -> tuple[tuple[int
 
 
 def count(params: Any) -> int:
-    """Return how many numbers there are, but for the scales of adapters, which are no parameters."""
+    """Return how many parameters there are; scales, of adapters and of weights in few bits, are none."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") != ADAPTER[2])
+    return sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") not in (ADAPTER[2], NARROW))
 
 
 def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int]]) -> float:

@@ -21,6 +21,7 @@ from slpojax.folders import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, expor
 from slpojax.folders.exports import DTYPES, NOTHING, STORED, Beside
 from slpojax.grid import Grid, tree
 from slpojax.models import families
+from slpojax.quantised import Narrow
 from slpojax.trained.lora import Merged
 
 __all__ = [
@@ -120,7 +121,7 @@ def save(
 
     Args:
         path: the folder; made if absent, its model files replaced.
-        params: the parameters, NumPy arrays or jax Arrays on any devices, or `Merged` ones.
+        params: the parameters, NumPy arrays or jax Arrays on any devices, or `Merged` or `Narrow` ones.
         model: whose table names the tensors.
         hf_config: the config.json the model was built from.
         dtype: of the tensors: float32, float16 or bfloat16.
@@ -253,7 +254,7 @@ def _tensor(leaf: Any, layer: int | None) -> np.ndarray:
     """Bring one layer of a parameter, or one that stacks none, to the host."""
     if layer is None:
         return exports.gather(leaf)
-    if isinstance(leaf, Merged):
+    if isinstance(leaf, Merged | Narrow):
         return exports.gather(leaf.layer(layer))
     return exports.gather(_layer(leaf, layer)) if isinstance(leaf, jax.Array) else leaf[layer]
 

@@ -17,6 +17,7 @@ from slpojax import (
     grid,
     hf,
     models,
+    quantised,
     trained,
 )
 from slpojax.base import Key, Model, named_key
@@ -254,6 +255,7 @@ def refuse(config: Config) -> None:
             f"config.model.frozen_dtype={config.model.frozen_dtype!r}, but config.train.what=all freezes no weight; "
             "leave it, or train a part (train.what=lora, or a regular expression)"
         )
+    quantised.require_library(config.model.frozen_dtype)
     random = config.model.weights != "load"
     if config.export and config.train.what == trained.LORA and not config.export_merged and random:
         raise ValueError(

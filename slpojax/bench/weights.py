@@ -14,8 +14,22 @@ import jax
 import numpy as np
 from jax import Array
 
-from slpojax import adapters, checkpoint, columns, data, folders, grid, hf, log, named, readers, trained, vocabulary
-from slpojax.base import Model, Params
+from slpojax import (
+    adapters,
+    checkpoint,
+    columns,
+    data,
+    folders,
+    grid,
+    hf,
+    log,
+    named,
+    quantised,
+    readers,
+    trained,
+    vocabulary,
+)
+from slpojax.base import NARROW, Model, Params
 from slpojax.bench.making import STEPS, Bench
 from slpojax.grid import Grid
 from slpojax.settings import Config
@@ -50,17 +64,37 @@ def reference_params(config: Config, bench: Bench, base: Params | None = None) -
 
 
 def base_params(config: Config, bench: Bench) -> Params | None:
-    """Return the policy's frozen parameters, in `model.frozen_dtype`, on their devices; None where all are trained."""
-    plan, dtype = bench.plan, config.model.frozen_dtype
+    """Return the policy's frozen parameters, in `model.frozen_dtype`, on their devices; None where all are trained.
+
+    Weights that become codes of few bits are read one at a time, so that no more than one of them is ever wide.
+    """
+    plan, kind = bench.plan, config.model.frozen_dtype
     if plan.all:
         return None
-    left_out = {path for path, layers in plan.layers.items() if not layers}
+    few = kind in quantised.KINDS
+    narrow = {f"{path}/weight" for path in bench.model.linear} - plan.layers.keys() if few else set()
+    left_out, dtype = {path for path, layers in plan.layers.items() if not layers}, "bfloat16" if few else kind
     summed = bench.adapter is not None and plan.lora is None  # before they are rounded
-    leaves = named.flatten(_whole(config, bench, left_out=left_out, dtype="float32" if summed else dtype))
-    leaves = {path: leaf for path, leaf in leaves.items() if path not in left_out}
+    read = functools.partial(_whole, config, bench, dtype="float32" if summed or few else dtype)
+    apart = narrow if config.model.weights == "load" and not summed else set()
+    leaves = named.flatten(read(left_out=left_out | apart))
+    leaves = {path: leaf for path, leaf in leaves.items() if path not in left_out | apart}
     base = named.flatten(trained.split(plan, named.nested(leaves))[0])
+    found = {path: leaf.astype(dtype) for path, leaf in base.items() if path not in narrow}
+    for path in sorted(narrow):
+        leaf = named.flatten(read(left_out=plan.shapes.keys() - {path}))[path] if path in apart else base[path]
+        found |= _narrowed(bench, path, leaf, kind)
     scales = {path: grid.put(np.asarray(x), bench.grid.everywhere) for path, x in trained.scales(plan).items()}
-    return named.nested({path: leaf.astype(dtype) for path, leaf in base.items()} | scales)
+    return named.nested(found | scales)
+
+
+def _narrowed(bench: Bench, path: str, leaf: Array, kind: str) -> dict[str, Array]:
+    """Return by path the codes of a weight and their scales, split over the devices as the weight is."""
+    paths = (path, f"{path.removesuffix('weight')}{NARROW}")
+    shapes = named.nested(dict(zip(paths, quantised.like(leaf.shape, kind), strict=True)))
+    where = named.flatten(grid.tree(bench.grid, bench.model.sharding, shapes)[0])
+    put = quantised.Narrow(*(where[path] for path in paths))
+    return dict(zip(paths, jax.jit(quantised.narrow, static_argnums=1, out_shardings=put)(leaf, kind), strict=True))
 
 
 def first_trained(config: Config, bench: Bench) -> Params:

@@ -160,7 +160,7 @@ def build(
     tensors = _tensors(_scoring(module.TENSORS) if scores else module.TENSORS, paths, tied)
     rules = tuple((f"^{re.escape(t.param)}$", t.spec) for t in tensors if t.param)
     linear = tuple(path for path in dict.fromkeys(t.param.rpartition("/")[0] for t in tensors) if path in maps)
-    rules += _rules_of_adapters({t.param: t.spec for t in tensors}, linear)
+    rules += _rules_beside({t.param: t.spec for t in tensors}, linear)
     last = score if scores else None
     return base.Model(init, apply, layers, unembed, cache_of, pool_of, rules, tensors, last, linear, config.cap)
 
@@ -240,13 +240,14 @@ def _traced(init: Callable[[base.Key], base.Params]) -> tuple[set[str], set[str]
         return set(named.flatten(jax.eval_shape(init, jax.random.key(0)))), linear
 
 
-def _rules_of_adapters(specs: Mapping[str, PartitionSpec], linear: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return how the pairs of adapters are split: as their weights [layers, out, in], and never along the rank."""
+def _rules_beside(specs: Mapping[str, PartitionSpec], linear: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return how what stands beside weights [layers, out, in] is split: as they are, and never along a rank."""
     rules: list[tuple[str, PartitionSpec]] = []
     for path in linear:
         _, out, into = (*specs[f"{path}/weight"], None, None, None)[:3]
         sides = zip(base.ADAPTER, (PartitionSpec(None, None, into), PartitionSpec(None, out, None)), strict=False)
         rules += [(f"^{re.escape(f'{path}/{name}')}$", spec) for name, spec in sides]
+        rules.append((f"^{re.escape(f'{path}/{base.NARROW}')}$", specs[f"{path}/weight"]))
     return tuple(rules)
 
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from slpojax.base import ADAPTER, Array, Float, Rows
+from slpojax.base import ADAPTER, NARROW, Array, Float, Rows
 from slpojax.grid import Grid, by_rows, lookup, path_name, scattered
 from slpojax.models.attention import INPUT, SAVED, Attend, Cache, Pool, remember, view, within
 from slpojax.models.rotary import Rope, Turn, angles
 from slpojax.models.rotary import read as read_rope
+from slpojax.quantised import Narrow
 
 
 class Tensor(NamedTuple):
@@ -162,10 +163,10 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "R L I"]) -> Float[Array, "R L O"]:
         """[R, L, I] -> [R, L, O]."""
         weight = self.param("weight", nn.initializers.normal(self.scale), (self.features, x.shape[-1]))
-        # Of one token a row, the weights go first: a processor multiplies them with few rows up to twice as fast.
-        first = x.shape[1] == 1 and x.shape[0] <= 64
-        y = jnp.einsum("rli,oi->orl" if first else "rli,oi->rlo", x, weight.astype(self.dtype))
-        y = jnp.moveaxis(y, 0, 2) if first else y
+        if self.has_variable("params", NARROW):
+            y = _times_narrow(x, Narrow(weight, self.get_variable("params", NARROW)))
+        else:
+            y = _times(x, weight.astype(self.dtype))
         if self.has_variable("params", ADAPTER[0]):  # no copy of the weight has the product added to it
             a, b, scale = (self.get_variable("params", name) for name in ADAPTER)
             narrow = jnp.einsum("rli,ki->rlk", x, a.astype(self.dtype))
@@ -173,6 +174,20 @@ class Linear(nn.Module):
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)[None, None]
         return y
+
+
+def _times(x: Float[Array, "R L I"], weight: Float[Array, "O I"]) -> Float[Array, "R L O"]:
+    """Return x W^T."""
+    # Of one token a row, the weights go first: a processor multiplies them with few rows up to twice as fast.
+    first = x.shape[1] == 1 and x.shape[0] <= 64
+    y = jnp.einsum("rli,oi->orl" if first else "rli,oi->rlo", x, weight)
+    return jnp.moveaxis(y, 0, 2) if first else y
+
+
+@jax.checkpoint
+def _times_narrow(x: Float[Array, "R L I"], weight: Narrow) -> Float[Array, "R L O"]:
+    """Return x W^T; the backward pass widens the weight again, so that no wide copy of it outlives a layer."""
+    return _times(x, weight.wide().astype(x.dtype))
 
 
 class RMSNorm(nn.Module):

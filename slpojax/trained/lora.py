@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slpojax import wording
+from slpojax import quantised, wording
 from slpojax.base import ADAPTER, Array, Float, Key, named_key
 
 A, B, SCALE = ADAPTER  # beside the weight [layers, out, in] that they add to
@@ -137,13 +137,13 @@ class Merged(NamedTuple):
     """A stacked weight with its adapter, summed one layer at a time, when that layer is asked for.
 
     Attributes:
-        weight: [layers, out, in].
+        weight: [layers, out, in], or as codes and scales.
         a: [layers, rank, in].
         b: [layers, out, rank].
         scale: [layers].
     """
 
-    weight: Array
+    weight: Array | quantised.Narrow
     a: Array
     b: Array
     scale: Array
@@ -159,13 +159,14 @@ class Merged(NamedTuple):
 
 
 @jax.jit
-def _merged_layer(parts: tuple[Array, ...], number: Array | int) -> Array:
-    return merge(*(jax.lax.dynamic_index_in_dim(jnp.asarray(part), number, keepdims=False) for part in parts))
+def _merged_layer(parts: tuple[Any, ...], number: Array | int) -> Array:
+    weight, *pair = quantised.at(parts, number)
+    return merge(weight.wide() if isinstance(weight, quantised.Narrow) else weight, *pair)
 
 
 def lazily_merged(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters by path, with `Merged` in the place of weights and their adapters."""
-    found = without(leaves)
+    """Return parameters by path, with `Merged` or `Narrow` in the place of weights and what stands beside them."""
+    found = quantised.lazily_widened(without(leaves))
     for path in of(leaves):
-        found[f"{path}/weight"] = Merged(*(leaves[f"{path}/{name}"] for name in ("weight", A, B, SCALE)))
+        found[f"{path}/weight"] = Merged(found[f"{path}/weight"], *(leaves[f"{path}/{name}"] for name in ADAPTER))
     return found
