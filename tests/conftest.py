@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -15,6 +16,7 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # it compiles, and runs nothing
 
 import fault_reports  # noqa: E402
+import filelock  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -43,6 +45,24 @@ def shared_data() -> pathlib.Path:
 def shared_goldens() -> pathlib.Path:
     """The folder of large golden numbers: $SLPOJAX_GOLDENS, or ../shared/goldens."""
     return _folder("SLPOJAX_GOLDENS", "shared", "goldens")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, request):
+    """Return `(name, make) -> folder`: `make` fills it in one test process, for which the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    together = folder.parent if hasattr(request.config, "workerinput") else folder  # what test processes share
+
+    def one(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        path, done = together / name, together / f"{name}.done"
+        with filelock.FileLock(together / f"{name}.lock"):
+            if not done.exists():
+                path.mkdir()  # fails where another process failed
+                make(path)
+                done.touch()
+        return path
+
+    return one
 
 
 @pytest.fixture(autouse=True)

@@ -120,9 +120,13 @@ PROGRAMS = ("matched", "sparse", "likeliest first", "likeliest together")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(made_once):
     """A folder in which four processes ran everything."""
-    folder = programs.make(tmp_path_factory.mktemp("hosts"))
+    return made_once("hosts", _ran)
+
+
+def _ran(folder):
+    programs.make(folder)
     several_hosts.write_world(folder)
     port, acts = free_port(), [*PROGRAMS, "sample", "judge"]
     script = str(ROOT / "tests" / "several_hosts.py")
@@ -130,7 +134,6 @@ def folder(tmp_path_factory):
         [[sys.executable, script, str(i), str(PROCESSES), str(port), str(folder), *acts] for i in range(PROCESSES)],
         devices=1,
     )
-    return folder
 
 
 @pytest.mark.timeout(1800)
