@@ -133,6 +133,7 @@ def _ran(folder):
     start(
         [[sys.executable, script, str(i), str(PROCESSES), str(port), str(folder), *acts] for i in range(PROCESSES)],
         devices=1,
+        environments=[{"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}] * PROCESSES,  # most of their time is compilation
     )
 
 
