@@ -1,6 +1,7 @@
 """slpojax and TRL in turn on the same pairs: pairs a second, peak memory, and the losses of both, which must agree.
 
     python benchmarks/vs_trl.py PAIRS.jsonl.gz TOKENIZER_FOLDER [--rounds 3] [--steps 5] [--batch 16]
+    python benchmarks/vs_trl.py PAIRS TOKENIZER --adapters 16
     python benchmarks/vs_trl.py PAIRS TOKENIZER --device gpu --dtype bfloat16 --model pythia-1b \
         --sides "slpojax,TRL best,TRL cached,TRL defaults" --config.model.attention=cudnn --config.model.remat=layer
 
@@ -14,6 +15,9 @@ same pairs on both. TRL pads to the longest of a batch, which trading neither le
 share of its cells that hold a token is printed for the order that was taken and for the others, grouped by length among
 them, which TRL would fill better and which trains on other batches. `--order source` takes the pairs as they come, the
 worst for packed rows.
+
+`--adapters RANK` trains LoRA adapters of all linear maps of the layers instead, TRL's with peft: both start from one
+folder that peft wrote, and the reference is the model without them.
 
 TRL's "defaults" keep the reference model and recompute activations. Its "best" caches the reference's log-probs and
 does not recompute; "cached" does both, for models whose activations do not fit otherwise. The fused head, which meets
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(MODELS), default="small")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--adapters", type=int, default=0, help="their rank; 0 trains all weights")
     parser.add_argument("--sides", default="slpojax,TRL best,TRL defaults")
     parser.add_argument("--tolerance", type=float, help="of a loss; 1e-4 in float32, 2e-2 in bfloat16")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "output" / "vs_trl")
@@ -110,7 +115,7 @@ def child(name: str, args: argparse.Namespace, overrides: Sequence[str], folder:
     folder.mkdir(parents=True)
     command = [sys.executable, os.path.abspath(__file__), str(args.pairs), str(args.tokenizer)]
     command += ["--child", name, "--folder", str(folder), "--out", str(args.out)]
-    for option in ("steps", "batch", "order", "model", "device", "dtype"):
+    for option in ("steps", "batch", "order", "model", "device", "dtype", "adapters"):
         command += [f"--{option}", str(getattr(args, option))]
     env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
@@ -145,6 +150,14 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
         tokenizer_file=str(args.tokenizer / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder)
+    if args.adapters:
+        import peft
+
+        wanted = peft.LoraConfig(
+            target_modules="all-linear", r=args.adapters, lora_alpha=2 * args.adapters, task_type="CAUSAL_LM"
+        )
+        peft.get_peft_model(model, wanted).save_pretrained(args.out / "adapter")
+        tokenizer.save_pretrained(args.out / "adapter")
     chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
     examples, _ = data.load(data.Source(str(args.pairs)), chosen, tokenizer=data.load_tokenizer(str(folder)))
     records = sources.read(str(args.pairs)).records
@@ -209,6 +222,9 @@ def slpojax(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         "mesh.fsdp": 1,
         "mesh.data": 1,
     }
+    if args.adapters:
+        settings |= {"model.path": args.out / "adapter", "train.what": "lora"}
+        settings |= {"lora.rank": args.adapters, "lora.alpha": 2.0 * args.adapters}
     config = [f"--config={ROOT / 'configs' / 'dpo_hh.py'}", *(f"--config.{key}={x}" for key, x in settings.items())]
     sys.argv = ["slpojax.train", *config, *overrides]
     import jax
@@ -268,8 +284,13 @@ def trl(args: argparse.Namespace, _: Sequence[str]) -> None:
     )
     folder, clock = args.out / "model", Clock()
     rows = [json.loads(line) for line in (args.out / "pairs.jsonl").read_text().splitlines()]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if args.adapters:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, args.out / "adapter", is_trainable=True)
     trainer = DPOTrainer(
-        model=transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model=model,
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=transformers.AutoTokenizer.from_pretrained(folder),
@@ -299,7 +320,7 @@ def table(runs: dict[str, list[dict]], args: argparse.Namespace, tolerance: floa
     first = next(iter(runs), "")
     print(f"\n| side | pairs/s | {first} is faster by | peak, GiB | {first}'s share | whole run, s | loss apart |")
     print("|---|---|---|---|---|---|---|")
-    agree, bars = True, []
+    agree, bars, marks = True, [], {} if args.adapters else BARS
     for side, many in runs.items():
         apart = max(
             abs(a - b)
@@ -312,7 +333,7 @@ def table(runs: dict[str, list[dict]], args: argparse.Namespace, tolerance: floa
             f"| {side} | {spread(rates[side])} | {faster:.1f}x | {spread(peaks[side])} | {share:.0%} | "
             f"{spread((run['whole'] for run in many), 0)} | {apart:.1e} |"
         )
-        for bar, got, met in zip(BARS.get((args.device, side), ()), (faster, share), (faster.__ge__, share.__le__)):
+        for bar, got, met in zip(marks.get((args.device, side), ()), (faster, share), (faster.__ge__, share.__le__)):
             if bar is not None and side != first:
                 what = f"{got:.1f}x, at least {bar}x" if got is faster else f"{got:.0%} of the peak, at most {bar:.0%}"
                 bars.append(f"{side}: {what}: {verdict(met(bar))}")

@@ -47,11 +47,13 @@ class Entry(NamedTuple):
         folder: of the cache.
         name: what it is; it begins the names of its files.
         key: everything that it depends on, by name.
+        setting: the key of a configuration that names the folder.
     """
 
     folder: pathlib.Path
     name: str
     key: Mapping[str, str]
+    setting: str = "reference.cache"
 
 
 class Stored(NamedTuple):
@@ -93,7 +95,7 @@ def load(entry: Entry) -> Stored:
     path = file(entry)
     if path.is_dir() or (entry.folder.exists() and not entry.folder.is_dir()):
         at, kind = (path, "folder") if path.is_dir() else (entry.folder, "file")
-        raise ValueError(f"{at} is a {kind}, where {entry.name} is to be cached; move it, or set reference.cache")
+        raise ValueError(f"{at} is a {kind}, where {entry.name} is to be cached; move it, or set {entry.setting}")
     whole = _read(path, entry.key)
     if whole is not None:
         return Stored(whole, {}, "")
@@ -107,10 +109,15 @@ def load(entry: Entry) -> Stored:
 
 def save(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the whole of an entry, from the first host, and remove its parts."""
-    _write(file(entry), entry.key, arrays)
     if jax.process_index() == 0:
+        save_here(entry, arrays)
         for part in _parts(entry):
             part.unlink(missing_ok=True)
+
+
+def save_here(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write the whole of an entry from this host, for what every host computes by itself and may find or not."""
+    _write(file(entry), entry.key, arrays)
 
 
 def save_part(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
@@ -214,9 +221,7 @@ def _read_key(path: pathlib.Path) -> dict[str, str] | None:
 
 
 def _write(path: pathlib.Path, key: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file from the first host: under another name first, which no other process uses, then rename it."""
-    if jax.process_index() != 0:
-        return
+    """Write a file: under another name first, which no other process uses, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     with open(unfinished, "wb") as f:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 # often something is looked at, and how the work is cut up. They may differ when a run is resumed, and nothing that is
 # made for several runs, such as a world's reference, depends on them.
 CHANGE_NO_NUMBER = (
-    *("output", "compiled", "reference.cache"),
+    *("output", "compiled", "data.cache", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
     *("checkpoint_every", "keep_last", "keep_best", "resume", "nonfinite", "nonfinite_limit"),
     *("export", "export_dtype", "export_merged", "generate", "judge", "ranking", "online", "evaluate", "frontier"),
@@ -324,6 +324,9 @@ def _data() -> ConfigDict:
     c.order = "balanced"
     c.row_length = 0  # tokens of a packed row; 0 for the length with the least padding
     c.pack = True  # False: one example per row, in up to four lengths of rows (see by_length)
+    # Folder that keeps tokenised examples by what they depend on, so that a second start reads them; of 16,384 records
+    # and more; "" for none
+    c.cache = "~/.cache/slpojax/examples"
     return c
 
 

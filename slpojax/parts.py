@@ -141,7 +141,8 @@ def _part(config: Config, bench: Bench, name: str, source: data.Source, form: st
 
 
 def _load(config: Config, bench: Bench, source: data.Source, form: str) -> tuple[data.Examples, data.Report]:
-    return data.load(source, settings(config, form), tokenizer=bench.tokenizer, seed=config.seed)
+    chosen, cache = settings(config, form), config.data.cache
+    return data.load(source, chosen, tokenizer=bench.tokenizer, seed=config.seed, cache=cache)
 
 
 def _require_ids(config: Config, bench: Bench, parts: Sequence[Part]) -> None:

@@ -29,6 +29,7 @@ COMMANDS = (
     "ablation PAIRS TOKENIZER --model tiny --rows 0:100 --batch 2 --batches 1 --rounds 1",
     "packing PAIRS TOKENIZER --rows 0:200 --batch 8",
     "vs_trl --help",
+    "loading --help",
     "fits --help",
 )
 # Who compiles for devices that are not there, and how a machine comes by it.

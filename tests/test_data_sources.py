@@ -81,8 +81,7 @@ def test_a_row_is_called_by_its_line_where_lines_are_blank(folder):
     assert sources.where(source, 1) == f"row 1 ({folder}/b.jsonl, line 5)"
     assert sources.where(source, 4) == f"row 4 ({folder}/a.json, item 3)"
     assert sources.counted(source) == (
-        f"; row 0 is line 3 of {folder}/b.jsonl; row 2 is item 1 of {folder}/a.json; blank lines between them, 1, "
-        "are not counted"
+        "; row 0 is line 3 of b.jsonl; row 2 is item 1 of a.json; blank lines between them, 1, are not counted"
     )
     assert sources.where(sources.read(str(folder / "saved"), rows="3:"), 4) == "row 4"
 

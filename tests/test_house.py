@@ -41,7 +41,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 KEYS = """
     accumulate batch_size best_metric checkpoint_every clip_norm compiled data.accept data.accept_beta data.bos
-    data.candidates data.chat_template data.degrade data.end data.eval_format data.eval_path data.eval_rows
+    data.cache data.candidates data.chat_template data.degrade data.end data.eval_format data.eval_path data.eval_rows
     data.eval_split data.format data.least_gap data.least_variance data.length_penalty data.match_prompts
     data.max_length data.max_prompt_length data.mismatched data.order data.pack data.pairs data.path data.row_length
     data.rows data.samples data.split data.swapped data.ties data.tokenizer data.too_long data.unpair diagnostics epochs

@@ -163,7 +163,12 @@ def build(
         source=np.array([e.source for e in listed], np.int32),
         names=names,
     )
-    flat = (stored.token, stored.start, stored.score, stored.row, stored.label, stored.weight, stored.source)
-    for array in (*flat, *stored.lengths):
+    return frozen(stored)
+
+
+def frozen(examples: Examples) -> Examples:
+    """Return examples, their arrays made read-only."""
+    flat = (examples.token, examples.start, examples.score, examples.row, examples.label, examples.weight)
+    for array in (*flat, examples.source, *examples.lengths):
         array.setflags(write=False)
-    return stored
+    return examples

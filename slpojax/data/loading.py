@@ -20,6 +20,7 @@ from slpojax.data import (
     pairing,
     parsing,
     report,
+    reuse,
     rules,
     sources,
     swapping,
@@ -67,6 +68,7 @@ def load(
     tokenizer: Tokenizer,
     seed: int = 0,
     transforms: Sequence[Factory] = CHAIN,
+    cache: str = "",
 ) -> tuple[Examples, Report]:
     """Read records and make examples of them.
 
@@ -77,6 +79,7 @@ def load(
         seed: of what the transforms draw.
         transforms: the chain, functions `Setup -> Transform` or None. One that is not here is added to the tuple, as in
             `(*CHAIN, mine)`.
+        cache: folder of examples that were made before, where those of many records are written, too; "" for none.
 
     Returns:
         The examples, in the order of the source, and a report that counts each record that was dropped or changed.
@@ -88,6 +91,9 @@ def load(
     setup = Setup(source, *settings, tokenizer, seed)
     # All of them are made, and have refused their settings, before anything is read.
     ready = [transform for make in transforms if (transform := make(setup)) is not None]
+    entry = functools.cache(lambda: reuse.entry(cache, setup, [make.__module__ for make in transforms]))
+    if reuse.holds(cache) and (of := entry()) and (before := reuse.read(of, source.path)):
+        return before
     read = sources.read(source.path, split=source.split, rows=source.rows)
     items: Iterable[Any] = sources.numbered(read)
     if len(read.records) >= _LONG:
@@ -104,6 +110,8 @@ def load(
     made = report.make(line, len(read.records), tally, examples, special, added=added)
     if not len(examples):
         raise ValueError(f"{line}: {advice.why_none(made.dropped, made.read)}")
+    if cache and made.read >= reuse.LEAST and (of := entry()):
+        reuse.write(of, source.path, examples, made)
     return examples, made
 
 

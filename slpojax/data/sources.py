@@ -9,6 +9,7 @@ import codecs
 import csv
 import glob
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -82,7 +83,7 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
     start, stop = parse_range(rows)
     if not path.strip(", "):
         raise ValueError(f"data.path is empty; give a hub name, {_LOCAL}")
-    parts = [path] if _exists(path) else [part.strip() for part in path.split(",") if part.strip()]
+    parts = _parts(path)
     are_files = [part.lower().endswith(FILES) for part in parts]
     if all(are_files):
         found = _take(_files(parts), start, stop)
@@ -96,6 +97,46 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
     if not len(found.records):
         raise ValueError(f"{_clip(path)}: rows {rows or ':'} hold no record; the source ends before row {start}")
     return found
+
+
+def digest(path: str, *, split: str = "train") -> str | None:
+    """SHA-256 of the files that hold the records of a source, wherever they lie: of their bytes and their names.
+
+    Args:
+        path: as `read` takes it.
+        split: of a hub data set.
+
+    Returns:
+        The digest; None where the records lie in no file, or in one that cannot be read, which `read` says.
+
+    Raises:
+        ValueError: as `read` does for what is not there.
+    """
+    parts = _parts(path)
+    if parts and all(part.lower().endswith(FILES) for part in parts):
+        files = [(os.path.basename(name), name) for name in _names(parts)]
+    elif _is_local(path):
+        folder = os.path.expanduser(path)
+        walked = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+        files = [(os.path.relpath(name, folder), name) for name in walked if os.path.isfile(name)]
+        files.append((split, os.devnull))
+    elif path:
+        files = [(os.path.basename(file["filename"]), file["filename"]) for file in _hub(path, split).cache_files]
+    else:
+        return None
+    sha = hashlib.sha256()
+    try:
+        for name, file in files:
+            with open(file, "rb") as f:
+                sha.update(f"{name}\0{hashlib.file_digest(f, 'sha256').hexdigest()}\0".encode())
+    except OSError:
+        return None
+    return sha.hexdigest() if files else None
+
+
+def _parts(path: str) -> list[str]:
+    """Return the files or patterns that a path lists; itself where it is one."""
+    return [path] if _exists(path) else [part.strip() for part in path.split(",") if part.strip()]
 
 
 def numbered(found: Records) -> Iterator[tuple[int, Record]]:
@@ -130,7 +171,10 @@ def where(found: Records, row: int) -> str:
 
 def counted(found: Records) -> str:
     """Return how rows are counted through files, in words, where it is not the line less one; else ""."""
-    of = "; row {0.first} is {0.unit} {0.numbers[0]} of {0.name}".format
+
+    def of(file: File) -> str:
+        return f"; row {file.first} is {file.unit} {file.numbers[0]} of {os.path.basename(file.name)}"
+
     blank = sum(
         file.numbers[-1] - file.numbers[0] + 1 - len(file.numbers) for file in found.files if file.unit == "line"
     )
@@ -178,16 +222,7 @@ def _near(path: str, *hub: str) -> str:
 
 def _files(parts: Sequence[str]) -> Iterator[tuple[str, str, Iterator[tuple[int, Record]]]]:
     """Yield name, unit and numbered records of every file, after all names were found."""
-    names: list[str] = []
-    for part in parts:
-        part = os.path.expanduser(part)
-        pattern = glob.has_magic(part) and not os.path.exists(part)
-        files = sorted(glob.glob(part)) if pattern else [part]
-        if not files or not all(map(os.path.isfile, files)):
-            near = "" if pattern else _near(part)
-            raise ValueError(f"data.path: no such file: {_clip(part)}{near} (looked from {pathlib.Path.cwd()})")
-        names += files
-    for name in names:
+    for name in _names(parts):
         low = name.lower()
         if low.endswith(".parquet"):
             yield name, "record", _parquet(name)
@@ -197,6 +232,20 @@ def _files(parts: Sequence[str]) -> Iterator[tuple[str, str, Iterator[tuple[int,
             yield name, "line", _csv(name)
         else:
             yield name, "line", _jsonl(name)
+
+
+def _names(parts: Sequence[str]) -> list[str]:
+    """Return the files that are asked for, those of a pattern in the order of their names."""
+    names: list[str] = []
+    for part in parts:
+        part = os.path.expanduser(part)
+        pattern = glob.has_magic(part) and not os.path.exists(part)
+        files = sorted(glob.glob(part)) if pattern else [part]
+        if not files or not all(map(os.path.isfile, files)):
+            near = "" if pattern else _near(part)
+            raise ValueError(f"data.path: no such file: {_clip(part)}{near} (looked from {pathlib.Path.cwd()})")
+        names += files
+    return names
 
 
 def _take(files: Iterable[tuple[str, str, Iterator[tuple[int, Record]]]], start: int, stop: int | None) -> Records:
