@@ -190,7 +190,8 @@ def _with_end(
     """Return which tokens count once responses are closed: an EOS that is put behind one does."""
     if counted is None:
         return None
-    return tuple(np.append(one, [True] * (len(ids) - len(one))) for one, ids in zip(counted, responses, strict=True))
+    pairs = zip(counted, responses, strict=True)
+    return tuple(np.concatenate([one, np.ones(len(ids) - len(one), bool)]) for one, ids in pairs)
 
 
 def _behind(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids], list[str]]]:
