@@ -44,6 +44,11 @@ BY_MACRO = (
     "{% for m in messages %}{{ '<im>' + m.role + '\n' }}{% if m.role == 'assistant' %}{{ say(m) }}{% else %}"
     "{{ m.content + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<im>assistant\n' }}{% endif %}"
 )
+# Phi's writes EOS once, where the dialogue ends.
+ONE_END = (
+    "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '</>' }}{% endfor %}"
+    "{{ '<assistant>' if add_generation_prompt else eos_token }}"
+)
 # Thoughts of earlier turns are left out once another follows.
 FORGETS = (
     "{% for m in messages %}{{ '<im>' + m.role + '\n' }}{% if m.thinking and loop.last %}{{ '<think>' + m.thinking }}"
@@ -134,6 +139,7 @@ def test_a_turn_of_a_user_is_read_and_never_counts(load):
     assert said(every[0])[0] == "Yes, 20 °C.<eos>" and said(own[0])[0] == "Yes, 20 °C.<eos>No.<eos>"
     assert make_tokenizer().decode(own[0].responses[0]).startswith("Yes, 20 °C.<eos>\n<im>user\nSure?<eos>\n")
     assert said(load([record], templates.DIALOGUE)[0][0])[0] == " Yes, 20 °C. No.<eos>"
+    assert said(load([record], ONE_END)[0][0])[0] == "Yes, 20 °C.</>No.</><eos>"
 
 
 def test_marks_are_right_within_a_macro_and_texts_stay_as_they_are():

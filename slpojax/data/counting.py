@@ -64,12 +64,26 @@ def by_prefixes(
 def within(spans: Sequence[Span], start: int, length: int) -> tuple[Span, ...]:
     """Return the parts of spans that lie in the `length` characters from `start` on, counted from there.
 
+    Args:
+        spans: rising.
+        start: of what is looked at.
+        length: of it.
+
+    Returns:
+        Rising spans, none empty; those that touch are one.
+
     Example:
-        >>> within([(0, 2), (3, 9), (10, 12)], 4, 6)
+        >>> within([(0, 2), (3, 7), (7, 9), (10, 12)], 4, 6)
         ((0, 5),)
     """
-    cut = ((max(a - start, 0), min(b - start, length)) for a, b in spans)
-    return tuple((a, b) for a, b in cut if a < b)
+    found: list[Span] = []
+    for first, behind in spans:
+        a, b = max(first - start, 0), min(behind - start, length)
+        if found and a <= found[-1][1]:
+            found[-1] = (found[-1][0], max(b, found[-1][1]))
+        elif a < b:
+            found.append((a, b))
+    return tuple(found)
 
 
 def covers(spans: Sequence[Span], text: str) -> bool:

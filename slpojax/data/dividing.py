@@ -26,13 +26,13 @@ class Template(NamedTuple):
         draw: (messages, tools, whether to ask for an answer) -> text; raises `Unusable`.
         end: what it writes behind the words of the last answer; "" where that cannot be told.
         begins: a prompt that it writes, to see its first token.
-        marked: (messages, tools) -> text with marks around what the assistant writes; None where it has no such marks.
+        marked: as `draw`, with marks around what the assistant writes; None where the template has no such marks.
     """
 
     draw: Callable[[Messages, tuple[dict[str, Any], ...], bool], str]
     end: str
     begins: str
-    marked: Callable[[Messages, tuple[dict[str, Any], ...]], str] | None
+    marked: Callable[[Messages, tuple[dict[str, Any], ...], bool], str] | None
 
 
 class Written(NamedTuple):
@@ -105,10 +105,11 @@ def spans(template: Template, counted: str, written: Written, tokenizer: Tokeniz
     dialogue, whole = written.dialogue, written.text
     own = counting.own(counted, dialogue, written.answered)
     if template.marked:
-        marked = sandbox.spans(template.marked(dialogue, written.tools))
+        marked = sandbox.spans(template.marked(dialogue, written.tools, False))
         if marked is None or marked[0] != whole:
             raise Unusable(_MARKS)
-        before = sandbox.spans(template.marked(dialogue[: own[0]], written.tools)) if counted == counting.LAST else None
+        asked = template.marked(dialogue[: own[0]], written.tools, True) if counted == counting.LAST else ""
+        before = sandbox.spans(asked)  # as many marks as the turns before the last one have
         return marked[1][len(before[1]) if before else 0 :]
 
     def begins(turn: int) -> int:
@@ -120,6 +121,8 @@ def spans(template: Template, counted: str, written: Written, tokenizer: Tokeniz
     def upto(turn: int) -> str:
         last = turn == len(dialogue) - 1
         text = whole if last else template.draw(dialogue[: turn + 1], written.tools, False)
+        if not whole.startswith(text):  # Phi's writes EOS once, where the dialogue ends
+            text = until_eos(text, tokenizer.eos_token).removesuffix(tokenizer.eos_token)
         return until_eos(text, tokenizer.eos_token) if end == "eos" else text
 
     return counting.by_prefixes(whole, own, begins, upto)

@@ -301,11 +301,7 @@ def _compiled(source: str, given: tuple[tuple[str, Any], ...], arguments: str) -
         end = begins = ""
     marked = None
     if sandbox.generates(source):
-        with_marks = sandbox.compiled(source, marks=True)
-
-        def marked(messages: Messages, tools: tuple[dict[str, Any], ...]) -> str:
-            return draw(messages, tools, False, with_marks)
-
+        marked = functools.partial(draw, run=sandbox.compiled(source, marks=True))
     return Template(draw, end, begins, marked)
 
 
