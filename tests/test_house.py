@@ -251,7 +251,7 @@ def test_every_experiment_resolves(path):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_what_exists(document):
     text = document.read_text()
-    for path in set(re.findall(r"\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
+    for path in set(re.findall(r"(?<!cache/)\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
         assert (ROOT / path).exists() or "my_" in path, f"{document.name} names {path}"
     for module in set(re.findall(r"python -m (slpojax[\w.]*)", text)):
         assert importlib.util.find_spec(module), f"{document.name} runs {module}"

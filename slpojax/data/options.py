@@ -153,7 +153,7 @@ def settings(values: Mapping[str, Any]) -> Settings:
     """
     for name in values:
         if name not in FIELDS:
-            raise wording.unknown("setting of data", name, FIELDS)
+            raise wording.unknown("setting of data", name, FIELDS, listed="slpojax/defaults.py")
 
     def group(kind: type) -> Any:
         return kind(**{name: values[name] for name in kind._fields if name in values})  # type: ignore[attr-defined]
