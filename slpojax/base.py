@@ -62,8 +62,8 @@ class Logps(NamedTuple):
     Attributes:
         token: log p(y_t | x, y_<t), in nats, float32.
         other: log(1 - p(y_t | x, y_<t)), in nats, float32, exact also where p rounds to one.
-        length: the number of response tokens (EOS included); 0 where a candidate is absent. Of a prompt it is one less
-            than the prompt's tokens, as nothing predicts the first one.
+        length: the number of response tokens that count (all, EOS included, unless `data.turns` leaves some out); 0
+            where a candidate is absent. Of a prompt it is one less than its tokens, as nothing predicts the first one.
     """
 
     token: Float[Array, "*lead T"]
@@ -93,7 +93,8 @@ class Rows(NamedTuple):
 class Scored(NamedTuple):
     """The scored tokens of packed rows: where each is predicted, what it is, and where its log-prob goes.
 
-    They are those of the responses, and the prompts' too where an objective asks for these.
+    They are those of the responses that count, and the prompts' too where an objective asks for these. T numbers the
+    tokens that count, one behind the other; others have no slot.
 
     A group is R / G neighbouring rows, those of one micro-batch that one device holds. Only the sum over a group sets
     how many positions the vocabulary meets, not the row that has the most.
@@ -120,7 +121,7 @@ class Batch(NamedTuple):
     Attributes:
         rows: what the model reads.
         scored: which hidden states are scored.
-        length: response lengths in tokens; 0 where a candidate is absent.
+        length: tokens of each response that count; 0 where a candidate is absent.
         score: rank scores or rewards of the candidates, higher is better; 0 where the data has none.
         label: 1 where candidate 0 is desirable, 0 where it is not; 1 where the data has none, 0 for a filler.
         weight: of the example in the loss, for objectives that read it; 1 unless the prompts are matched.

@@ -30,7 +30,7 @@ class Columns:
     """Log-probs of every response of a data set, ragged.
 
     Attributes:
-        token: log p of all response tokens, one after the other, in nats.
+        token: log p of all response tokens that count, one after the other, in nats.
         other: log(1 - p) of the same.
         start: [N, K + 1] where each response of each example begins; the last column is where the example ends.
     """
@@ -140,7 +140,7 @@ def join(pieces: Sequence[Piece], response_lengths: np.ndarray) -> Columns:
 
     Args:
         pieces: of all examples together.
-        response_lengths: [N, K] tokens of every response.
+        response_lengths: [N, K] tokens of every response that count.
 
     Raises:
         ValueError: an example is missing.
@@ -177,7 +177,7 @@ def load_or_compute(
         name: of the frozen model, "reference" or "previous".
         split: "train" or "eval".
         key: everything that the numbers depend on, by name.
-        response_lengths: [N, K] tokens of every response.
+        response_lengths: [N, K] tokens of every response that count.
         make: [N] whether an example is known -> at least the unknown ones, batch by batch.
         say: takes a line that says whether the cache was used, and if not, why.
 

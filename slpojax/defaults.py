@@ -137,6 +137,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "data.pairs": ("", "best", "extremes", "two_std_below", "all", "random"),
     "data.bos": ("tokenizer", "always", "never"),
     "data.end": ("eos", "template"),
+    "data.turns": ("last", "assistant", "all"),
     "data.too_long": ("drop", "cut_prompt", "cut_response", "original"),
     "data.order": ("balanced", "shuffled", "by_length", "source", "original"),
     "generate.second": ("", "reference", "mixture"),
@@ -318,6 +319,11 @@ def _data() -> ConfigDict:
     # Where a response that a chat template writes ends: eos (its EOS is the last token) | template (as it is written to
     # the end of the turn, line break and all: what reward models are read at)
     c.end = "eos"
+    # Of a response of messages, what counts: all (every token, tools' results too; it ends before a user's next turn) |
+    # assistant (what the assistant wrote, by the template's generation marks where it has them) | last (its last turn).
+    # With the last two a response goes on behind a user's turn. What does not count is read and neither scored nor
+    # trained
+    c.turns = "all"
     c.max_length = 512  # tokens of prompt plus one response
     c.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
     c.too_long = "cut_prompt"  # drop | cut_prompt | cut_response (loses EOS, counted) | original (the same)

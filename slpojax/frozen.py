@@ -24,7 +24,7 @@ from slpojax.settings import Config
 from slpojax.step import Method
 
 # Settings of the data that a cache does not name: the digest of the examples says what they change.
-_BY_EXAMPLES = (*data.Rules._fields, "chat_template_kwargs")
+_BY_EXAMPLES = (*data.Rules._fields, "chat_template_kwargs", "turns")
 MOVING = ("moving", "bema")  # modes of a reference that follows the policy
 
 
@@ -283,7 +283,7 @@ def log_probs(
         batches = columns.batches(devices, part, scan, left)
         return columns.compute(score, log.track(batches, len(left), f"{name} log-probs ({part.name})"))
 
-    key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.response)
+    key, lengths = {**key, "examples": part.examples.digest()}, np.asarray(part.examples.lengths.counted)
     return columns.load_or_compute(cache, name, part.name, key, lengths, make, log.say)
 
 

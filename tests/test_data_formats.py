@@ -89,6 +89,7 @@ def ranking(*answers):
         ("prompt_response", {"prompt": "a", "response": "b"}, Parsed("a", ("b",))),
         ("prompt_response", {"prompt": "a", "completion": "b"}, Parsed("a", ("b",))),
         ("messages", {"messages": [USER, YES]}, Parsed((USER,), ((YES,),))),
+        ("dialogues", {"messages": [USER, NO, USER, YES]}, Parsed((USER,), ((NO, USER, YES),))),
         (
             "ranked",
             {

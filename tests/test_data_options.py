@@ -24,7 +24,7 @@ def test_the_defaults_are_those_of_the_configuration():
     [
         (
             {"max_lenght": 3},
-            r"unknown setting of data 'max_lenght' .near: max_length, .*; there are format, bos, .*degrade",
+            r"unknown setting of data 'max_lenght' .near: max_length, .*; there are \d+ .slpojax/defaults.py",
         ),
         ({"format": "hh", "rows": "0:3"}, r"unknown setting of data 'rows'"),  # where it lies is a `Source`
     ],

@@ -63,6 +63,16 @@ def test_labels_ranks_and_scores_come_back(start, tmp_path):
     assert start(format="nectar", candidates=2, unpair=True)
 
 
+def test_which_tokens_count_comes_back(start, tmp_path):
+    said = [{"role": role, "content": text} for role, text in (("assistant", "a"), ("tool", "b"), ("assistant", "c"))]
+    record = {"prompt": [{"role": "user", "content": "?"}], "chosen": said, "rejected": said[:1]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    options = {"format": "conversational", "tokenizer": make_tokenizer(template=CHAT)}
+    assert not start(**options)
+    assert not start(turns="assistant", **options)
+    assert start(turns="assistant", **options) and start(**options)
+
+
 def test_whatever_examples_depend_on_makes_them_anew(start, tmp_path):
     assert not start()
     assert not start(max_prompt_length=20)

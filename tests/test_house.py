@@ -17,7 +17,7 @@ import pytest
 import slpojax
 from configs import base
 from slpojax import defaults, hf, models, named, optim, settings
-from slpojax.data import candidates, orders, pairing, templates, tokenise, too_long
+from slpojax.data import candidates, counting, orders, pairing, templates, tokenise, too_long
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "slpojax"
@@ -44,20 +44,21 @@ KEYS = """
     data.cache data.candidates data.chat_template data.degrade data.end data.eval_format data.eval_path data.eval_rows
     data.eval_split data.format data.least_gap data.least_variance data.length_penalty data.match_prompts
     data.max_length data.max_prompt_length data.mismatched data.order data.pack data.pairs data.path data.row_length
-    data.rows data.samples data.split data.swapped data.ties data.tokenizer data.too_long data.unpair diagnostics epochs
-    eval_every evaluate.baseline evaluate.bins evaluate.constant evaluate.control evaluate.judged evaluate.questions
-    evaluate.reference evaluate.run evaluate.samples evaluate.step evaluate.to export export_dtype export_merged
-    frontier.at_once frontier.budgets frontier.known frontier.only frontier.page frontier.seeds generate.count
-    generate.engine generate.engine_key generate.engine_model generate.engine_requests generate.engine_timeout
-    generate.format generate.generator generate.max_new_tokens generate.min_p generate.mixture generate.prompts
-    generate.rows generate.samples generate.second generate.slots generate.split generate.stop generate.temperature
-    generate.to generate.top_k generate.top_p judge.name keep_best keep_last learning_rate log_every lora.alpha
-    lora.beside lora.rank lora.rank_stabilized lora.targets mesh.data mesh.distributed mesh.fsdp mesh.tensor
-    model.attention model.dtype model.family model.frozen_dtype model.head model.path model.remat model.weights moments
-    nonfinite nonfinite_limit objective.name online.answers online.follow online.keep online.segments online.serve
-    optimizer.name output profile ranking reference.batch_size reference.bias_power reference.cache reference.ema_power
-    reference.every reference.lag reference.mix reference.mode reference.path reference.previous resume schedule
-    schedule_steps scorer seed selection selector.name start steps tensorboard train.what wandb warmup_steps world
+    data.rows data.samples data.split data.swapped data.ties data.tokenizer data.too_long data.turns data.unpair
+    diagnostics epochs eval_every evaluate.baseline evaluate.bins evaluate.constant evaluate.control evaluate.judged
+    evaluate.questions evaluate.reference evaluate.run evaluate.samples evaluate.step evaluate.to export export_dtype
+    export_merged frontier.at_once frontier.budgets frontier.known frontier.only frontier.page frontier.seeds
+    generate.count generate.engine generate.engine_key generate.engine_model generate.engine_requests
+    generate.engine_timeout generate.format generate.generator generate.max_new_tokens generate.min_p generate.mixture
+    generate.prompts generate.rows generate.samples generate.second generate.slots generate.split generate.stop
+    generate.temperature generate.to generate.top_k generate.top_p judge.name keep_best keep_last learning_rate
+    log_every lora.alpha lora.beside lora.rank lora.rank_stabilized lora.targets mesh.data mesh.distributed mesh.fsdp
+    mesh.tensor model.attention model.dtype model.family model.frozen_dtype model.head model.path model.remat
+    model.weights moments nonfinite nonfinite_limit objective.name online.answers online.follow online.keep
+    online.segments online.serve optimizer.name output profile ranking reference.batch_size reference.bias_power
+    reference.cache reference.ema_power reference.every reference.lag reference.mix reference.mode reference.path
+    reference.previous resume schedule schedule_steps scorer seed selection selector.name start steps tensorboard
+    train.what wandb warmup_steps world
 """.split()
 
 
@@ -215,6 +216,7 @@ def test_the_words_of_a_key_are_those_of_the_table_that_reads_it():
         "data.bos": tokenise.BOS,
         "data.too_long": too_long.POLICIES,
         "data.end": templates.ENDS,
+        "data.turns": counting.TURNS,
         "model.head": models.HEADS,
         "data.order": orders.KINDS,
         "export_dtype": hf.EXPORT_DTYPES,
@@ -249,7 +251,7 @@ def test_every_experiment_resolves(path):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_what_exists(document):
     text = document.read_text()
-    for path in set(re.findall(r"\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
+    for path in set(re.findall(r"(?<!cache/)\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
         assert (ROOT / path).exists() or "my_" in path, f"{document.name} names {path}"
     for module in set(re.findall(r"python -m (slpojax[\w.]*)", text)):
         assert importlib.util.find_spec(module), f"{document.name} runs {module}"

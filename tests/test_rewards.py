@@ -264,6 +264,7 @@ def test_mesh_and_accumulation_change_no_number(workplace):
         ({"selector.name": "likeliest"}, "selector likeliest reads log-probs"),
         ({"diagnostics": 2}, "config.diagnostics=2 reads log-probs"),
         ({"data.end": "eos"}, "data.end='eos' cuts what a chat template writes.*--config.data.end=template"),
+        ({"data.turns": "last"}, "data.turns='last' lets a part of a response count.*--config.data.turns=all"),
         ({"world": "reviews"}, "config.world='reviews' judges what the policy writes"),
         ({"objective.name": "reward.bradley_terry_margin"}, "asks for the candidates' scores"),
         ({"data.candidates": 1}, "reads 2 responses of an example"),

@@ -375,7 +375,7 @@ def test_what_does_not_fit_is_an_error():
         with pytest.raises(ValueError, match="plan again"):
             rows.pack(listed, smaller)
     with pytest.raises(ValueError, match="response tokens do not fit the .* reserved"):
-        rows.pack(listed, shapes, reserved=np.array([1, 1, 1]))
+        rows.pack(listed, shapes, reserved=(np.array([1, 1, 1]),) * 2)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 import pathlib
 
+import data_tools
 import jinja2
+import numpy as np
 import pytest
 from data_tools import make_tokenizer
 
 from slpojax.data import formats, templates, turns
+from slpojax.data.examples import which
 
 pytestmark = [pytest.mark.check, pytest.mark.filterwarnings("ignore")]
 
@@ -69,4 +72,52 @@ def divided_alike(record, tokenizer, name):
     ends = tokenizer.eos_token
     expected = [text.rstrip() if text.rstrip().endswith(ends) else text for text in map(theirs.get, PAIR)]
     assert [ours.prompt, *ours.responses] == expected, name
+    return True
+
+
+AGAIN, THOUGHT = turn("user", "And Etna?"), ETNA | {"reasoning_content": "Ha"}
+SAID = {
+    "plain": ([ASK], [COMO]),
+    "a call": ([ASK], [CALLS, turn("tool", "12 C", name="weather"), COMO]),
+    "a user's turn": ([ASK], [COMO, AGAIN, ETNA]),
+    "after turns": ([ASK, COMO, AGAIN], [ETNA]),
+    "thoughts": ([ASK], [COMO, AGAIN, THOUGHT]),
+    "all of it": ([ASK], [THOUGHT, AGAIN, CALLS, turn("tool", "12 C", name="weather"), COMO, ASK, ETNA]),
+}
+
+
+def test_what_counts_is_what_transformers_masks_in_trl_s_templates(tmp_path):
+    """In those for training, which have generation marks; a template that refuses a dialogue refuses it in both."""
+    trl = pytest.importorskip("trl")
+    equal, files = 0, sorted(pathlib.Path(trl.__file__).parent.glob("chat_templates/*_training.jinja"))
+    for path in files:
+        tokenizer = make_tokenizer(template=path.read_text())
+        for name, (prompt, response) in SAID.items():
+            equal += masked_alike(tmp_path, tokenizer, [*prompt], response, f"{path.name}: {name}")
+    assert len(files) > 20 and equal > 3 * len(files)
+
+
+def masked_alike(folder, tokenizer, prompt, response, name):
+    tools = [TOOL] if CALLS in response else None
+    try:
+        theirs = tokenizer.apply_chat_template(
+            [*prompt, *response], tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except (jinja2.TemplateError, TypeError):
+        return False
+    record = {"messages": [*prompt, *response]} | ({"tools": tools} if tools else {})
+    options = {"format": "dialogues", "candidates": 1, "end": "template", "max_length": 8000}
+    stored, _ = data_tools.load(folder, [record], tokenizer=tokenizer, turns="assistant", **options)
+    ids, expected = theirs["input_ids"], np.array(theirs["assistant_masks"], bool)
+    [response], begins = stored[0].responses, len(stored[0].prompt)
+    assert [*stored[0].prompt, *response][: len(ids)] == ids, name
+    np.testing.assert_array_equal(which(stored[0])[0][: len(ids) - begins], expected[begins:], name)
+    # Of the last turn it is what they mask behind all that others say.
+    [last], _ = data_tools.load(folder, [record], tokenizer=tokenizer, turns="last", **options)
+    said = tokenizer(next(t["content"] for t in reversed(record["messages"]) if t["role"] != "assistant"))["input_ids"]
+    behind = max((i for i in range(len(ids)) if ids[i : i + len(said)] == said), default=None)
+    if behind is None:  # two templates of images, and two that know no tools, leave out what they do not know
+        return True
+    expected &= np.arange(len(ids)) > behind
+    np.testing.assert_array_equal(which(last)[0][: len(ids) - begins], expected[begins:], name)
     return True

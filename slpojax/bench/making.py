@@ -250,6 +250,11 @@ def refuse(config: Config) -> None:
             f"config.data.end={config.data.end!r} cuts what a chat template writes behind EOS, and a reward model "
             "(model.head=score) is read at the end of all that is written; set --config.data.end=template"
         )
+    if config.model.head == "score" and config.data.turns != "all":
+        raise ValueError(
+            f"config.data.turns={config.data.turns!r} lets a part of a response count, and a reward model (model.head="
+            "score) is read at the last token, whoever wrote what; set --config.data.turns=all"
+        )
     if config.model.frozen_dtype != "float32" and config.train.what == trained.ALL:
         raise ValueError(
             f"config.model.frozen_dtype={config.model.frozen_dtype!r}, but config.train.what=all freezes no weight; "

@@ -48,6 +48,11 @@ ADVICE = {
     "the chat template writes the prompt differently": "name a template that writes turns alike wherever they stand: "
     "data.chat_template",
     "the last message is not the assistant's": "let every dialogue end with the assistant's turn",
+    "the chat template changes what stands within": "mend the template's generation tags, or set data.turns=all",
+    "the chat template writes earlier turns": "set data.turns=all, or name a template that writes turns alike wherever "
+    "they stand, or has generation marks: data.chat_template",
+    "no token of a response counts": "look at the template's generation marks, or set data.turns=all",
+    "no token of a response that counts": "raise data.max_length, or set data.turns=all",
     "tools that are no list": "give tools as a list of JSON schemas, or leave them out",
 }
 

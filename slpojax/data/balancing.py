@@ -15,8 +15,8 @@ _NEVER = 1e9  # a size that no trade can make up for, in tokens
 
 def sizes(lengths: Lengths) -> Int[np.ndarray, "2 N"]:
     """Return (all tokens, scored tokens) of every example."""
-    scored = np.asarray(lengths.response, np.int64).sum(axis=1)
-    return np.stack([lengths.prompt + scored, scored])
+    placed, scored = (np.asarray(of, np.int64).sum(axis=1) for of in (lengths.response, lengths.counted))
+    return np.stack([lengths.prompt + placed, scored])
 
 
 def trade(

@@ -10,6 +10,7 @@ import numpy as np
 from slpojax import wording
 from slpojax.data import turns
 from slpojax.data.chain import Group, Text, Transform, each
+from slpojax.data.examples import of_candidates, with_candidates
 from slpojax.data.formats import Messages, Parsed, Tokens, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
@@ -99,17 +100,15 @@ def distinct(setup: Setup) -> Transform:
 
     def one(group: Group) -> Group:
         [example] = group.examples
-        best, *others = zip(example.responses, example.score, strict=True)
-        left = [best, *(other for other in others if group.sampled or not np.array_equal(other[0], best[0]))]
+        best, *others = example.responses
+        left = [0, *(k for k, ids in enumerate(others, 1) if group.sampled or not np.array_equal(ids, best))]
         if len(left) < min(2, most):
             raise Unusable(_IDENTICAL)
         absent = most - len(left)
         few = absent > 0 and not setup.source.samples
         notes = (_IDENTICAL_LEFT_OUT,) * (1 + len(others) - len(left)) + (FEWER,) * few
-        responses, score = zip(*left, *[(np.zeros(0, np.int32), 0.0)] * absent, strict=True)
-        return group._replace(
-            examples=(example._replace(responses=responses, score=score),), notes=(*group.notes, *notes)
-        )
+        made = with_candidates(of_candidates(example, left), [np.zeros(0, np.int32)] * absent, [0.0] * absent)
+        return group._replace(examples=(made,), notes=(*group.notes, *notes))
 
     return each(one)
 

@@ -13,6 +13,7 @@ from slpojax.data.examples import Example
 from slpojax.data.formats import Parsed, Unusable
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
+from slpojax.data.sandbox import Span
 
 Transform: TypeAlias = Callable[[Iterable[Any], Tally], Iterable[Any]]
 Factory: TypeAlias = Callable[[Setup], Transform | None]
@@ -27,6 +28,7 @@ class Text(NamedTuple):
         parsed: prompt, responses and scores: plain text or messages, after `templates.render` plain text alone.
         templated: whether a chat template wrote the texts, special tokens included.
         ended: of each response that a template wrote, whether the template ends it, so that no EOS is put behind it.
+        spans: of each response, the characters that count; () where all of all of them do.
         rendered: whether a chat template wrote the record's own texts before, special tokens included.
         notes: what the report counts of the record once it has come as far as the next `settle`.
     """
@@ -36,6 +38,7 @@ class Text(NamedTuple):
     parsed: Parsed
     templated: bool = False
     ended: tuple[bool, ...] = ()
+    spans: tuple[tuple[Span, ...], ...] = ()
     rendered: bool = False
     notes: tuple[str, ...] = ()
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from slpojax.data import counting
 from slpojax.data.chain import Group, Transform
-from slpojax.data.examples import Example
+from slpojax.data.examples import Example, with_candidates
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 from slpojax.data.tokenise import Ids
@@ -22,7 +23,7 @@ def degrade(setup: Setup) -> Transform | None:
     """Add `data.degrade` copies of each response of a pair, first those with the least removed; 0 adds none.
 
     Raises:
-        ValueError: `data.degrade` is negative, or the examples are no plain pairs.
+        ValueError: `data.degrade` is negative, the examples are no plain pairs, or not all turns of a response count.
     """
     asked, count = setup.candidates, setup.candidates.degrade
     if count and (count < 0 or asked.candidates != 2 or asked.unpair or asked.pairs or asked.mismatched):
@@ -33,6 +34,7 @@ def degrade(setup: Setup) -> Transform | None:
         )
     if not count:
         return None
+    counting.require_all(setup.encoding.turns, "degrade")
     added = tuple(f"{name}, copy {d + 1}" for d in range(count) for name in ("chosen", "rejected"))
 
     def transform(items: Iterable[Group], tally: Tally) -> Iterator[Group]:
@@ -104,4 +106,4 @@ def add_copies(example: Example, keys: Sequence[Ids], count: int) -> Example:
     """
     of_each = [copies(response, key, count) for response, key in zip(example.responses, keys, strict=True)]
     added = tuple(itertools.chain.from_iterable(zip(*of_each, strict=True)))
-    return example._replace(responses=(*example.responses, *added), score=(*example.score, *(0.0,) * len(added)))
+    return with_candidates(example, added, (0.0,) * len(added))

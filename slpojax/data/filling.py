@@ -60,6 +60,7 @@ def packing(examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: 
         unused: examples of the last pass that no full batch is left for.
     """
     prompt, response = examples.lengths.prompt, _packed(examples.lengths.response, shapes.candidates)
+    counts = _packed(examples.lengths.counted, shapes.candidates)
     placed = examples.lengths.response.sum(axis=1)  # as rows are laid out
     if shapes.candidates < examples.candidates:
         placed = planning.reserve(examples.lengths.response, shapes.candidates - 1)
@@ -73,9 +74,9 @@ def packing(examples: Examples, order: Iterable[Int[np.ndarray, " B"]], shapes: 
         cells, positions = cells + sizes.rows * sizes.length, positions + sizes.groups * sizes.scored
         fullest = max(fullest, int(size.sum()))
         prompts += float(prompt[real].sum())
-        tokens = response[real].sum(axis=1)
-        scored += float(tokens.sum())
-        targets += float(planning.count_scored(prompt[real], tokens, prompts=shapes.prompt > 0).sum())
+        scored += float(response[real].sum())
+        of_responses = counts[real].sum(axis=1)
+        targets += float(planning.count_scored(prompt[real], of_responses, prompts=shapes.prompt > 0).sum())
         alone += float((prompt[real] * (response[real] > 0).sum(axis=1)).sum())
     return Packing(
         batches=batches,

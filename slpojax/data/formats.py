@@ -200,6 +200,20 @@ def messages(record: Record) -> Parsed:
     return Parsed(prompt, (response,))
 
 
+def dialogues(record: Record) -> Parsed:
+    """`messages` (or `conversations` with `system`), from the assistant's first turn on the response, for SFT.
+
+    With `data.turns=assistant` every turn of the assistant is trained; with `all` the response ends before the user's
+    second turn.
+    """
+    prompt, response = fields.dialogue(record)
+    said = (*prompt, *response)
+    first = next(i for i, turn in enumerate(said) if turn["role"] == "assistant")
+    if not first:
+        raise Unusable("empty prompt")
+    return Parsed(said[:first], (said[first:],))
+
+
 def ranked(record: Record) -> Parsed:
     """`messages` and `responses` [{"text", "rank", "score"}], any number of them.
 
@@ -232,7 +246,7 @@ FORMATS: Mapping[str, Parser] = {
     parser.__name__: parser
     for parser in (
         *(hh, hh_rightmost, pairs, bradley_terry, quantiles, pool, implicit, conversational, prompt_response),
-        *(messages, ranked, unpaired),
+        *(messages, dialogues, ranked, unpaired),
         *(judged.samples, judged.samples_in_order, judged.samples_versus_last, judged.samples_quantiles),
         *(published.nectar, published.ultrafeedback, published.helpsteer, published.helpsteer3, published.armorm),
         *(published.orca, published.stack_exchange, published.distilabel, published.alpaca_pairs, published.shp),

@@ -13,6 +13,7 @@ import numpy as np
 from slpojax import samples
 from slpojax.data import given
 from slpojax.data.chain import Group, Transform, each
+from slpojax.data.examples import of_candidates, with_candidates
 from slpojax.data.formats import Parsed, Tokens, Unusable
 from slpojax.data.options import Setup
 from slpojax.samples import Sample
@@ -56,7 +57,8 @@ def join(setup: Setup) -> Transform | None:
         answers = tuple(Tokens(tuple(y.ids), y.output, y.finished) for y in drawn[:places])
         taken = given.examine(Parsed(Tokens(tuple(example.prompt.tolist())), answers), setup.tokenizer)
         absent = (np.zeros(0, np.int32),) * (places - len(answers))
-        made = example._replace(responses=(*example.responses[:PAIR], *taken.responses, *absent))
+        pair = of_candidates(example, range(PAIR))
+        made = with_candidates(pair, (*taken.responses, *absent), example.score[PAIR:])
         notes = (*group.notes, *taken.notes, *(_SHORT,) * bool(absent))
         return group._replace(examples=(made,), added=(*group.added, *names), notes=notes)
 

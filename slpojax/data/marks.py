@@ -21,6 +21,7 @@ from slpojax.base import Int
 from slpojax.data.chain import Text, Transform, each
 from slpojax.data.formats import Tokens, Unusable
 from slpojax.data.options import Setup
+from slpojax.data.sandbox import BEGINS, ENDS
 
 AS_TEXT = "special tokens that the text itself holds, read as text"
 RENDERED = "special tokens read as such, as the dialogue was rendered beforehand"
@@ -117,6 +118,40 @@ def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[Ids]]:
     return encode
 
 
+def beginnings(tokenizer: Tokenizer) -> Callable[[str], Ids]:
+    """Return a function from a text to the character at which each of its tokens begins, those of `encoder`.
+
+    Several tokens of one character begin at it. Of a blank that a tokenizer puts into the next word's token it depends
+    on the tokenizer whether the token begins with it.
+    """
+    known = find(tokenizer)
+    names = {mark: name for name, mark in known.of.items()}
+    either = re.compile(f"{known.names.pattern}|{known.marks.pattern}")
+    copy = functools.cache(lambda: _renamed(tokenizer, known)[0])
+
+    def begins(text: str) -> Ids:
+        if text.isascii() or not known.marks.search(text):
+            offsets = tokenizer(
+                text,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )["offset_mapping"]
+            return np.array([begin for begin, _ in offsets], np.int32)
+        swapped, origin, last = "", [], 0
+        for found in either.finditer(text):
+            other = known.of.get(found[0]) or names[found[0]]
+            swapped += text[last : found.start()] + other
+            origin += [*range(last, found.start()), *[found.start()] * len(other)]
+            last = found.end()
+        swapped, origin = swapped + text[last:], [*origin, *range(last, len(text) + 1)]
+        offsets = copy().encode(swapped, add_special_tokens=False).offsets
+        return np.array([origin[begin] for begin, _ in offsets], np.int32)
+
+    return begins
+
+
 def _renamed(tokenizer: Tokenizer, known: Marks) -> tuple[Any, Ids]:
     """Return the copy, and the original id of each of its ids: those of added tokens may be others."""
     import tokenizers
@@ -156,7 +191,7 @@ def _refuse(pieces: Iterable[str], known: Marks) -> None:
                 piece.encode()
             except UnicodeEncodeError:
                 raise Unusable(SURROGATE) from None
-            if known.marks.search(piece):
+            if known.marks.search(piece) or BEGINS in piece or ENDS in piece:
                 raise Unusable(PRIVATE)
 
 

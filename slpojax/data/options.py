@@ -41,6 +41,9 @@ class Encoding(NamedTuple):
         chat_template_kwargs: further variables of the template by name, as `enable_thinking`; it must read each.
         end: where a response that a chat template writes ends: "eos" (its EOS is the last token) | "template" (as it is
             written to the end of the turn).
+        turns: of a response of messages, the turns whose tokens count: "all" (every token of the response, which ends
+            before a user's next turn) | "assistant" (what the assistant wrote) | "last" (its last turn alone). With
+            the last two the response goes on through a user's turns, which never count.
         max_length: most tokens of a prompt plus one response.
         max_prompt_length: tokens that a prompt keeps where it is cut; above 0, below `max_length`.
         too_long: "drop" | "cut_prompt" | "cut_response" | "original", the policies of `slpojax.data.too_long`.
@@ -51,6 +54,7 @@ class Encoding(NamedTuple):
     chat_template: str = ""
     chat_template_kwargs: Mapping[str, Any] = MappingProxyType({})
     end: str = "eos"
+    turns: str = "all"
     max_length: int = 512
     max_prompt_length: int = 256
     too_long: str = "cut_prompt"
@@ -149,7 +153,7 @@ def settings(values: Mapping[str, Any]) -> Settings:
     """
     for name in values:
         if name not in FIELDS:
-            raise wording.unknown("setting of data", name, FIELDS)
+            raise wording.unknown("setting of data", name, FIELDS, listed="slpojax/defaults.py")
 
     def group(kind: type) -> Any:
         return kind(**{name: values[name] for name in kind._fields if name in values})  # type: ignore[attr-defined]

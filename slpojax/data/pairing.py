@@ -12,7 +12,7 @@ from slpojax import wording
 from slpojax.base import Float, Int
 from slpojax.data.candidates import EQUAL, FEWER
 from slpojax.data.chain import Group, Transform, each
-from slpojax.data.examples import Example
+from slpojax.data.examples import Example, of_candidates
 from slpojax.data.formats import Unusable
 from slpojax.data.options import Candidates, Setup
 
@@ -116,7 +116,7 @@ def rejection_sample(example: Example, count: int, beta: float, rng: np.random.G
     """Return the example with the candidates alone that `accept` draws, best first."""
     present = _present(example)
     drawn = accept(np.array([example.score[k] for k in present]), count, beta, rng)
-    return _take(example, sorted(present[i] for i in drawn))
+    return of_candidates(example, sorted(present[i] for i in drawn))
 
 
 def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: bool) -> tuple[list[Example], int]:
@@ -156,15 +156,9 @@ def pairs(example: Example, kind: str, rng: np.random.Generator, *, ordered: boo
         if (ordered or example.score[j] > example.score[k])
         and not np.array_equal(example.responses[j], example.responses[k])
     ]
-    return [_take(example, list(two)) for two in better], len(listed) - len(better)
+    return [of_candidates(example, list(two)) for two in better], len(listed) - len(better)
 
 
 def _present(example: Example) -> list[int]:
     """Return the numbers of the candidates that are not absent."""
     return [k for k, response in enumerate(example.responses) if len(response)]
-
-
-def _take(example: Example, picked: list[int]) -> Example:
-    return example._replace(
-        responses=tuple(example.responses[k] for k in picked), score=tuple(example.score[k] for k in picked)
-    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from slpojax import wording
-from slpojax.data import fields, formats, sources, turns
+from slpojax.data import counting, fields, formats, sources, turns
 from slpojax.data.chain import Text, Transform
 from slpojax.data.formats import Parsed, Record, Tokens, Unusable
 from slpojax.data.options import Setup
@@ -31,12 +31,15 @@ def parse(setup: Setup) -> Transform:
     """Parse `(row, record)` pairs, consecutive records of one example together; drop what holds no example.
 
     Of messages the record's `tools` come with them. A response of messages begins with the assistant's turn and ends
-    with one, and holds none of a user; what comes behind is left out. Which fields no parser read is counted.
+    with one; where all of its turns count (`data.turns`) it holds none of a user. What comes behind is left out. Which
+    fields no parser read is counted.
 
     Raises:
         ValueError: an unknown format; later, a record of another format.
     """
-    name = setup.encoding.format
+    name, every = setup.encoding.format, setup.encoding.turns == counting.ALL
+    if setup.encoding.turns not in counting.TURNS:
+        raise wording.unknown("data.turns", setup.encoding.turns, counting.TURNS)
     parser, field = formats.find(name), formats.grouped_by(name)
 
     def transform(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[Text]:
@@ -45,7 +48,8 @@ def parse(setup: Setup) -> Transform:
         for place, (row, record) in enumerate(_joined(records, field, tally) if field else records):
             tally.fields.update(field for field, value in record.items() if value not in (None, "", [], {}))
             try:
-                parsed = _parse(parser, name, _Watched(record, read), functools.partial(tally.where, row))
+                where = functools.partial(tally.where, row)
+                parsed = _parse(parser, name, _Watched(record, read), where, every=every)
             except Unusable as reason:
                 tally.drop(row, str(reason))
             else:
@@ -104,14 +108,14 @@ def _objects(items: Iterable[tuple[int, Any]], tally: Tally) -> Iterator[tuple[i
         yield row, record
 
 
-def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[], str]) -> Parsed:
+def _parse(parser: formats.Parser, name: str, record: Record, where: Callable[[], str], *, every: bool) -> Parsed:
     """Parse a record; whatever a parser stumbles over is a record of another format, at the place `where`.
 
     What parsers here say of it is shown; of another module's the type of the error and its line, as its words may be
     the row's text.
     """
     try:
-        return _settle(_checked(parser(record)), record)
+        return _settle(_checked(parser(record)), record, every)
     except Unusable:
         raise
     except Exception as error:
@@ -148,7 +152,7 @@ def _kind(piece: Any) -> str:
     return "text" if isinstance(piece, str) else "token ids" if isinstance(piece, Tokens) else "messages"
 
 
-def _settle(parsed: Parsed, record: Record) -> Parsed:
+def _settle(parsed: Parsed, record: Record, every: bool) -> Parsed:
     """Return what was parsed, as every format must keep to it.
 
     Raises:
@@ -161,21 +165,21 @@ def _settle(parsed: Parsed, record: Record) -> Parsed:
         if any(_LOOKS.match(text) for text in (parsed.prompt, *parsed.responses) if isinstance(text, str)):
             notes.append(_JSON)
         return parsed._replace(notes=tuple(notes))
-    every = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]
-    if not all(isinstance(turn.get("content", ""), str) for turn in every if isinstance(turn, Mapping)):
+    said = [*parsed.prompt, *(turn for response in parsed.responses for turn in response)]
+    if not all(isinstance(turn.get("content", ""), str) for turn in said if isinstance(turn, Mapping)):
         raise Unusable("a message whose content is no text")
-    responses = tuple(_answer(response, notes) for response in parsed.responses)  # type: ignore[arg-type]
+    responses = tuple(_answer(response, notes, every) for response in parsed.responses)  # type: ignore[arg-type]
     if any(len(response) > 1 for response in responses):
         notes.append(formats.SEVERAL)
     tools = parsed.tools or turns.tools(record.get("tools"))
     return parsed._replace(responses=responses, tools=tools, notes=tuple(notes))
 
 
-def _answer(response: Messages, notes: list[str]) -> Messages:
-    """Return the turns of a response that may be trained: from the assistant's first turn to its last.
+def _answer(response: Messages, notes: list[str], every: bool) -> Messages:
+    """Return the turns of a response: from the assistant's first turn to its last.
 
-    All tokens of a response are trained, so a user's turn, and what answers it, cannot be part of it. The result of a
-    tool may stand between two turns of the assistant.
+    Where every token of a response is trained, a user's turn, and what answers it, cannot be part of it. The result of
+    a tool may stand between two turns of the assistant.
 
     Raises:
         Unusable: the response begins with a turn that is not the assistant's.
@@ -184,7 +188,7 @@ def _answer(response: Messages, notes: list[str]) -> Messages:
         raise Unusable(f"a response that begins with a turn of the {response[0]['role']}")
     own = len(response)
     for i, turn in enumerate(response):
-        if turn["role"] not in ("assistant", "tool", "ipython"):
+        if every and turn["role"] not in ("assistant", "tool", "ipython"):
             own = i
             break
     notes += [formats.CUT] * (own < len(response))

@@ -147,6 +147,7 @@ def make_picked(
     """
     _check_share(shapes, share)
     real = np.asarray(index)[np.asarray(index) >= 0]
+    lengths, others = examples.lengths, shapes.candidates - 1
     picked = np.asarray(picks)[: len(real)]
 
     def of_picked(columns: Columns | None) -> rows.LogProbs | None:
@@ -161,7 +162,7 @@ def make_picked(
         real,
         of_picked(ref),
         of_picked(previous),
-        planning.reserve(examples.lengths.response[real], shapes.candidates - 1),
+        (planning.reserve(lengths.response[real], others), planning.reserve(lengths.counted[real], others)),
     )
     return take_share(batch, share)
 

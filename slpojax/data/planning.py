@@ -36,7 +36,8 @@ def plan(
     """Find the smallest shapes that hold every batch of a run.
 
     R is the most rows that any batch needs, rounded up. S is the most scored tokens in any group of rows once the rows
-    of every batch are dealt to the groups. T is the longest response. A chosen length is a multiple of 32.
+    of every batch are dealt to the groups. T is the longest response, by its tokens that count. A chosen length is a
+    multiple of 32.
 
     Args:
         examples: all examples.
@@ -95,7 +96,7 @@ def plan_together(
     return Shapes(
         examples=size.shape[1],
         candidates=1 + picks if picks else parts[0][0].candidates,
-        response=max(int(examples.lengths.response.max()) for examples, _ in parts),
+        response=max(int(examples.lengths.counted.max()) for examples, _ in parts),
         rows=rows,
         length=lengths[-1][0],
         scored=max(most for _, most in lengths),
@@ -144,9 +145,9 @@ def _sizes(
     """Return the tokens, and the scored ones, of every example of every batch; 0 for a filler."""
     if not order:
         raise ValueError(f"{len(examples)} examples do not fill one batch; lower batch_size")
-    response = examples.lengths.response
-    scored = reserve(response, picks) if picks else response.sum(axis=1)
-    size = examples.lengths.prompt + scored
+    of_both = (examples.lengths.response, examples.lengths.counted)
+    placed, scored = (reserve(of, picks) if picks else of.sum(axis=1) for of in of_both)
+    size = examples.lengths.prompt + placed
     if row_length and size.max() > row_length:
         worst = int(size.argmax())
         raise ValueError(

@@ -91,6 +91,7 @@ class Report:
         packing: how full the rows are; None until they are planned.
         added: names of the last candidates, which are no responses of a record to its prompt.
         parts: of a mixture, name of a source -> what became of it.
+        uncounted: piece of an example -> how many of its tokens do not count (`data.turns`); none where all do.
     """
 
     source: str
@@ -106,6 +107,7 @@ class Report:
     packing: filling.Packing | None = None
     added: tuple[str, ...] = ()
     parts: Mapping[str, "Report"] = dataclasses.field(default_factory=dict)
+    uncounted: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def tally(where: Callable[[int], str] = "row {}".format) -> Tally:
@@ -133,7 +135,8 @@ def make(
         added: names of the last candidates, which are no responses of a record to its prompt and do not count as its
             candidates.
     """
-    prompt, response = examples.lengths
+    prompt, response = examples.lengths.prompt, examples.lengths.response
+    context = (response - examples.lengths.counted).sum(axis=0).tolist()
     count = examples.candidates - len(added)
     names = {1: ["response"], 2: ["chosen", "rejected"]}.get(count) or [
         "chosen",
@@ -153,6 +156,7 @@ def make(
         special=special,
         unread=tuple(sorted(counts.fields)),
         added=tuple(added),
+        uncounted={name: many for name, many in zip(names, context, strict=True) if many},
     )
 
 
@@ -206,7 +210,9 @@ def render(report: Report) -> str:
     if report.unread:
         lines.append(f"{'noted':<10}fields not read: {wording.few(report.unread, _FIELDS)}")
     for name, size in report.sizes.items():
-        lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, all {size.total:,}")
+        context = report.uncounted.get(name, 0)
+        every = f"all {size.total:,}" + f", of which {context:,} do not count (data.turns)" * bool(context)
+        lines.append(f"{'tokens':<10}{name}: mean {size.mean:.0f}, longest {size.largest:,}, {every}")
     if report.candidates.most > 2 or report.candidates.absent:
         c = report.candidates
         lines.append(f"responses {c.mean:.2f} an example, {c.fewest} to {c.most}; {c.absent:.1%} of the places absent")
@@ -233,6 +239,7 @@ def as_dict(report: Report) -> dict[str, float | int | str]:
     flat |= {"data/unread": ", ".join(report.unread)} if report.unread else {}
     for name, size in report.sizes.items():
         flat |= {f"data/tokens/{name}/{key}": value for key, value in size._asdict().items()}
+    flat |= {f"data/tokens/{name}/uncounted": many for name, many in report.uncounted.items()}
     flat |= {f"data/candidates/{key}": value for key, value in report.candidates._asdict().items()}
     flat |= {f"data/labels/{key}": value for key, value in (report.labels._asdict() if report.labels else {}).items()}
     for name, part in report.parts.items():

@@ -26,6 +26,7 @@ from slpojax.data.report import Candidates, Count, Labels, Report, Size
 LEAST = 16 * 1024  # records from which on examples are written: fewer are tokenised within seconds
 
 _ARRAYS = ("token", "start", "score", "row", "label", "weight", "source")
+_PARTS = ("counted", "part")  # only there where some tokens do not count
 _NAME, _REPORT = "examples", "report"
 _LIBRARIES = ("tokenizers", "jinja2")  # whose code makes ids and texts, beside ours
 
@@ -86,7 +87,9 @@ def read(of: cached.Entry, path: str) -> tuple[Examples, Report] | None:
     arrays = stored.whole
     told = json.loads(str(arrays[_REPORT]))
     fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-    fields |= {"lengths": Lengths(arrays["prompt"], arrays["response"]), "labelled": told["labels"] is not None}
+    fields |= {name: arrays[name] for name in _PARTS if name in arrays}
+    lengths = Lengths(arrays["prompt"], arrays["response"], fields.pop("part", None))
+    fields |= {"lengths": lengths, "labelled": told["labels"] is not None}
     made = storage.frozen(Examples(**fields))
     return made, _report(told | {"source": path + told["source"]})
 
@@ -95,6 +98,8 @@ def write(of: cached.Entry, path: str, examples: Examples, report: Report) -> No
     """Write examples and their report for later starts; what cannot be written stops nothing."""
     arrays = {name: getattr(examples, name) for name in _ARRAYS}
     arrays |= {"prompt": examples.lengths.prompt, "response": examples.lengths.response}
+    if examples.counted is not None and examples.lengths.part is not None:
+        arrays |= {"counted": examples.counted, "part": examples.lengths.part}
     told = dataclasses.replace(report, source=report.source.removeprefix(path))
     arrays[_REPORT] = np.array(json.dumps(dataclasses.asdict(told)))
     try:
@@ -119,6 +124,7 @@ def _report(told: dict[str, Any]) -> Report:
         special=told["special"],
         unread=tuple(told["unread"]),
         added=tuple(told["added"]),
+        uncounted=told["uncounted"],
     )
 
 

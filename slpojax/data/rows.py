@@ -6,6 +6,9 @@ each as one piece:
     example   1 1 1 1 1 1 1 1 1   2 2 2 2 2 2   0 0
     branch    0 0 0 0 1 1 1 2 2   0 0 1 1 1 2   0 0
     position  0 1 2 3 4 5 6 4 5   0 1 2 3 4 2   0 0
+
+Tokens of a response that do not count stand in the row as others do, and later ones see them; of what is scored they
+are left out, so that the log-probs of a response are those of its counted tokens, one behind the other.
 """
 
 from collections.abc import Sequence
@@ -13,9 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from slpojax.base import ABSENT, Batch, Int, Logps, Rows, Scored, Shapes
+from slpojax.base import ABSENT, Batch, Bool, Int, Logps, Rows, Scored, Shapes
 from slpojax.data import fitting, planning
-from slpojax.data.examples import Example
+from slpojax.data.examples import Example, Lengths, which
 
 LogProbs: TypeAlias = Sequence[tuple[Sequence[Any], Sequence[Any]]]  # an example's log-probs: K arrays token, K other
 
@@ -33,6 +36,8 @@ class _Layout(NamedTuple):
         branch: 0 for a token of the prompt, k + 1 for one of candidate k.
         place: of a token in its prompt or response.
         cell: of a token, in flattened [R, L].
+        counted: whether a token counts, as prompts' do.
+        rank: of a token among those of its prompt or response that count.
     """
 
     order: Int[np.ndarray, " n"]
@@ -44,6 +49,8 @@ class _Layout(NamedTuple):
     branch: Int[np.ndarray, " N"]
     place: Int[np.ndarray, " N"]
     cell: Int[np.ndarray, " N"]
+    counted: Bool[np.ndarray, " N"]
+    rank: Int[np.ndarray, " N"]
 
 
 def pack(
@@ -52,7 +59,7 @@ def pack(
     index: Int[np.ndarray, " n"] | None = None,
     ref: LogProbs | None = None,
     previous: LogProbs | None = None,
-    reserved: Int[np.ndarray, " n"] | None = None,
+    reserved: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None = None,
 ) -> Batch:
     """Lay examples out in rows.
 
@@ -62,7 +69,8 @@ def pack(
         index: the number of each example in its data set; by default 0, 1, ...
         ref: the reference's log-probs of each of `listed`, or None.
         previous: log-probs of each of `listed` by a second frozen model, or None.
-        reserved: response tokens by which each example gets its place, as planned with `picks`; None for those it has.
+        reserved: (response tokens, those of them that count) by which each example gets its place, as planned with
+            `picks`; None for those it has.
 
     Returns:
         A batch of NumPy arrays, of all rows.
@@ -73,52 +81,57 @@ def pack(
     b, k = shapes.examples, shapes.candidates
     response = np.array([[len(r) for r in example.responses] for example in listed], np.int64).reshape(-1, k)
     prompt = np.array([len(example.prompt) for example in listed], np.int64)
-    row, shapes = _assign(prompt, response, reserved, shapes)
-    layout = _lay_out(prompt, response, row, shapes.length)
+    counts = response
+    if any(example.counted is not None for example in listed):
+        counts = np.array([[one.sum() for one in which(example)] for example in listed], np.int64).reshape(-1, k)
+    row, shapes = _assign(Lengths(prompt, response, counts), reserved, shapes)
+    layout = _lay_out(prompt, response, row, shapes.length, listed if counts is not response else ())
     pieces = [piece for i in layout.order for piece in (listed[i].prompt, *listed[i].responses)]
     token = np.concatenate(pieces or [np.zeros(0, np.int32)])
     return Batch(
         rows=_rows(layout, token, shapes),
         scored=_scored(layout, token, shapes),
-        length=_fill((b, k), response, 0, np.int32),
+        length=_fill((b, k), counts, 0, np.int32),
         score=_fill((b, k), np.array([e.score for e in listed], np.float32).reshape(-1, k), 0, np.float32),
         label=_fill((b,), np.array([e.label for e in listed], np.float32), 0, np.float32),
         weight=_fill((b,), np.array([e.weight for e in listed], np.float32), 1, np.float32),
         index=_fill((b,), np.arange(len(listed)) if index is None else index, -1, np.int32),
-        ref=None if ref is None else _logps(ref, response, shapes),
-        previous=None if previous is None else _logps(previous, response, shapes),
+        ref=None if ref is None else _logps(ref, counts, shapes),
+        previous=None if previous is None else _logps(previous, counts, shapes),
     )
 
 
 def _assign(
-    prompt: Int[np.ndarray, " n"],
-    response: Int[np.ndarray, "n K"],
-    reserved: Int[np.ndarray, " n"] | None,
-    shapes: Shapes,
+    lengths: Lengths, reserved: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None, shapes: Shapes
 ) -> tuple[Int[np.ndarray, " n"], Shapes]:
     """Return the row of every example, and the sizes of the batch: of the lengths of rows, the one that it takes.
 
     Raises:
         ValueError: the examples do not fit.
     """
-    count, scored = len(prompt), response.sum(axis=1)
-    if count > shapes.examples or response.max(initial=0) > shapes.response:
+    prompt, counts = lengths.prompt, lengths.counted
+    count, placed, scored = len(prompt), lengths.response.sum(axis=1), counts.sum(axis=1)
+    if count > shapes.examples or counts.max(initial=0) > shapes.response:
         raise ValueError(
-            f"{count} examples with responses of up to {response.max()} tokens do not fit {shapes}; plan again"
+            f"{count} examples with responses of up to {counts.max()} tokens do not fit {shapes}; plan again"
         )
     if shapes.prompt and prompt.max(initial=0) > shapes.prompt + 1:
         raise ValueError(f"prompts of up to {prompt.max()} tokens do not fit {shapes}; plan again")
-    reserved = scored if reserved is None else reserved
-    if (scored > reserved).any():
-        raise ValueError(f"examples of {scored.tolist()} response tokens do not fit the {reserved.tolist()} reserved")
-    shapes = planning.of_batch(shapes, int((prompt + reserved).max(initial=0)))
-    targets = planning.count_scored(prompt, reserved, prompts=shapes.prompt > 0)
-    size, targets = (_fill((shapes.examples,), x, 0, np.int64) for x in (prompt + reserved, targets))
+    room, most = (placed, scored) if reserved is None else reserved
+    if (placed > room).any() or (scored > most).any():
+        raise ValueError(f"examples of {placed.tolist()} response tokens do not fit the {room.tolist()} reserved")
+    shapes = planning.of_batch(shapes, int((prompt + room).max(initial=0)))
+    targets = planning.count_scored(prompt, most, prompts=shapes.prompt > 0)
+    size, targets = (_fill((shapes.examples,), x, 0, np.int64) for x in (prompt + room, targets))
     return fitting.assign(size, targets, shapes)[:count], shapes
 
 
 def _lay_out(
-    prompt: Int[np.ndarray, " n"], response: Int[np.ndarray, "n K"], row: Int[np.ndarray, " n"], width: int
+    prompt: Int[np.ndarray, " n"],
+    response: Int[np.ndarray, "n K"],
+    row: Int[np.ndarray, " n"],
+    width: int,
+    parts: Sequence[Example] = (),
 ) -> _Layout:
     """Put the examples of every row one behind the other.
 
@@ -127,6 +140,7 @@ def _lay_out(
         response: tokens of each of its responses.
         row: of each example.
         width: L.
+        parts: the examples, where some of their tokens do not count.
     """
     order = np.argsort(row, kind="stable")
     length = np.concatenate([prompt[:, None], response], axis=1)[order]  # [n, K + 1], of every prompt and response
@@ -137,7 +151,13 @@ def _lay_out(
     place = np.arange(piece.size) - _before(length.reshape(-1))[piece]
     cell = np.repeat(corner - start, size) + np.arange(piece.size)
     example, branch = np.divmod(piece, length.shape[1])
-    return _Layout(order, row, first, corner + prompt - 1, prompt, example, branch, place, cell)
+    counted, rank = np.ones(piece.size, bool), place
+    if parts:
+        ones = (array for i in order for array in (np.ones(len(parts[i].prompt), bool), *which(parts[i])))
+        counted = np.concatenate([*ones])
+        before = _before(counted.astype(np.int64))
+        rank = before - before[np.flatnonzero(place == 0)[np.cumsum(place == 0) - 1]]
+    return _Layout(order, row, first, corner + prompt - 1, prompt, example, branch, place, cell, counted, rank)
 
 
 def _rows(layout: _Layout, token: Int[np.ndarray, " N"], shapes: Shapes) -> Rows:
@@ -161,12 +181,12 @@ def _scored(layout: _Layout, token: Int[np.ndarray, " N"], shapes: Shapes) -> Sc
     example, branch, place = layout.example, layout.branch, layout.place
     in_batch = layout.order[example]
     of_response = branch > 0
-    is_scored = of_response | (place > 0) if shapes.prompt else of_response
+    is_scored = (of_response & layout.counted) | (~of_response & (place > 0) & (shapes.prompt > 0))
 
     # The last prompt token predicts the first token of every branch.
     predictor = np.where(place > 0, layout.cell - 1, layout.last[example])
     of_prompt = b * k * t + in_batch * shapes.prompt + place - 1
-    slot = np.where(of_response, (in_batch * k + branch - 1) * t + place, of_prompt)
+    slot = np.where(of_response, (in_batch * k + branch - 1) * t + layout.rank, of_prompt)
 
     rows_of_group = shapes.rows // shapes.groups
     group = (layout.row[example] // rows_of_group)[is_scored]
@@ -183,10 +203,10 @@ def _scored(layout: _Layout, token: Int[np.ndarray, " N"], shapes: Shapes) -> Sc
     )
 
 
-def _logps(columns: LogProbs, response: Int[np.ndarray, "n K"], shapes: Shapes) -> Logps:
-    """Return the log-probs of every response, [B, K, T]."""
+def _logps(columns: LogProbs, counts: Int[np.ndarray, "n K"], shapes: Shapes) -> Logps:
+    """Return the log-probs of the tokens of every response that count, [B, K, T]."""
     b, k, t = shapes.examples, shapes.candidates, shapes.response
-    length = _fill((b, k), response, 0, np.int32)
+    length = _fill((b, k), counts, 0, np.int32)
     present = np.arange(t) < length[:, :, None]
     token, other = np.zeros((b, k, t), np.float32), np.full((b, k, t), ABSENT, np.float32)
     for part, array in enumerate((token, other)):

@@ -7,7 +7,7 @@ import numpy as np
 
 from slpojax.base import Float
 from slpojax.data.chain import Group, Transform, each
-from slpojax.data.examples import Example
+from slpojax.data.examples import Example, of_candidates, which
 from slpojax.data.formats import Unusable
 from slpojax.data.options import Setup
 
@@ -23,9 +23,9 @@ def penalise(setup: Setup) -> Transform | None:
 
     .. math:: r'(y) = r(y) - \lambda |y|
 
-    |y| is the number of tokens, EOS included, after any cut. What is left is the score from here on. (Dong et al., RLHF
-    Workflow: From Reward Modeling to Online RLHF, 2024, arXiv 2405.07863; from memory, and there |y| counts
-    characters.)
+    |y| is the number of tokens that count, EOS included, after any cut. What is left is the score from here on. (Dong
+    et al., RLHF Workflow: From Reward Modeling to Online RLHF, 2024, arXiv 2405.07863; from memory, and there |y|
+    counts characters.)
 
     Raises:
         ValueError: no `data.pairs` are made; later, a record without scores that rank.
@@ -41,11 +41,9 @@ def penalise(setup: Setup) -> Transform | None:
     def one(group: Group) -> Group:
         _require_scores(setup, group, "length_penalty", rank=True)
         [example] = group.examples
-        score = np.array(example.score) - penalty * np.array([len(response) for response in example.responses])
+        score = np.array(example.score) - penalty * np.array([one.sum() for one in which(example)])
         order = np.argsort(-score, kind="stable").tolist()
-        made = example._replace(
-            responses=tuple(example.responses[k] for k in order), score=tuple(score[order].tolist())
-        )
+        made = of_candidates(example, order)._replace(score=tuple(score[order].tolist()))
         moved = order != sorted(order)
         return group._replace(examples=(made,), notes=(*group.notes, *(_REORDERED,) * moved))
 

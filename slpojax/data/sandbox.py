@@ -3,16 +3,17 @@
 Knows Jinja, and the environment in which transformers renders chat templates; knows no message and no tokenizer.
 Jinja's sandbox keeps a template from Python's internals. Here the turns of its loops, its calls and its operations are
 counted, and the texts and lists that it makes are measured. Counts decide, not a clock: a template that ends on one
-machine ends on all.
+machine ends on all. What a template writes within `{% generation %}`, a tag of transformers for what the assistant
+writes, can be told from the rest.
 """
 
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
-from jinja2 import meta, nodes, visitor
+from jinja2 import ext, meta, nodes, visitor
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 STEPS = 1_000_000  # turns of loops, calls, filters and operations of one text
@@ -25,13 +26,23 @@ _UNKNOWN = 100_000  # items of a generator, at most as many as range gives
 _WIDTH = re.compile(r"\d{7}")  # in a format string
 
 
+# Private characters around what stands within `{% generation %}`, where the marks are asked for.
+BEGINS, ENDS = "\U0010fffc", "\U0010fffd"
+
+Span: TypeAlias = tuple[int, int]  # of characters: the first, and the one behind the last
+
+
 class TooMuch(Exception):
     """A template went over a limit; the message says over which."""
 
 
-@functools.lru_cache(maxsize=16)
-def compiled(source: str) -> Callable[..., str]:
+@functools.lru_cache(maxsize=32)
+def compiled(source: str, marks: bool = False) -> Callable[..., str]:
     """Return a function that renders a template with the variables that it is given by name.
+
+    Args:
+        source: of the template.
+        marks: whether `BEGINS` and `ENDS` stand around what is written within `{% generation %}`.
 
     Raises:
         jinja2.TemplateSyntaxError: the template is none; later whatever it raises, and `TooMuch`.
@@ -47,7 +58,7 @@ def compiled(source: str) -> Callable[..., str]:
     template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
     def render(**variables: Any) -> str:
-        environment.begin()
+        environment.begin(marks)
         return template.render(**variables)
 
     return render
@@ -59,13 +70,40 @@ def variables(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
 
 
+@functools.lru_cache(maxsize=16)
+def generates(source: str) -> bool:
+    """Say whether a template marks what the assistant writes, by `{% generation %}`."""
+    calls = (block.call.node for block in _environment().parse(source).find_all(nodes.CallBlock))
+    return any(isinstance(node, nodes.ExtensionAttribute) and node.name == _Generation.hold.__name__ for node in calls)
+
+
+def spans(text: str) -> tuple[str, list[Span]] | None:
+    """Return a rendered text without its marks, and where in it they stood; None where one of them lacks the other.
+
+    Example:
+        >>> spans(f"ab{BEGINS}c{ENDS}{BEGINS}{ENDS}d")
+        ('abcd', [(2, 3), (3, 3)])
+    """
+    found: list[Span] = []
+    open_: list[int] = []
+    for number, mark in enumerate(re.finditer(f"[{BEGINS}{ENDS}]", text)):
+        at = mark.start() - number
+        if mark[0] == BEGINS:
+            open_.append(at)
+        elif not open_:
+            return None
+        else:
+            found.append((open_.pop(), at))
+    return None if open_ else (re.sub(f"[{BEGINS}{ENDS}]", "", text), sorted(found))
+
+
 class _Limited(ImmutableSandboxedEnvironment):
     """Jinja's sandbox that counts, by the hooks that it offers."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def begin(self) -> None:
-        self.steps, self.work = 0, 0
+    def begin(self, marks: bool = False) -> None:
+        self.steps, self.work, self.marks = 0, 0, marks
 
     def step(self) -> None:
         self.steps += 1
@@ -103,6 +141,26 @@ class _Limited(ImmutableSandboxedEnvironment):
             _check(left, right if isinstance(right, tuple) else (right,), _NUMBER)
             _check_format(left)
         return self.measure(super().call_binop(context, operator, left, right))
+
+
+class _Generation(ext.Extension):
+    """The tag `{% generation %}` of transformers' chat templates, around what the assistant writes.
+
+    Theirs counts the characters that were written before it, which is wrong within a macro or a `{% set %}`; marks in
+    the text itself are right wherever it goes.
+    """
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return nodes.CallBlock(self.call_method(_Generation.hold.__name__), [], [], body).set_lineno(line)
+
+    def hold(self, caller: Callable[[], str]) -> str:
+        text, environment = caller(), self.environment
+        assert isinstance(environment, _Limited)
+        return f"{BEGINS}{text}{ENDS}" if environment.marks else text
 
 
 class _Counted(visitor.NodeTransformer):
@@ -148,7 +206,7 @@ def _environment() -> _Limited:
     environment = _Limited(
         trim_blocks=theirs.trim_blocks,
         lstrip_blocks=theirs.lstrip_blocks,
-        extensions=[type(extension) for extension in theirs.extensions.values()],
+        extensions=[_Generation, *(type(e) for e in theirs.extensions.values() if not e.tags & _Generation.tags)],
     )
     environment.begin()
     environment.finalize = environment.measure

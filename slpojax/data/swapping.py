@@ -7,7 +7,9 @@ Optimization via Contrastive Divergence, 2025, arXiv 2502.04567, table 2).
 
 import numpy as np
 
+from slpojax.data import counting
 from slpojax.data.chain import Group, Transform, each
+from slpojax.data.examples import with_candidates
 from slpojax.data.options import Setup
 from slpojax.data.tokenise import Ids
 
@@ -20,7 +22,8 @@ def swapped(setup: Setup) -> Transform | None:
     Where the response has no two different tokens before its last one, the copy is absent.
 
     Raises:
-        ValueError: `data.swapped` with single or labelled responses, or with copies that are degraded.
+        ValueError: `data.swapped` with single or labelled responses, with copies that are degraded, or where not all
+            turns of a response count.
     """
     asked = setup.candidates
     if not asked.swapped:
@@ -31,14 +34,14 @@ def swapped(setup: Setup) -> Transform | None:
             f"{asked.candidates}), and neither data.unpair, data.mismatched nor data.degrade"
         )
 
+    counting.require_all(setup.encoding.turns, "swapped")
+
     def one(group: Group) -> Group:
         made, notes = [], group.notes
         for place, example in enumerate(group.examples):
             copy = swap(example.responses[0], np.random.default_rng([setup.seed, example.row, place, 2]))
             notes += (_ALIKE,) * (not len(copy))
-            made.append(
-                example._replace(responses=(*example.responses, copy), score=(*example.score, min(example.score)))
-            )
+            made.append(with_candidates(example, [copy], [min(example.score)]))
         return group._replace(examples=tuple(made), added=(*group.added, "noisy copy"), notes=notes)
 
     return each(one)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jinja2
 
 from slpojax import wording
-from slpojax.data import formats, sandbox, turns
+from slpojax.data import counting, dividing, sandbox, turns
 from slpojax.data.chain import Text, Transform, each
+from slpojax.data.dividing import Template, Written
 from slpojax.data.formats import Parsed, Tokens, Unusable
 from slpojax.data.options import Setup
+from slpojax.data.sandbox import Span
 from slpojax.data.tokenise import Tokenizer
 from slpojax.data.turns import Messages
 
@@ -39,13 +41,10 @@ DIALOGUE = (
 ENDS = ("eos", "template")
 REFUSES = "the chat template refuses the messages"
 FAILS = "the chat template fails"
-DIFFERENT = "the chat template writes the prompt differently when a response follows"
 _COMMON = "generation prompt of the chat template cut to what stands before the answer"
 _LEFT_OUT = "the chat template leaves out or rewrites"
 _WORDS = "Vtnqkx"  # an answer that no template writes by itself
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-_TAG = r"<[^<>\s]{1,64}>"
-_NEAR = 128  # characters around a cut in which a mark is looked for
 _OWN = ("messages", "tools", "documents", "add_generation_prompt")  # variables that are no arguments of one's own
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names of one field; transformers fills in the others
@@ -59,26 +58,14 @@ class Rendered(NamedTuple):
         responses: what each adds to that.
         ended: whether the template itself ends the last turn of each.
         notes: what the report counts.
+        spans: of each response, the characters that count; () where all of all of them do.
     """
 
     prompt: str
     responses: tuple[str, ...]
     ended: tuple[bool, ...]
     notes: tuple[str, ...]
-
-
-class _Template(NamedTuple):
-    """A template that is ready.
-
-    Attributes:
-        draw: (messages, tools, whether to ask for an answer) -> text; raises `Unusable`.
-        end: what it writes behind the words of the last answer; "" where that cannot be told.
-        begins: a prompt that it writes, to see its first token.
-    """
-
-    draw: Callable[[Messages, tuple[dict[str, Any], ...], bool], str]
-    end: str
-    begins: str
+    spans: tuple[tuple[Span, ...], ...] = ()
 
 
 def render(setup: Setup) -> Transform:
@@ -100,7 +87,7 @@ def render(setup: Setup) -> Transform:
         if isinstance(text.parsed.prompt, str | Tokens):
             return text
         try:
-            written = write(text.parsed, tokenizer, asked, end=end, arguments=arguments)
+            written = write(text.parsed, tokenizer, asked, end=end, arguments=arguments, counted=setup.encoding.turns)
         except sandbox.TooMuch as limit:
             raise ValueError(
                 f"{_called(asked)} was stopped at row {text.row}: {limit}; mend the template, or leave out this row"
@@ -109,6 +96,7 @@ def render(setup: Setup) -> Transform:
             parsed=text.parsed._replace(prompt=written.prompt, responses=written.responses),
             templated=True,
             ended=written.ended,
+            spans=written.spans,
             notes=(*text.notes, *written.notes),
         )
 
@@ -155,18 +143,25 @@ def chat_template(tokenizer: Tokenizer, name: str, *, tools: bool = False) -> st
 
 
 def write(
-    parsed: Parsed, tokenizer: Tokenizer, name: str, *, end: str = "eos", arguments: Mapping[str, Any] = _NONE
+    parsed: Parsed,
+    tokenizer: Tokenizer,
+    name: str,
+    *,
+    end: str = "eos",
+    arguments: Mapping[str, Any] = _NONE,
+    counted: str = counting.ALL,
 ) -> Rendered:
     """Write messages as text: the prompt up to where the assistant answers, and what each response adds to that.
 
     A template may close every turn with EOS; a response of several turns then holds some, and ends with the last.
     Where the generation prompt is not what the template writes before an answer, as with thoughts that it opens, the
     prompt is cut at their common beginning. A response ends with EOS where `end` is "eos", with all that the template
-    writes where it is "template". `arguments` are further variables of the template, as `enable_thinking`.
+    writes where it is "template". `arguments` are further variables of the template, as `enable_thinking`. `counted`
+    says which turns count, as `data.turns`.
 
     Raises:
         Unusable: the template refuses the messages or fails, or writes the turns of the prompt differently once a
-            response follows.
+            response follows, or those of a response whose turns do not all count once later ones do.
         ValueError: there is no template, or a faulty one.
         sandbox.TooMuch: the template goes over a limit.
     """
@@ -178,22 +173,28 @@ def write(
     wholes = [template.draw(dialogue, parsed.tools, False) for dialogue in dialogues]
     lost = set().union(*(_left_out(d, parsed.tools, whole) for d, whole in zip(dialogues, wholes, strict=True)))
     notes: tuple[str, ...] = (f"{_LEFT_OUT} {wording.few(sorted(lost))}",) if lost else ()
-    cut = len(asked)
-    if not all(whole.startswith(asked) for whole in wholes):
-        answered = max((i + 1 for i, turn in enumerate(prompt) if turn["role"] != "assistant"), default=0)
-        before = template.draw(prompt[:answered], parsed.tools, False) if answered else ""
-        cut = _common_end(asked, wholes, tokenizer)
-        if cut < len(before) or not asked.startswith(before):
-            raise Unusable(DIFFERENT)
-        notes += (_COMMON,)
+    cut = dividing.begin(template, prompt, parsed.tools, asked, wholes, tokenizer, dividing.DIFFERENT)
+    notes += (_COMMON,) * (cut < len(asked))
     texts = tuple(whole[cut:] for whole in wholes)
     if end == "eos":
-        texts = tuple(_until_eos(text, tokenizer.eos_token) for text in texts)
+        texts = tuple(dividing.until_eos(text, tokenizer.eos_token) for text in texts)
+    spans: tuple[tuple[Span, ...], ...] = ()
+    if counted != counting.ALL:
+        found = [
+            dividing.spans(template, counted, Written(dialogue, len(prompt), parsed.tools, whole, cut), tokenizer, end)
+            for dialogue, whole in zip(dialogues, wholes, strict=True)
+        ]
+        spans = tuple(counting.within(one, cut, len(text)) for one, text in zip(found, texts, strict=True))
+        if not all(spans):
+            raise Unusable(counting.NOTHING)
+        open_ends = (text[one[-1][1] :].strip() for one, text in zip(spans, texts, strict=True))
+        notes += (counting.OPEN_END,) * sum(map(bool, open_ends))
+        spans *= not all(map(counting.covers, spans, texts))
     # A call of a tool may end otherwise than words do, but also with a special token.
     specials = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     ends = tuple(end for end in (template.end.strip(), *specials) if end)
     ended = tuple(text.rstrip().endswith(ends) for text in texts)
-    return Rendered(asked[:cut], texts, ended, notes)
+    return Rendered(asked[:cut], texts, ended, notes, spans)
 
 
 def dialogue(messages: Messages, tokenizer: Tokenizer, name: str = "") -> str:
@@ -234,9 +235,7 @@ def special(setup: Setup) -> str:
     return f"{ending}; {f'{bos} of the chat template' if begins else 'no BOS'}"
 
 
-def _ready(
-    tokenizer: Tokenizer, name: str, *, tools: bool = False, arguments: Mapping[str, Any] = _NONE
-) -> "_Template":
+def _ready(tokenizer: Tokenizer, name: str, *, tools: bool = False, arguments: Mapping[str, Any] = _NONE) -> Template:
     """Return the template that is asked for, ready to write.
 
     Raises:
@@ -275,10 +274,10 @@ def _require_known(arguments: Mapping[str, Any], source: str, own: Sequence[str]
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(source: str, given: tuple[tuple[str, Any], ...], arguments: str) -> "_Template":
-    run, further = sandbox.compiled(source), json.loads(arguments)
+def _compiled(source: str, given: tuple[tuple[str, Any], ...], arguments: str) -> Template:
+    plain, further = sandbox.compiled(source), json.loads(arguments)
 
-    def draw(messages: Messages, tools: tuple[dict[str, Any], ...], ask: bool) -> str:
+    def draw(messages: Messages, tools: tuple[dict[str, Any], ...], ask: bool, run: Callable[..., str] = plain) -> str:
         said = [_as_transformers(turn) for turn in messages]
         try:
             return run(
@@ -300,7 +299,10 @@ def _compiled(source: str, given: tuple[tuple[str, Any], ...], arguments: str) -
         begins = draw((question,), (), True)
     except Unusable:
         end = begins = ""
-    return _Template(draw, end, begins)
+    marked = None
+    if sandbox.generates(source):
+        marked = functools.partial(draw, run=sandbox.compiled(source, marks=True))
+    return Template(draw, end, begins, marked)
 
 
 def _as_transformers(turn: dict[str, Any]) -> dict[str, Any]:
@@ -326,33 +328,11 @@ def _reason(error: Exception, source: str) -> Unusable:
     return Unusable(f"{FAILS}{place} ({type(error).__name__}{f': {words[:200]}' if told else ''})")
 
 
-def _common_end(asked: str, wholes: Sequence[str], tokenizer: Tokenizer) -> int:
-    """Return where the generation prompt and what is written before all answers part, outside of any mark and word."""
-    cut = min(formats.common(asked, whole) for whole in wholes)
-    marks = re.compile("|".join([*map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)), _TAG]))
-    while True:
-        across = [
-            mark.start()
-            for text in (asked, *wholes)
-            for mark in marks.finditer(text, max(0, cut - _NEAR), cut + _NEAR)
-            if mark.start() < cut < mark.end()
-        ]
-        in_word = asked[cut - 1 : cut].isalnum() and any(text[cut : cut + 1].isalnum() for text in (asked, *wholes))
-        if not across and not in_word:
-            return cut
-        cut = min(across, default=cut - 1)
-
-
 def _left_out(messages: Messages, tools: tuple[dict[str, Any], ...], written: str) -> set[str]:
     """Return the fields whose texts a template did not write as they are."""
     said = [part for turn in messages for part in turns.said(turn)]
     said += [("tools", turns.function_name(tool)) for tool in tools]
     return {name for name, text in said if text.strip() not in written}
-
-
-def _until_eos(text: str, eos: str) -> str:
-    """Return a text up to its last EOS, if blanks alone follow: ChatML and others put a line break behind it."""
-    return text.rstrip() if text.rstrip().endswith(eos) else text
 
 
 def _called(name: str) -> str:

@@ -15,7 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from slpojax import wording
-from slpojax.data import given, marks
+from slpojax.base import Bool
+from slpojax.data import counting, given, marks
 from slpojax.data.chain import Group, Text, Transform
 from slpojax.data.examples import Example
 from slpojax.data.formats import Tokens, Unusable
@@ -35,6 +36,7 @@ _END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _AT_ONCE = 1024  # texts in one call: a fast tokenizer is many times faster on a list than on its items
 _COMPARED = 1024  # first records whose tokens are compared with those of the whole text
 _DEPENDENT = f"tokens of the response depend on its prompt (of the first {_COMPARED:,} rows)"
+_UNDIVIDED = "dialogue rendered beforehand, whose turns data.turns cannot tell apart, so all of a response counts"
 _MEET = "prompt and response meet within a token, so the response was tokenised without its prompt"
 _ROOM = 256  # characters of a text that are read for a token, at least
 # Where a response may begin. What a tokenizer makes of the second text alone shows whether it adds a blank to it.
@@ -91,6 +93,7 @@ def tokenise(setup: Setup) -> Transform:
     """
     tokenizer, before = setup.tokenizer, leading(setup.tokenizer, setup.encoding.bos)
     encode, most = marks.encoder(tokenizer), longest_read(tokenizer, setup.encoding.max_length)
+    begins, every = marks.beginnings(tokenizer), setup.encoding.turns == counting.ALL
     divide = _behind if begins_anew(tokenizer) else _apart
 
     def transform(items: Iterable[Text], tally: Tally) -> Iterator[Group]:
@@ -104,7 +107,8 @@ def tokenise(setup: Setup) -> Transform:
                     if isinstance(text.parsed.prompt, Tokens):
                         yield _given(text, given.examine(text.parsed, tokenizer))
                         continue
-                    prompt, responses = next(divided)
+                    prompt, responses, behind = next(divided)
+                    counted = _counted(text, responses, behind, begins)
                     closed = close(
                         prompt,
                         responses,
@@ -116,7 +120,8 @@ def tokenise(setup: Setup) -> Transform:
                 except Unusable as reason:
                     tally.drop(text.row, str(reason))
                 else:
-                    yield _group(text, *closed)
+                    tally.note(text.row, (_UNDIVIDED,) * (text.rendered and not every))
+                    yield _group(text, *closed, counted=_with_end(counted, closed[1]))
 
     return transform
 
@@ -154,8 +159,43 @@ def _shorten(text: Text, most: int, bos: str | None) -> Text:
     return text._replace(parsed=parsed, notes=(*text.notes, LONG))
 
 
-def _behind(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids]]]:
-    """Yield the ids of every prompt, and those that follow them with each response behind it.
+def _counted(
+    text: Text, responses: Sequence[Ids], behind: Sequence[str], begins: Callable[[str], Ids]
+) -> tuple[Bool[np.ndarray, " _"], ...] | None:
+    """Return which tokens of each response count, None where all do.
+
+    Args:
+        text: which characters do.
+        responses: ids of each, the last ones of those of its text behind `behind`.
+        behind: of each response, the text that it was tokenised behind.
+        begins: text -> where each of its tokens begins.
+
+    Raises:
+        Unusable: of a response no token does.
+    """
+    if not text.spans:
+        return None
+    found = []
+    for ids, before, response, spans in zip(responses, behind, text.parsed.responses, text.spans, strict=True):
+        of_all = begins(f"{before}{response}")
+        found.append(counting.of_tokens(spans, of_all[len(of_all) - len(ids) :] - len(before)))
+    if not all(one.any() for one in found):
+        raise Unusable(counting.NOTHING)
+    return tuple(found)
+
+
+def _with_end(
+    counted: tuple[Bool[np.ndarray, " _"], ...] | None, responses: Sequence[Ids]
+) -> tuple[Bool[np.ndarray, " _"], ...] | None:
+    """Return which tokens count once responses are closed: an EOS that is put behind one does."""
+    if counted is None:
+        return None
+    pairs = zip(counted, responses, strict=True)
+    return tuple(np.concatenate([one, np.ones(len(ids) - len(one), bool)]) for one, ids in pairs)
+
+
+def _behind(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids], list[str]]]:
+    """Yield the ids of every prompt, those that follow them with each response behind it, and what it was behind.
 
     Where the prompt's ids are no prefix, prompt and response share a token. The response then has the ids that it has
     behind a line break, which shares none.
@@ -164,17 +204,19 @@ def _behind(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tu
     pairs = [(i, response) for i, text in enumerate(texts) for response in text.parsed.responses]
     found = encode([f"{texts[i].parsed.prompt}{response}" for i, response in pairs])
     ids = [_rest(prompts[i], whole) for (i, _), whole in zip(pairs, found, strict=True)]
+    before = [str(texts[i].parsed.prompt) for i, _ in pairs]
     shared = [n for n, rest in enumerate(ids) if rest is None]
     [line] = encode(["\n"])
     for n, whole in zip(shared, encode([f"\n{pairs[n][1]}" for n in shared]), strict=True):
-        ids[n] = _rest(line, whole)
+        ids[n], before[n] = _rest(line, whole), "\n"
         tally.note(texts[pairs[n][0]].row, (_MEET,))
     alone = [n for n, rest in enumerate(ids) if rest is None]
     for n, response in zip(alone, encode([str(pairs[n][1]) for n in alone]), strict=True):
-        ids[n] = response
-    each = iter(ids)
+        ids[n], before[n] = response, ""
+    each = iter(zip(ids, before, strict=True))
     for prompt, text in zip(prompts, texts, strict=True):
-        yield prompt, list(itertools.islice(each, len(text.parsed.responses)))  # type: ignore[arg-type]
+        of_text = [*itertools.islice(each, len(text.parsed.responses))]
+        yield prompt, [rest for rest, _ in of_text], [where for _, where in of_text]  # type: ignore[misc]
 
 
 def _rest(prompt: Ids, whole: Ids) -> Ids | None:
@@ -182,8 +224,8 @@ def _rest(prompt: Ids, whole: Ids) -> Ids | None:
     return whole[len(prompt) :] if np.array_equal(whole[: len(prompt)], prompt) else None
 
 
-def _apart(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids]]]:
-    """Yield the ids of every prompt and of its responses, each alone: they are the same, and it takes half the time.
+def _apart(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tuple[Ids, list[Ids], list[str]]]:
+    """Yield what `_behind` does, each piece tokenised alone: the ids are the same, and it takes half the time.
 
     Of the first texts it is compared whether they are; of dropped ones, too, as it is a sample.
     """
@@ -194,7 +236,8 @@ def _apart(texts: Sequence[Text], encode: Encoder, tally: Tally) -> Iterator[tup
     for (text, (prompt, responses)), whole in zip(compared, wholes, strict=True):
         if not np.array_equal(np.concatenate([prompt, responses[0]]), whole):
             tally.note(text.row, (_DEPENDENT,))
-    yield from pieces
+    for prompt, responses in pieces:
+        yield prompt, responses, [""] * len(responses)
 
 
 def leading(tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
@@ -268,9 +311,21 @@ def _given(text: Text, taken: given.Taken) -> Group:
     return group._replace(given=True, notes=(*group.notes, *taken.notes))
 
 
-def _group(text: Text, prompt: Ids, responses: tuple[Ids, ...]) -> Group:
+def _group(
+    text: Text,
+    prompt: Ids,
+    responses: tuple[Ids, ...],
+    counted: tuple[Bool[np.ndarray, " _"], ...] | None = None,
+) -> Group:
     scores, label = text.parsed.scores, text.parsed.label
-    example = Example(prompt, responses, scores or (0.0,) * len(responses), text.row, 1.0 if label is None else label)
+    example = Example(
+        prompt,
+        responses,
+        scores or (0.0,) * len(responses),
+        text.row,
+        1.0 if label is None else label,
+        counted=counted,
+    )
     return Group(
         row=text.row,
         examples=(example,),

@@ -22,6 +22,7 @@ import numpy as np
 
 from slpojax import wording
 from slpojax.base import Int
+from slpojax.data import counting
 from slpojax.data.chain import Group, Transform, each
 from slpojax.data.formats import Unusable
 from slpojax.data.options import Setup
@@ -71,6 +72,8 @@ def cut(setup: Setup) -> Transform:
         [example] = group.examples
         fitted = policy(example.prompt, example.responses, budget)
         example = example._replace(prompt=fitted.prompt, responses=fitted.responses)
+        if example.counted is not None:
+            example = example._replace(counted=counting.until(example.counted, [*map(len, fitted.responses)]))
         notes = tuple(CHAT_CUT if group.templated and note == PROMPT_CUT else note for note in fitted.notes)
         return group._replace(examples=(example,), notes=(*group.notes, *notes))
 

@@ -6,12 +6,13 @@ Knows token ids; knows no text and no row of a batch. What is made of one record
 from collections.abc import Iterable, Iterator, Sequence
 
 from slpojax.data.chain import Group, Transform, each
-from slpojax.data.examples import Example
+from slpojax.data.examples import Example, of_candidates, which, with_candidates
 from slpojax.data.options import Setup
 from slpojax.data.report import Tally
 
 _UNPAIRED = "taken apart into labelled responses"
 _MISMATCHED_CUT = "mismatched response cut (no EOS)"
+_MISMATCHED_GONE = "mismatched response left out, as no token that counts by data.turns is left of it"
 
 
 def unpair(setup: Setup) -> Transform | None:
@@ -56,8 +57,8 @@ def take_apart(example: Example) -> list[Example]:
     (Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, 2024, arXiv 2402.01306.)
     """
     return [
-        example._replace(responses=(response,), score=(score,), label=float(k == 0))
-        for k, (response, score) in enumerate(zip(example.responses, example.score, strict=True))
+        of_candidates(example, [k])._replace(label=float(k == 0))
+        for k, response in enumerate(example.responses)
         if len(response)
     ]
 
@@ -87,9 +88,13 @@ def add_mismatched(groups: Sequence[Group], max_length: int) -> Iterator[Group]:
         made: list[Example] = []
         notes = group.notes
         for place, example in enumerate(group.examples):
-            response = other.examples[min(place, len(other.examples) - 1)].responses[0]
+            of_other = other.examples[min(place, len(other.examples) - 1)]
+            response, counted = of_other.responses[0], which(of_other)[0]
             room = max_length - len(example.prompt)
             notes += (_MISMATCHED_CUT,) * (len(response) > room)
-            responses, score = (*example.responses, response[:room]), (*example.score, 0.0)
-            made.append(example._replace(responses=responses, score=score))
+            if not counted[:room].any():
+                notes += (_MISMATCHED_GONE,)
+                room = 0
+            some = None if of_other.counted is None else [counted[:room]]
+            made.append(with_candidates(example, [response[:room]], [0.0], some))
         yield group._replace(examples=tuple(made), added=(*group.added, "mismatched"), notes=notes)

@@ -22,6 +22,13 @@ CHATML = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 TOKENIZER = make_tokenizer(template=CHATML)
+# The same with generation marks around what it writes of the assistant behind the header.
+_SAID = CHATML[CHATML.index("(m.content") : CHATML.index("{{ '\n' }}")]
+MARKED = make_tokenizer(
+    template="{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.role == 'assistant' %}{% generation %}{{ "
+    f"{_SAID}{{% endgeneration %}}{{% else %}}{{{{ {_SAID}{{% endif %}}"
+    f"{CHATML[CHATML.index(_SAID) + len(_SAID) :]}"
+)
 USER, YES, NO = (
     {"role": role, "content": text} for role, text in (("user", SECRET), ("assistant", "yes"), ("assistant", "no"))
 )
@@ -137,6 +144,31 @@ def test_dialogues_train_what_the_assistant_says_and_no_user(outcomes, folder, p
             assert all(text.endswith("<eos>") and "<user>" not in text for text in responses)
         assert SECRET not in data.render(summary)
         kind = "dropped" if len(stored) == 1 else kind
+    outcomes[kind] += 1
+
+
+@given(dialogues, dialogues, st.sampled_from(["assistant", "last"]))
+@settings(max_examples=150)
+def test_marks_and_what_a_template_adds_tell_the_same_turns(outcomes, folder, prompt, chosen, which):
+    records = [
+        {"prompt": [USER], "chosen": [YES], "rejected": [NO]},
+        {"prompt": prompt, "chosen": [YES, *chosen], "rejected": [NO]},
+    ]
+    found = [
+        attempt(lambda tokenizer=tokenizer: load(folder, records, max_length=4096, turns=which, tokenizer=tokenizer))
+        for tokenizer in (TOKENIZER, MARKED)
+    ]
+    (kind, result), (of_marks, marked) = found
+    assert kind == of_marks
+    if kind == "accepted":
+        (ours, summary), (theirs, other) = result, marked
+        assert ours.digest() == theirs.digest() and summary.dropped == other.dropped
+        for example in ours:
+            for ids, counted in zip(example.responses, example.counted or (), strict=False):
+                assert counted[-1] and "<" not in TOKENIZER.decode(ids[counted]).replace("<eos>", "").replace(
+                    "</think>", ""
+                )
+        kind = "dropped" if len(ours) == 1 else kind
     outcomes[kind] += 1
 
 

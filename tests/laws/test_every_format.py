@@ -32,6 +32,7 @@ RECORDS = {
     "conversational": {"prompt": [USER], "chosen": [YES], "rejected": [NO]},
     "prompt_response": {"prompt": "Is it?", "response": " Yes."},
     "messages": {"messages": [USER, YES]},
+    "dialogues": {"messages": [USER, YES, USER, YES]},
     "ranked": {
         "messages": [USER],
         "responses": [{"text": "No.", "rank": 1, "score": 0}, {"text": "Yes.", "rank": 0, "score": 1}],
