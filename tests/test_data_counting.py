@@ -172,6 +172,7 @@ def test_what_cannot_be_told_is_dropped_and_counted(load):
     assert said(stored[0]) == ["No.", "Yes, 20 °C."] and report.noted[counting.OPEN_END].times == 2
     with pytest.raises(ValueError, match="a private character that stands for special tokens"):
         load([good | {"chosen": [turn("assistant", f"N{sandbox.ENDS}o")]}])
+    assert len(load([good | {"chosen": [turn("assistant", f"N{sandbox.ENDS}o")]}], turns="all")[0]) == 1
     with pytest.raises(ValueError, match="unknown data.turns 'first'"):
         load([good], turns="first")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from slpojax.data import counting, formats, sandbox
 from slpojax.data.formats import Unusable
-from slpojax.data.marks import Tokenizer
+from slpojax.data.marks import PRIVATE, Tokenizer
 from slpojax.data.sandbox import Span
 from slpojax.data.turns import Messages
 
@@ -105,6 +105,8 @@ def spans(template: Template, counted: str, written: Written, tokenizer: Tokeniz
     dialogue, whole = written.dialogue, written.text
     own = counting.own(counted, dialogue, written.answered)
     if template.marked:
+        if sandbox.BEGINS in whole or sandbox.ENDS in whole:
+            raise Unusable(PRIVATE)
         marked = sandbox.spans(template.marked(dialogue, written.tools, False))
         if marked is None or marked[0] != whole:
             raise Unusable(_MARKS)

@@ -21,7 +21,6 @@ from slpojax.base import Int
 from slpojax.data.chain import Text, Transform, each
 from slpojax.data.formats import Tokens, Unusable
 from slpojax.data.options import Setup
-from slpojax.data.sandbox import BEGINS, ENDS
 
 AS_TEXT = "special tokens that the text itself holds, read as text"
 RENDERED = "special tokens read as such, as the dialogue was rendered beforehand"
@@ -191,7 +190,7 @@ def _refuse(pieces: Iterable[str], known: Marks) -> None:
                 piece.encode()
             except UnicodeEncodeError:
                 raise Unusable(SURROGATE) from None
-            if known.marks.search(piece) or BEGINS in piece or ENDS in piece:
+            if known.marks.search(piece):
                 raise Unusable(PRIVATE)
 
 
