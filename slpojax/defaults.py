@@ -18,6 +18,7 @@ CHANGE_NO_NUMBER = (
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
     *("checkpoint_every", "keep_last", "keep_best", "resume", "nonfinite", "nonfinite_limit"),
     *("export", "export_dtype", "export_merged", "generate", "judge", "ranking", "online", "evaluate", "frontier"),
+    "plan",
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
 )
 
@@ -70,12 +71,13 @@ RANGES: Mapping[str, Range] = {
     "batch_size": Range(1, 2**17),
     "accumulate": Range(1, 2**14),
     "epochs": Range(0, 10**6, above=True),
-    "learning_rate": Range(0, FLOAT32),
-    "clip_norm": Range(0, FLOAT32),
     **dict.fromkeys(("steps", "schedule_steps", "warmup_steps", "eval_every", "nonfinite_limit"), _STEPS),
+    **dict.fromkeys(("generate.count", "generate.top_k"), _STEPS),
+    **dict.fromkeys(("log_every", "reference.every", "reference.lag"), Range(1, 10**9)),
+    **dict.fromkeys(("learning_rate", "clip_norm", "data.length_penalty", "data.least_gap"), Range(0, FLOAT32)),
+    **dict.fromkeys(("generate.samples", "generate.engine_requests", "online.segments"), Range(1, 2**12)),
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), Range(-1, 2**20)),
     "diagnostics": Range(0, 2**12),
-    "log_every": Range(1, 10**9),
     "checkpoint_every": Range(-1, 10**9),
     "keep_last": Range(1, 10**6),
     "keep_best": Range(0, 10**6),
@@ -84,38 +86,28 @@ RANGES: Mapping[str, Range] = {
     "data.candidates": Range(1, 2**10),
     "data.accept": Range(0, 2**10),
     "data.accept_beta": Range(0, FLOAT32, above=True),
-    "data.length_penalty": Range(0, FLOAT32),
     "data.least_variance": Range(0, 0.25),
-    "data.least_gap": Range(0, FLOAT32),
     "data.degrade": Range(0, 2**8),
     "frontier.at_once": Range(1, 2**8),
     "data.max_length": Range(2, 2**24),
     "data.max_prompt_length": Range(1, 2**24),
     "data.row_length": Range(0, 2**24),
-    "generate.count": Range(0, 10**9),
-    "generate.samples": Range(1, 2**12),
-    "generate.top_k": Range(0, 10**9),
-    "generate.top_p": Range(0, 1, above=True),
-    "generate.min_p": Range(0, 1),
+    **dict.fromkeys(("generate.min_p", "generate.mixture", "optimizer.decay_rate"), Range(0, 1)),
+    **dict.fromkeys(("generate.top_p", "reference.mix"), Range(0, 1, above=True)),
     "generate.max_new_tokens": Range(0, 2**24),
     "generate.slots": Range(1, 2**17),
-    "generate.mixture": Range(0, 1),
-    "generate.engine_requests": Range(1, 2**12),
     "generate.engine_timeout": Range(0, 10**6, above=True),
-    "online.segments": Range(1, 2**12),
+    "plan.examples": Range(0, 10**12),
+    "plan.tries": Range(1, 2**10),
     "reference.batch_size": Range(0, 2**20),
     "evaluate.bins": Range(2, 1000),
-    "reference.every": Range(1, 10**9),
-    "reference.mix": Range(0, 1, above=True),
     **dict.fromkeys(("reference.ema_power", "reference.bias_power"), Range(0, 100)),
-    "reference.lag": Range(1, 10**9),
     "lora.rank": Range(1, 2**14),
     "lora.alpha": Range(0, 10**6, above=True),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.decay"), _SHARE),
     **dict.fromkeys((f"optimizer.{name}" for name in ("eps", "eps_root", "initial_scale", "weight_decay")), _ANY),
     "optimizer.weight_decay_rate": _ANY,
     "optimizer.min_dim_size_to_factor": Range(1, 10**9),
-    "optimizer.decay_rate": Range(0, 1),
     "optimizer.clipping_threshold": Range(0, 10**15, above=True),
 }
 
@@ -142,6 +134,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "generate.second": ("", "reference", "mixture"),
     "online.answers": ("ranked", "in_order", "versus_last", "quantiles", "beside_pairs"),
     "online.follow": ("initial", "segment"),
+    "plan.lengths": ("hh", "data"),
     "reference.mode": ("cached", "online", "moving", "bema", "none"),
     "ranking": ("scores", "duels", "all_pairs"),
 }
@@ -187,7 +180,7 @@ def get_config() -> ConfigDict:
 
     c.model, c.data, c.reference = _model(), _data(), _reference()
     c.generate, c.online = _generate(), _online()
-    c.evaluate, c.frontier = _evaluate(), _frontier()
+    c.evaluate, c.frontier, c.plan = _evaluate(), _frontier(), _plan()
 
     c.mesh = ConfigDict()
     # Devices along each axis; one of them may be -1: all that are left. `data` splits rows and repeats weights, whose
@@ -395,6 +388,23 @@ def _frontier() -> ConfigDict:
     c.budgets = (0.5, 1.0, 2.0)  # KL in nats per answer, at which the table compares
     c.page = ""  # where page and picture go besides, as docs/results/frontier_reviews; "" for nowhere
     c.known = ""  # numbers (frontier.json) of other machines or days, comma-separated: what they hold is not run again
+    return c
+
+
+def _plan() -> ConfigDict:
+    """Return the keys of `python -m slpojax.plan`, which no other program reads."""
+    c = ConfigDict()
+    # Devices that need not be there: v5e-16, v5p-128, v6e-8, tpu7x-64, or by its sides v5e:4x4; h200:8, GPUs of one
+    # host; "" for the devices of this machine
+    c.topology = ""
+    # The model where model.path is not on this machine: a public shape, as pythia-2.8b or llama-3.1-8b, or a folder
+    # with its config.json; "" for the shape that the name of model.path says
+    c.model = ""
+    c.lengths = "hh"  # of the examples, in tokens: hh (drawn as those of Anthropic HH) | data (those of data.path)
+    c.examples = 0  # of a pass; 0 for those of the data, or of HH (160,800)
+    c.search = False  # try meshes, model.remat, accumulate and model.attention, and rank them
+    c.tries = 8  # plans that a search compiles at most
+    c.cache = "~/.cache/slpojax/plans"  # folder that keeps plans by all that they depend on; "" for none
     return c
 
 

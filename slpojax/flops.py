@@ -81,7 +81,7 @@ def count(params: Any) -> int:
     return sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") != ADAPTER[2])
 
 
-def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int]]) -> float:
+def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int | float]]) -> float:
     """Return the operations of a training step.
 
     Args:

@@ -55,9 +55,10 @@ KEYS = """
     lora.beside lora.rank lora.rank_stabilized lora.targets mesh.data mesh.distributed mesh.fsdp mesh.tensor
     model.attention model.dtype model.family model.frozen_dtype model.head model.path model.remat model.weights moments
     nonfinite nonfinite_limit objective.name online.answers online.follow online.keep online.segments online.serve
-    optimizer.name output profile ranking reference.batch_size reference.bias_power reference.cache reference.ema_power
-    reference.every reference.lag reference.mix reference.mode reference.path reference.previous resume schedule
-    schedule_steps scorer seed selection selector.name start steps tensorboard train.what wandb warmup_steps world
+    optimizer.name output plan.cache plan.examples plan.lengths plan.model plan.search plan.topology plan.tries profile
+    ranking reference.batch_size reference.bias_power reference.cache reference.ema_power reference.every reference.lag
+    reference.mix reference.mode reference.path reference.previous resume schedule schedule_steps scorer seed selection
+    selector.name start steps tensorboard train.what wandb warmup_steps world
 """.split()
 
 
@@ -249,7 +250,7 @@ def test_every_experiment_resolves(path):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_what_exists(document):
     text = document.read_text()
-    for path in set(re.findall(r"\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
+    for path in set(re.findall(r"(?<!cache/)\b(?:slpojax|configs|tests|launch|notebooks|benchmarks)/[\w/.-]*\w", text)):
         assert (ROOT / path).exists() or "my_" in path, f"{document.name} names {path}"
     for module in set(re.findall(r"python -m (slpojax[\w.]*)", text)):
         assert importlib.util.find_spec(module), f"{document.name} runs {module}"

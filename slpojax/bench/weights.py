@@ -180,8 +180,50 @@ def require_same_base(config: Config, bench: Bench) -> None:
 
 def params_like(bench: Bench) -> Params:
     """Return shape, dtype and sharding of every parameter that a state holds, of the model and of adapters."""
-    shapes = trained.like(bench.plan) or jax.eval_shape(bench.model.init, bench.keys.init)
-    where = grid.tree(bench.grid, bench.model.sharding, shapes)[0]
+    return _placed(bench, bench.model, trained.like(bench.plan) or jax.eval_shape(bench.model.init, bench.keys.init))
+
+
+def base_like(config: Config, bench: Bench) -> Params | None:
+    """Return shape, dtype and sharding of what `base_params` loads; None where all parameters are trained.
+
+    Args:
+        config: `model.frozen_dtype`.
+        bench: devices and model; no folder is read.
+    """
+    if bench.plan.all:
+        return None
+    base = jax.eval_shape(lambda key: trained.split(bench.plan, bench.model.init(key))[0], bench.keys.init)
+    base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.model.frozen_dtype), base)
+    scales = {
+        path: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.float32, sharding=bench.grid.everywhere)
+        for path, x in trained.scales(bench.plan).items()
+    }
+    return named.nested(named.flatten(_placed(bench, bench.model, base)) | scales)
+
+
+def reference_like(config: Config, bench: Bench, model: Model | None = None) -> Params:
+    """Return shape, dtype and sharding of the weights of a reference that stays on the devices.
+
+    Args:
+        config: `reference.mode` and `model.frozen_dtype`.
+        bench: devices and model; no folder is read.
+        model: the reference's, where it has a folder of its own; None for the policy as it starts, see
+            `reference_params`.
+    """
+    if model is not None:
+        return _placed(bench, model, jax.eval_shape(model.init, bench.keys.init))
+    base, moved = base_like(config, bench), params_like(bench)
+    if base is None:
+        return moved
+    whole = jax.eval_shape(functools.partial(trained.join, bench.plan), base, moved)
+    if config.reference.mode == "online" and bench.plan.lora and bench.adapter is None:
+        whole = named.nested(trained.pairs.without(named.flatten(whole)))
+    return _placed(bench, bench.model, whole)
+
+
+def _placed(bench: Bench, model: Model, shapes: Params) -> Params:
+    """Return shapes of a model's parameters with the places on the devices that they will have."""
+    where = grid.tree(bench.grid, model.sharding, shapes)[0]
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
