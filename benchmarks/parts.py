@@ -1,4 +1,4 @@
-"""What the benchmarks of whole steps share: dialogues of HH's lengths, the step of a configuration, and what runs it.
+"""What the benchmarks of whole steps share: batches of dialogues, the step of a configuration, and what runs it.
 
 Reads no data set, no tokenizer and no checkpoint, so that it runs on a machine that was lent with little on it.
 """

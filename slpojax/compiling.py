@@ -153,9 +153,13 @@ def does_not_fit(message: str) -> Excess | None:
     """Return what a compiler's error says of memory; None where it speaks of something else.
 
     Example:
+        >>> does_not_fit("RESOURCE_EXHAUSTED: Allocation (size=300) would exceed memory (size=200) :: ...")
+        Excess(used=300.0, room=200.0)
         >>> does_not_fit("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm.")
         Excess(used=33822867456.0, room=16911433728.0)
     """
+    if one := re.search(r"Allocation \(size=(\d+)\) would exceed memory \(size=(\d+)\)", message):
+        return Excess(float(one[1]), float(one[2]))  # of a single array
     found = re.search(r"Used ([\d.]+)([BKMGT]?) of ([\d.]+)([BKMGT]?) hbm", message)
     if found is None:
         return None

@@ -145,6 +145,8 @@ def prepare(topology: str) -> tuple[str, ...]:
     jax.config.update("jax_platforms", "cpu")
     if platform(topology) == "tpu":
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to share
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu complains that it finds none
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # whichever: it compiles for what is asked for
         return ("libtpu",)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"  # nothing to try it on
     return "jax-cuda13-plugin", "nvidia-cudnn-cu13"
@@ -194,7 +196,8 @@ def make(topology: str, **axes: int) -> Grid:
         return grid.make(**axes, devices=None)
     target = parse(topology)
     if target.chips:
-        found = topologies.get_topology_desc(target.compiler, platform="tpu").devices
+        one_a_chip = {"chip_config_name": "megacore"} if target.device == "v4" else {}  # the default of the others
+        found = topologies.get_topology_desc(target.compiler, platform="tpu", **one_a_chip).devices
     else:
         size, form = f"1x1x{target.number}", _HOPPER.format_map(_described(target.device))
         found = topologies.get_topology_desc(size, platform="cuda", topology=size, target_config=form).devices
@@ -373,13 +376,16 @@ def _group(instruction: str, kind: str, devices: int) -> tuple[int, ...]:
 
 
 def _numbers(text: str) -> np.ndarray:
-    """Return the numbers of `[groups, size]<=[numbers of devices in order]T(how their axes are exchanged)`."""
-    found = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    """Return the numbers of `[groups, size]<=[numbers in order]T(how their axes are exchanged)`.
+
+    Where there is no shape in front of the arrow, and no arrow, they come in one row.
+    """
+    found = re.match(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if found is None:
         raise ValueError(f"a group of devices in an unknown form: {text[:80]}")
     shape, sizes, exchanged = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
     ordered = np.arange(np.prod(sizes)).reshape(sizes)
-    return ordered.transpose(exchanged or range(len(sizes))).reshape(shape)
+    return ordered.transpose(exchanged or range(len(sizes))).reshape(shape or -1)
 
 
 def _along(text: str) -> tuple[int, ...]:
@@ -396,7 +402,7 @@ def _along(text: str) -> tuple[int, ...]:
     if listed:
         numbers = np.array([int(n) for n in listed.split(",")])
     elif ordered:
-        numbers = _numbers(ordered).ravel()
+        numbers = _numbers(ordered)
     shape: list[int] = []
     taken: list[slice | int] = []
     for name, size in sizes.items():

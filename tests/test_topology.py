@@ -53,6 +53,8 @@ ENTRY %main (x: f32[8,4]) -> (s32[], f32[8,4]) {
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", (0, 1)),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", (0, 2, 4, 6)),
         ("mesh['data'=2,'fsdp'=2,'tensor'=2], device_ids=(0,4,1,5,2,6,3,7) {'data','tensor'}", (0, 4, 2, 6)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'a'}", (0, 1)),
         ("mesh['axis_0'=8] {'axis_0':(2)4}", (0, 1, 2, 3)),
         ("mesh['axis_0'=8] {'axis_0':(1)2}", (0, 4)),
         ("{}", tuple(range(8))),

@@ -19,7 +19,8 @@ def lengths(
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, "N K"]]:
     """Return the tokens of prompts [count] and responses [count, candidates], log-normal as those of HH.
 
-    The means are about 138 and 60; prompts have at least 4 tokens, and with any of their responses at most `longest`.
+    The means are about 138 and 60 before any is cut; prompts have at least 4 tokens, and with any of their responses at
+    most `longest`.
     """
     drawn = np.random.default_rng(seed).lognormal([4.65] + [3.8] * candidates, 0.75, (count, 1 + candidates))
     drawn = np.clip(drawn, 4, longest // 2).astype(int)

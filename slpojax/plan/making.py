@@ -20,7 +20,8 @@ from slpojax.plan import programs, shapes
 from slpojax.plan.programs import Work
 from slpojax.settings import Config
 
-_CODE = ("slpojax.training", "slpojax.plan")
+# What is compiled and counted; how a plan is shown changes none of it.
+_CODE = ("slpojax.training", "slpojax.plan.programs", "slpojax.compiling")
 # What changes a compiled program beside the configuration and the packages.
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _APART = ("output", "plan")  # keys that change no plan, or are looked at one by one
@@ -134,6 +135,7 @@ def make(config: Config) -> Result:
         "topology": _devices(config.plan.topology),
         "lengths": examples.digest() if examples else config.plan.lengths,
         "code": cached.code_digest(*_CODE),
+        "holds": str(Result._fields + Work._fields),
         "versions": topology.versions(config.plan.topology),
         "environment": json.dumps({name: os.environ.get(name, "") for name in _ENVIRONMENT}),
     }
@@ -152,7 +154,7 @@ def make(config: Config) -> Result:
 
 def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Examples | None, versions: str) -> Result:
     name = config.plan.topology
-    devices = _grid(config)
+    devices = devices_of(config)
     planned = programs.prepare(config, hf_config, devices, examples)
     found, of_step = {}, {}
     for program, one in programs.programs(planned).items():
@@ -191,8 +193,15 @@ def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Ex
     )
 
 
-def _grid(config: Config) -> Grid:
-    """Return the mesh of a configuration on the devices that it is planned for."""
+def devices_of(config: Config) -> Grid:
+    """Return the mesh of a configuration on the devices that it is planned for.
+
+    Args:
+        config: its group `mesh`, and `plan.topology`.
+
+    Raises:
+        ValueError: there are no such devices, the mesh does not fill them, or their compiler is not installed.
+    """
     name, axes = config.plan.topology, {axis: config.mesh[axis] for axis in grid.AXES}
     try:
         return topology.make(name, **axes)

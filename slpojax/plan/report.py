@@ -157,17 +157,20 @@ def _memory(result: Result) -> list[str]:
 
 
 def _links(result: Result) -> list[str]:
-    found = [(name, one) for name, compiled in result.programs.items() for one in compiled.exchanges]
-    if not found:
-        return ["nothing crosses the links"] if result.devices == 1 else []
     device = DEVICES[result.device] if result.device else None
+    alike: dict[tuple[str, str, str, int], tuple[int, float, float]] = {}
+    for name, compiled in result.programs.items():
+        for one in compiled.exchanges:
+            key = name, one.kind, along(one.axes, result.mesh, one.devices), one.devices
+            (seconds,) = compiling.seconds_of_links(device, result.chips, [one]) if device else (0.0,)
+            times, sent, took = alike.get(key, (0, 0.0, 0.0))
+            alike[key] = times + one.times, sent + one.sent, took + seconds
+    if not alike:
+        return ["nothing crosses the links"] if result.devices == 1 else []
     lines = ["| program | collective | along | devices | times | MB sent | ms |", "|---|---|---|---:|---:|---:|---:|"]
-    for name, one in found:
-        (seconds,) = compiling.seconds_of_links(device, result.chips, [one]) if device else (float("nan"),)
-        lines.append(
-            f"| {name} | {one.kind} | {along(one.axes, result.mesh, one.devices)} | {one.devices} | {one.times:,} | "
-            f"{one.sent / 1e6:,.1f} | {f'{1e3 * seconds:,.2f}' if device else '-'} |"
-        )
+    for (name, kind, axes, devices), (times, sent, took) in sorted(alike.items(), key=lambda item: -item[1][1]):
+        shown = f"{1e3 * took:,.2f}" if device else "-"
+        lines.append(f"| {name} | {kind} | {axes} | {devices} | {times:,} | {sent / 1e6:,.1f} | {shown} |")
     return lines
 
 
@@ -203,17 +206,17 @@ def _time(result: Result) -> list[str]:
         f"{device.bandwidth / 1e9:,.0f} GB/s |",
         f"| links | {1e3 * found.links:,.1f} | the table above at {one_way} |",
         "",
-        f"a step takes at least {least.seconds:.3f} s, if all three go on at once ({found.limit} limits it), and "
-        f"{most.seconds:.3f} s if none does while another does. No measurement is behind this: it is a bound.",
+        f"a step takes at least {least.seconds:.3g} s, if all three go on at once ({found.limit} limits it), and "
+        f"{most.seconds:.3g} s if none does while another does. No measurement is behind this: it is a bound.",
         f"it is worth {result.work.useful / 1e12:,.2f} TFLOP and {result.work.tokens:,.0f} tokens: MFU at most "
         f"{least.mfu:.0%} ({most.mfu:.0%}), {least.tokens:,.0f} tokens/s ({most.tokens:,.0f})",
-        f"a pass takes at least {least.hours:.2f} h ({most.hours:.2f}): {least.chip_hours:,.1f} chip-hours "
-        f"({most.chip_hours:,.1f})",
+        f"a pass takes at least {least.hours:.3g} h ({most.hours:.3g}): {least.chip_hours:,.3g} chip-hours "
+        f"({most.chip_hours:,.3g})",
     ]
     if result.cached:
         per_pass = result.cached / (result.devices * rate) * result.epoch / result.work.examples / 3600
         lines.append(
-            f"before it, the reference's pass: at least {per_pass:.2f} h, {per_pass * result.number:,.1f} chip-hours"
+            f"before it, the reference's pass: at least {per_pass:.3g} h, {per_pass * result.number:,.3g} chip-hours"
         )
     lines += ["", "assumed:", *(f"- {line}" for line in ASSUMPTIONS), f"- numbers of the devices: {device.source}"]
     return lines
@@ -233,9 +236,9 @@ def ranked(results: Iterable[tuple[str, Result]]) -> list[tuple[str, Result]]:
     return sorted(results, key=place)
 
 
-def _gb(size: float) -> str:
+def _gb(size: int | float) -> str:
     return f"{size / 1e9:,.2f} GB"
 
 
-def _mb(size: float) -> str:
+def _mb(size: int | float) -> str:
     return f"{size / 1e6:,.1f}"

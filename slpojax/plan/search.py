@@ -11,6 +11,7 @@ import jax
 
 from slpojax import bench as benches
 from slpojax import grid, log, roofline, settings, topology, training
+from slpojax.grid import Grid
 from slpojax.plan import making, report, shapes
 from slpojax.plan.making import Result
 from slpojax.settings import Config
@@ -32,7 +33,8 @@ def run(config: Config) -> str:
         raise ValueError("config.plan.search compares meshes of a topology; set --config.plan.topology, as v5e-16")
     hf_config, _ = shapes.find(config)
     asked = list(candidates(config, _devices(name)))
-    small = [changes for changes in asked if state_fits(settings.replace(config, changes), hf_config)]
+    fits = _meshes_that_fit(config, hf_config, asked)
+    small = [changes for changes in asked if _mesh(changes) in fits]
     chosen = small[: config.plan.tries]
     log.say(
         f"search: {len(asked)} plans; the state of {len(asked) - len(small)} alone does not fit; compiling "
@@ -77,23 +79,34 @@ def candidates(config: Config, devices: int) -> Iterator[Changes]:
         }
 
 
-def state_fits(config: Config, hf_config: Mapping[str, Any]) -> bool:
-    """Tell whether the state, the frozen weights and the gradients of a configuration fit a device, without compiling.
+def _mesh(changes: Changes) -> tuple[int, ...]:
+    return tuple(changes[f"mesh.{axis}"] for axis in grid.AXES)
+
+
+def _meshes_that_fit(config: Config, hf_config: Mapping[str, Any], asked: list[Changes]) -> set[tuple[int, ...]]:
+    """Return the meshes whose devices have the memory for the state, the gradients and the frozen weights."""
+    name = config.plan.topology
+    memory = roofline.DEVICES[topology.parse(name).device].memory
+    there = making.devices_of(settings.replace(config, {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": 1}))
+    found = list(there.mesh.devices.flat)
+    meshes = {_mesh(changes) for changes in asked}
+    return {mesh for mesh in meshes if state_bytes(config, hf_config, grid.make(*mesh, devices=found)) <= memory}
+
+
+def state_bytes(config: Config, hf_config: Mapping[str, Any], devices: Grid) -> int:
+    """Return the bytes that each device holds of state, gradients and frozen weights; nothing is compiled.
 
     Args:
         config: every key of slpojax/defaults.py.
         hf_config: the content of the model's config.json.
+        devices: the grid.
     """
-    target = topology.parse(config.plan.topology)
-    devices = topology.make(config.plan.topology, **{axis: config.mesh[axis] for axis in grid.AXES})
     at = benches.of_model(config, dict(hf_config), devices)
     params, optimizer = benches.params_like(at), training.optimizer(config, 1000)
     moments = jax.eval_shape(optimizer.init, params)
     where = grid.tree(devices, at.model.sharding, moments)[0]
     moments = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, where)
-    base = benches.base_like(config, at)
-    bytes_held = 2 * grid.held(params) + grid.held(moments) + grid.held(base)
-    return bytes_held <= roofline.DEVICES[target.device].memory
+    return 2 * grid.held(params) + grid.held(moments) + grid.held(benches.base_like(config, at))
 
 
 def lines_of(changes: Changes) -> str:
