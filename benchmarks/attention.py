@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--topology", default="")
     args = parser.parse_args()
-    last = ["tiles", parts.kernel(args.topology)] if args.topology else ["causal", "tiles"]
+    last = ["tiles", topology.kernel(args.topology)] if args.topology else ["causal", "tiles"]
     names = args.names or ["dense", *last]
     dtype = args.dtype or ("bfloat16" if args.topology else "float32")
     compilers = topology.prepare(args.topology)

@@ -24,7 +24,6 @@ those of one chip, and the compiler's word is printed where a policy does not fi
 
 import argparse
 import importlib.util
-import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -36,10 +35,13 @@ import parts
 from attention import dialogues
 from common import MODELS, header, in_turn, neox, spread
 
-from slpojax import bench, grid, head, models, settings, topology, training
-from slpojax.base import Frozen, Rows
+from slpojax import compiling, grid, head, models, settings, topology
+from slpojax.base import Rows
+from slpojax.compiling import Compiled
 from slpojax.grid import Grid
 from slpojax.models.layers import REMATS
+from slpojax.plan import programs
+from slpojax.plan.programs import Planned
 from slpojax.settings import Config
 
 CONFIGS = ("sft_hh", "dpo_hh", "slpo_hh", "mcpo_nectar", "mcpo_ranked")
@@ -64,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.topology is None:
         args.topology = "v5e:2x4" if importlib.util.find_spec("libtpu") and not args.remat else ""
-    args.attention = args.attention or parts.kernel(args.topology)
+    args.attention = args.attention or topology.kernel(args.topology)
     args.size_of_config = bool(args.topology) and not args.width
     args.width = args.width or 256
     compilers = topology.prepare(args.topology)
@@ -90,27 +92,25 @@ def steps(args: argparse.Namespace) -> None:
             config = settings.replace(config, {"model.attention": "tiles"})
         axes = dict(zip(grid.AXES, args.mesh or (config.mesh[axis] for axis in grid.AXES)))
         devices = topology.make(args.topology, **axes) if args.topology else grid.one_device()
-        full = 0.0
-        for off, changes in variants(config, devices):
+        full = 0
+        for off, changes in variants(config, hf_config, devices):
             if args.off and off not in ("nothing", *args.off):
                 continue
-            start = time.perf_counter()
-            try:
-                memory, rows, sent = compiled(settings.replace(config, changes), hf_config, devices, off)
-            except jax.errors.JaxRuntimeError as error:
-                print(f"| {name} | {off} | {str(error).splitlines()[0]} |", flush=True)
+            said, rows = compiled(programs.prepare(settings.replace(config, changes), hf_config, devices), off)
+            if said.memory is None:
+                print(f"| {name} | {off} | {rows} | does not fit: {said.excess} |", flush=True)
                 continue
-            arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-            peak = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            full = full or peak
+            memory, sent = said.memory, sum(one.sent for one in said.exchanges)
+            full = full or memory.peak
             print(
-                f"| {name} | {off} | {rows} | {peak / 1e6:,.0f} | {peak / full:.2f}x | {arguments / 1e6:,.0f} | "
-                f"{temporary / 1e6:,.0f} | {sent / 1e6:,.0f} | {time.perf_counter() - start:.0f} |",
+                f"| {name} | {off} | {rows} | {memory.peak / 1e6:,.0f} | {memory.peak / full:.2f}x | "
+                f"{memory.arguments / 1e6:,.0f} | {memory.temporaries / 1e6:,.0f} | {sent / 1e6:,.0f} | "
+                f"{said.seconds:.0f} |",
                 flush=True,
             )
 
 
-def variants(config: Config, devices: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
+def variants(config: Config, hf_config: dict[str, Any], devices: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what is off, and the keys that turn it off."""
     yield "nothing", {}
     if config.model.remat != "none":
@@ -124,41 +124,27 @@ def variants(config: Config, devices: Grid) -> Iterator[tuple[str, dict[str, Any
     yield DONATION, {}
     if config.moments == "float32":
         yield "float32 moments", {"moments": "bfloat16"}
-    if layout(config, devices).picked:
+    if programs.prepare(config, hf_config, devices).setup.picks:
         yield SCORING, {}
 
 
-def compiled(config: Config, hf_config: dict[str, Any], devices: Grid, off: str) -> tuple[Any, str, float]:
+def compiled(planned: Planned, off: str) -> tuple[Compiled, str]:
     """Compile a config's step, or its scoring of all candidates.
 
     Returns:
-        The memory, the rows of a device, and the bytes that a device sends to others in a step.
+        What the compiler says, and the rows of a device.
     """
-    at, sizes = bench.of_model(config, hf_config, devices), layout(config, devices)
-    setup = training.make(config, at, training.method(config), sizes)
-    cached = config.reference.mode == "cached"
-    frozen = Frozen(reference=setup.like.params if config.reference.mode == "online" else None)
-    shapes = sizes.train if off == SCORING else sizes.picked or sizes.train
-    function = setup.picks if off == SCORING else setup.step
+    devices, setup = planned.bench.grid, planned.setup
+    found = programs.programs(planned)[programs.PICKS if off == SCORING else programs.STEP]
+    function = found.function
     if off == DONATION:
         where = jax.tree.map(lambda x: x.sharding, setup.like)
         function = jax.jit(setup.update, out_shardings=(where, devices.everywhere))
     at_once = (lambda *_: 1 << 30) if off == CHUNKS else head.positions_at_once
     with mock.patch.object(head, "positions_at_once", at_once):
-        batch = training.batch_like(shapes, devices, cached=cached)
-        program = function.lower(setup.like, frozen, batch).compile()
-    times, rows = shapes.groups // devices.devices, shapes.rows // shapes.groups
-    sent = sum(c.sent for c in topology.collectives(program.as_text())) if devices.mesh.size > 1 else 0
-    return program.memory_analysis(), f"{times} times {rows} x {shapes.length}", sent
-
-
-def layout(config: Config, devices: Grid) -> training.Layout:
-    """Plan a run over dialogues of HH's lengths, those cut that would not fit a row of a given length."""
-    candidates, row_length, longest = config.data.candidates, config.data.row_length, config.data.max_length
-    if row_length:  # a prompt and all its responses have to fit
-        longest = min(longest, 2 * row_length // (1 + candidates))
-    pool = parts.examples(*parts.lengths(8 * config.batch_size, candidates, longest=longest), vocabulary=2)
-    return training.layout(config, training.method(config), [pool], devices)
+        said = compiling.compile_for(devices, function, *found.inputs)
+    times, rows = programs.micro_batches(found.shapes, devices)
+    return said, f"{times} times {rows} x {found.shapes.length}"
 
 
 # ---- remat policies --------------------------------------------------------------------------------------------------
@@ -168,20 +154,17 @@ def policies(args: argparse.Namespace) -> None:
     """Compile, and where there is a device run, the layers under every policy."""
     devices = topology.make(args.topology, data=1, fsdp=-1) if args.topology else None
     print("| remat | compile s | temporary MB | on the host MB | ms | cpu ms |\n|---|---|---|---|---|---|")
-    programs: dict[str, Any] = {}
-    lines = {}
+    runs, lines = {}, {}
     for remat in args.remat:
-        start = time.perf_counter()
-        try:
-            programs[remat], inputs = program(args, remat, devices)
-        except jax.errors.JaxRuntimeError as error:
-            lines[remat] = f"| {remat} | {time.perf_counter() - start:.1f} | {str(error).splitlines()[0]} | - |"
+        function, inputs = program(args, remat, devices)
+        made, seconds = compiling.attempt(function, *inputs)
+        said = compiling.said_of(devices or grid.one_device(), made, seconds)
+        if said.memory is None:
+            lines[remat] = f"| {remat} | {said.seconds:.1f} | does not fit: {said.excess} | - |"
             continue
-        memory = programs[remat].memory_analysis()
-        numbers = f"{memory.temp_size_in_bytes / 1e6:.0f} | {memory.host_temp_size_in_bytes / 1e6:.0f}"
-        lines[remat] = f"| {remat} | {time.perf_counter() - start:.1f} | {numbers} |"
-
-    runs = {remat: parts.runner(function, *inputs) for remat, function in programs.items()}
+        numbers = f"{said.memory.temporaries / 1e6:.0f} | {said.memory.host / 1e6:.0f}"
+        lines[remat] = f"| {remat} | {said.seconds:.1f} | {numbers} |"
+        runs[remat] = parts.runner(made, *inputs)
     times = in_turn(runs, 0 if devices else args.rounds)
     for remat, line in lines.items():
         taken = times[remat] if remat in times else ((), ())
@@ -189,7 +172,7 @@ def policies(args: argparse.Namespace) -> None:
 
 
 def program(args: argparse.Namespace, remat: str, devices: Grid | None) -> tuple[Any, tuple[Any, Rows]]:
-    """Compile (params, rows) -> gradient; return it and inputs (shapes alone, if it is for a topology)."""
+    """Return (params, rows) -> gradient, to be compiled, and inputs (shapes alone, if it is for a topology)."""
     dtype = args.dtype or ("bfloat16" if devices else "float32")
     config = neox(args.width, args.layers, args.heads, vocabulary=1024)
     model = models.build(config, dtype=dtype, remat=remat, attention=args.attention, grid=devices)
@@ -203,7 +186,7 @@ def program(args: argparse.Namespace, remat: str, devices: Grid | None) -> tuple
     else:
         params = jax.jit(model.init)(jax.random.key(0))
     gradient = jax.grad(lambda p, r: jnp.sum(jnp.square(model.apply(p, r)[0].astype(jnp.float32))) / args.width)
-    return jax.jit(gradient).lower(params, rows).compile(), (params, rows)
+    return jax.jit(gradient), (params, rows)
 
 
 if __name__ == "__main__":

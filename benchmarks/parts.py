@@ -1,21 +1,21 @@
-"""What the benchmarks of whole steps share: dialogues of HH's lengths, the step of a configuration, and what runs it.
+"""What the benchmarks of whole steps share: batches of dialogues, the step of a configuration, and what runs it.
 
 Reads no data set, no tokenizer and no checkpoint, so that it runs on a machine that was lent with little on it.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from common import ROOT
 
-from slpojax import bench, columns, data, grid, scores, settings, topology, training
+from slpojax import bench, columns, data, grid, scores, settings, training
 from slpojax.base import Batch, Frozen, Logps, Params, Shapes, State
 from slpojax.bench import Bench
 from slpojax.columns import Part
-from slpojax.data import Example, Examples
+from slpojax.data import Examples, drawn
 from slpojax.grid import Grid
 from slpojax.settings import Config
 from slpojax.training import Layout, Training
@@ -23,28 +23,7 @@ from slpojax.training import Layout, Training
 # ---- dialogues -------------------------------------------------------------------------------------------------------
 
 
-def lengths(count: int, candidates: int = 2, seed: int = 0, longest: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens of prompts [count] and responses [count, candidates], log-normal as those of HH.
-
-    The means are about 138 and 60; prompts have at least 4 tokens, and with any of their responses at most `longest`.
-    """
-    drawn = np.random.default_rng(seed).lognormal([4.65] + [3.8] * candidates, 0.75, (count, 1 + candidates))
-    drawn = np.clip(drawn, 4, longest // 2).astype(int)
-    return drawn[:, 0], drawn[:, 1:]
-
-
-def examples(prompt: Iterable[int], response: Iterable[Iterable[int]], vocabulary: int, seed: int = 0) -> Examples:
-    """Return examples of random tokens, of given lengths, the first candidate scored best."""
-    rng = np.random.default_rng(seed)
-
-    def text(size: int) -> np.ndarray:
-        return rng.integers(0, vocabulary, size).astype(np.int32)
-
-    made = [
-        Example(text(size), tuple(text(n) for n in sizes), tuple(float(-k) for k in range(len(sizes))), i)
-        for i, (size, sizes) in enumerate(zip(prompt, np.asarray(response).tolist()))
-    ]
-    return data.build(made, candidates=len(made[0].responses))
+lengths, examples = drawn.lengths, drawn.examples  # as HH has them; of random tokens
 
 
 def batch_of(pool: Examples, shapes: Shapes) -> Batch:
@@ -65,11 +44,6 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
 
 
 # ---- devices that are not there --------------------------------------------------------------------------------------
-
-
-def kernel(name: str) -> str:
-    """Return the implementation of attention that is made for a topology; "" is this machine's processor."""
-    return {"tpu": "splash", "gpu": "cudnn", "cpu": "tiles"}[topology.platform(name)]
 
 
 def shapes_on(tree: Any, where: Any) -> Any:

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     c.accumulate = 4
 
     c.model.path = "EleutherAI/pythia-2.8b"
+    c.plan.model = "pythia-2.8b"  # of all experiments that go on from this one
     c.model.dtype = "bfloat16"
     c.model.remat = "layer"
 

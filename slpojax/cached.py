@@ -181,14 +181,17 @@ def code_digest(*modules: str) -> str:
         *modules: full names; a package stands for all its modules.
     """
     seen: dict[str, str] = {}
-    waiting = list(modules)
+    waiting, found = list(modules), set(modules)
     while waiting:
         name = waiting.pop()
         for path in _sources(name):
+            if str(path) in seen:
+                continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            if str(path) not in seen:
-                seen[str(path)] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()
-                waiting += _imports(tree, name.partition(".")[0])
+            seen[str(path)] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()
+            imported = set(_imports(tree, name.partition(".")[0])) - found
+            waiting += sorted(imported)
+            found |= imported
     return hashlib.sha256("".join(sorted(seen.values())).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 CHANGE_NO_NUMBER = (
     *("output", "compiled", "data.cache", "reference.cache"),
     *("log_every", "eval_every", "diagnostics", "profile", "tensorboard", "wandb"),
-    *("checkpoint_every", "keep_last", "keep_best", "resume", "nonfinite", "nonfinite_limit"),
+    *("checkpoint_every", "keep_last", "keep_best", "resume", "nonfinite", "nonfinite_limit", "plan"),
     *("export", "export_dtype", "export_merged", "generate", "judge", "ranking", "online", "evaluate", "frontier"),
     *("mesh", "accumulate", "selection", "model.remat", "model.attention", "reference.batch_size"),
 )
@@ -70,12 +70,13 @@ RANGES: Mapping[str, Range] = {
     "batch_size": Range(1, 2**17),
     "accumulate": Range(1, 2**14),
     "epochs": Range(0, 10**6, above=True),
-    "learning_rate": Range(0, FLOAT32),
-    "clip_norm": Range(0, FLOAT32),
     **dict.fromkeys(("steps", "schedule_steps", "warmup_steps", "eval_every", "nonfinite_limit"), _STEPS),
+    **dict.fromkeys(("generate.count", "generate.top_k"), _STEPS),
+    **dict.fromkeys(("log_every", "reference.every", "reference.lag"), Range(1, 10**9)),
+    **dict.fromkeys(("learning_rate", "clip_norm", "data.length_penalty", "data.least_gap"), Range(0, FLOAT32)),
+    **dict.fromkeys(("generate.samples", "generate.engine_requests", "online.segments"), Range(1, 2**12)),
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), Range(-1, 2**20)),
     "diagnostics": Range(0, 2**12),
-    "log_every": Range(1, 10**9),
     "checkpoint_every": Range(-1, 10**9),
     "keep_last": Range(1, 10**6),
     "keep_best": Range(0, 10**6),
@@ -84,38 +85,28 @@ RANGES: Mapping[str, Range] = {
     "data.candidates": Range(1, 2**10),
     "data.accept": Range(0, 2**10),
     "data.accept_beta": Range(0, FLOAT32, above=True),
-    "data.length_penalty": Range(0, FLOAT32),
     "data.least_variance": Range(0, 0.25),
-    "data.least_gap": Range(0, FLOAT32),
     "data.degrade": Range(0, 2**8),
     "frontier.at_once": Range(1, 2**8),
     "data.max_length": Range(2, 2**24),
     "data.max_prompt_length": Range(1, 2**24),
     "data.row_length": Range(0, 2**24),
-    "generate.count": Range(0, 10**9),
-    "generate.samples": Range(1, 2**12),
-    "generate.top_k": Range(0, 10**9),
-    "generate.top_p": Range(0, 1, above=True),
-    "generate.min_p": Range(0, 1),
+    **dict.fromkeys(("generate.min_p", "generate.mixture", "optimizer.decay_rate"), Range(0, 1)),
+    **dict.fromkeys(("generate.top_p", "reference.mix"), Range(0, 1, above=True)),
     "generate.max_new_tokens": Range(0, 2**24),
     "generate.slots": Range(1, 2**17),
-    "generate.mixture": Range(0, 1),
-    "generate.engine_requests": Range(1, 2**12),
     "generate.engine_timeout": Range(0, 10**6, above=True),
-    "online.segments": Range(1, 2**12),
+    "plan.examples": Range(0, 10**12),
+    "plan.tries": Range(1, 2**10),
     "reference.batch_size": Range(0, 2**20),
     "evaluate.bins": Range(2, 1000),
-    "reference.every": Range(1, 10**9),
-    "reference.mix": Range(0, 1, above=True),
     **dict.fromkeys(("reference.ema_power", "reference.bias_power"), Range(0, 100)),
-    "reference.lag": Range(1, 10**9),
     "lora.rank": Range(1, 2**14),
     "lora.alpha": Range(0, 10**6, above=True),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.decay"), _SHARE),
     **dict.fromkeys((f"optimizer.{name}" for name in ("eps", "eps_root", "initial_scale", "weight_decay")), _ANY),
     "optimizer.weight_decay_rate": _ANY,
     "optimizer.min_dim_size_to_factor": Range(1, 10**9),
-    "optimizer.decay_rate": Range(0, 1),
     "optimizer.clipping_threshold": Range(0, 10**15, above=True),
 }
 
@@ -143,6 +134,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "generate.second": ("", "reference", "mixture"),
     "online.answers": ("ranked", "in_order", "versus_last", "quantiles", "beside_pairs"),
     "online.follow": ("initial", "segment"),
+    "plan.lengths": ("hh", "data"),
     "reference.mode": ("cached", "online", "moving", "bema", "none"),
     "ranking": ("scores", "duels", "all_pairs"),
 }
@@ -188,7 +180,7 @@ def get_config() -> ConfigDict:
 
     c.model, c.data, c.reference = _model(), _data(), _reference()
     c.generate, c.online = _generate(), _online()
-    c.evaluate, c.frontier = _evaluate(), _frontier()
+    c.evaluate, c.frontier, c.plan = _evaluate(), _frontier(), _plan()
 
     c.mesh = ConfigDict()
     # Devices along each axis; one of them may be -1: all that are left. `data` splits rows and repeats weights, whose
@@ -269,8 +261,7 @@ def _model() -> ConfigDict:
     c.head = "words"
     c.family = ""  # module of a family that slpojax.models lacks, as my_lab.gemma; "" finds it by the model type
     c.dtype = "float32"  # compute: float32 | bfloat16; weights that are trained are always float32
-    # Of the policy's weights that are not trained: float32 | bfloat16 (half the memory) | int8 | int4 | nf4 (the
-    # layers' linear maps in blocks of 64 numbers with a scale each, by qwix; the rest is bfloat16)
+    # Of weights that are not trained: float32 | bfloat16 | int8, int4, nf4 (linear maps in blocks of 64, by qwix)
     c.frozen_dtype = "float32"
     c.attention = "tiles"  # tiles (any device) | cudnn (bfloat16) | splash (TPUs) | dense (quadratic memory)
     c.remat = "none"  # what the backward pass recomputes: none | dots | layer | offload
@@ -319,10 +310,9 @@ def _data() -> ConfigDict:
     # Where a response that a chat template writes ends: eos (its EOS is the last token) | template (as it is written to
     # the end of the turn, line break and all: what reward models are read at)
     c.end = "eos"
-    # Of a response of messages, what counts: all (every token, tools' results too; it ends before a user's next turn) |
-    # assistant (what the assistant wrote, by the template's generation marks where it has them) | last (its last turn).
-    # With the last two a response goes on behind a user's turn. What does not count is read and neither scored nor
-    # trained
+    # What counts of a response of messages, is scored and trained: all (also tools' results; it ends before a user's
+    # next turn) | assistant (what the assistant wrote, by the template's generation marks where it has them) | last (its
+    # last turn); with these two a response goes on behind a user's turn
     c.turns = "all"
     c.max_length = 512  # tokens of prompt plus one response
     c.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
@@ -332,8 +322,7 @@ def _data() -> ConfigDict:
     c.order = "balanced"
     c.row_length = 0  # tokens of a packed row; 0 for the length with the least padding
     c.pack = True  # False: one example per row, in up to four lengths of rows (see by_length)
-    # Folder that keeps tokenised examples by what they depend on, so that a second start reads them; of 16,384 records
-    # and more; "" for none
+    # Folder of tokenised examples that later starts read, of 16,384 records and more; "" for none
     c.cache = "~/.cache/slpojax/examples"
     return c
 
@@ -403,6 +392,21 @@ def _frontier() -> ConfigDict:
     c.budgets = (0.5, 1.0, 2.0)  # KL in nats per answer, at which the table compares
     c.page = ""  # where page and picture go besides, as docs/results/frontier_reviews; "" for nowhere
     c.known = ""  # numbers (frontier.json) of other machines or days, comma-separated: what they hold is not run again
+    return c
+
+
+def _plan() -> ConfigDict:
+    """Return the keys of `python -m slpojax.plan`, which no other program reads."""
+    c = ConfigDict()
+    # Devices, there or not: v5e-16, v5p-128, v6e-8, tpu7x-64, v5e:4x4 by its sides, h200:8; "" for this machine's
+    c.topology = ""
+    # Where model.path is not here: a public shape, as pythia-2.8b, or a folder with config.json; "" by its name
+    c.model = ""
+    c.lengths = "hh"  # of the examples, in tokens: hh (drawn as those of Anthropic HH) | data (those of data.path)
+    c.examples = 0  # of a pass; 0 for those of the data, or of HH (160,800)
+    c.search = False  # try meshes, model.remat, accumulate and model.attention, and rank them
+    c.tries = 8  # plans that a search compiles at most
+    c.cache = "~/.cache/slpojax/plans"  # folder that keeps plans by all that they depend on; "" for none
     return c
 
 

@@ -81,7 +81,7 @@ def count(params: Any) -> int:
     return sum(int(np.prod(x.shape)) for path, x in leaves if getattr(path[-1], "key", "") not in (ADAPTER[2], NARROW))
 
 
-def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int]]) -> float:
+def of_step(body: int, head: int, *passes: tuple[int, Mapping[str, int | float]]) -> float:
     """Return the operations of a training step.
 
     Args:

@@ -188,7 +188,7 @@ def _source(
     hf_config, model = bench.hf_config, bench.model
     if path:
         of_model = adapters.base_of(folder, key)
-        hf_config, model = hf.read_config(of_model), _model(config, bench, key, of_model)
+        hf_config, model = hf.read_config(of_model), model_of(config, bench, key, of_model)
         if of_model != folder:
             adapters.read(folder, model)
         if bench.tokenizer_folder is not None:
@@ -229,8 +229,18 @@ def _rounded(config: Config, bench: Bench, path: str) -> dict[str, str]:
     return {"frozen": f"{config.model.frozen_dtype}, but {sorted(bench.plan.layers.items())}"}
 
 
-def _model(config: Config, bench: Bench, key: str, folder: pathlib.Path) -> Model:
-    """Return the model of a frozen model's own config.json; the policy's own where both mean the same function."""
+def model_of(config: Config, bench: Bench, key: str, folder: pathlib.Path) -> Model:
+    """Return the model of a frozen model's own config.json; the policy's own where both mean the same function.
+
+    Args:
+        config: how models are computed, and `reference.mode`.
+        bench: devices, and the policy's model.
+        key: of the configuration, which gave the folder.
+        folder: of the model.
+
+    Raises:
+        ValueError: its log-probs cannot be compared with the policy's, or its weights not mixed with them.
+    """
     theirs, policy = hf.read_config(folder), bench.hf_config
     family = config.model.family if theirs.get("model_type") == policy["model_type"] else ""
     model = benches.model(config, theirs, bench.grid, family=family)

@@ -5,6 +5,7 @@ partitioner, because the step is written for the global batch. What the step ask
 it divides by hand, is here, too.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -253,6 +254,24 @@ def tree(grid: Grid, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
         return NamedSharding(grid.mesh, PartitionSpec(*used))
 
     return jax.tree_util.tree_map_with_path(one, shapes), notes
+
+
+def held(x: Any) -> int:
+    """Return the bytes that each device holds of a pytree of arrays, or of their shapes with the places they will have.
+
+    Args:
+        x: arrays, or shapes; what says of no place lies whole on every device. Random keys count with their words.
+    """
+
+    def one(leaf: Any) -> int:
+        where = getattr(leaf, "sharding", None)
+        shape = where.shard_shape(leaf.shape) if where is not None else leaf.shape
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            of_one = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+            return math.prod(shape) * math.prod(of_one.shape) * of_one.dtype.itemsize
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(x)))
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

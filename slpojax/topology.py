@@ -3,16 +3,18 @@
 Knows how JAX's compilers are asked for absent devices, and the text of a compiled program; knows no model and no step.
 """
 
+import importlib.metadata
 import os
+import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import topologies
 
-from slpojax import grid
+from slpojax import grid, roofline, wording
 from slpojax.grid import Grid
 
 # What XLA asks of a GPU that is not there (a protocol buffer of its own, as text); sizes are those of the data sheets.
@@ -28,19 +30,112 @@ _HOPPER = """
         block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
     }}
 """
-GPUS = {  # bytes, and bytes a second
-    "h100": {"name": "H100 80GB HBM3", "memory": 80 * 2**30, "bandwidth": 3_352_000_000_000},
-    "h200": {"name": "H200", "memory": 141 * 10**9, "bandwidth": 4_800_000_000_000},
+_ON_A_HOST = 8  # GPUs
+
+# Devices by what they are called in names of slices -> by what the compiler calls them, and the devices of a chip that
+# Google's names count: those of v4, v5p and TPU7x count TensorCores, two a chip.
+_TPUS: Mapping[str, tuple[str, int]] = {
+    "v4": ("v4", 2),
+    "v5e": ("v5e", 1),
+    "v5litepod": ("v5e", 1),
+    "v5p": ("v5", 2),
+    "v5": ("v5", 2),
+    "v6e": ("v6e", 1),
+    "tpu7x": ("tpu7x", 2),
 }
+_ALIASES = {"v5litepod": "v5e", "v5": "v5p"}
+# Chips -> how they lie (cloud.google.com/tpu/docs, the pages of each version). Others are asked for by their sides.
+_SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+_CUBES |= {1024: "8x8x16", 2048: "8x16x16", 4096: "16x16x16"}
+
+
+class Target(NamedTuple):
+    """Devices that are not there.
+
+    Attributes:
+        name: as they were asked for, "v5p-128".
+        device: one of `roofline.DEVICES`.
+        compiler: what the compiler calls them, "v5:4x4x4".
+        chips: along each side of the slice; () for GPUs.
+        number: chips or GPUs that are used: all, but for slices smaller than the compiler knows.
+    """
+
+    name: str
+    device: str
+    compiler: str
+    chips: tuple[int, ...]
+    number: int
+
+
+def parse(topology: str) -> Target:
+    """Return the devices that a name stands for.
+
+    Args:
+        topology: TPUs by the name of a slice, "v5e-16", "v5p-128" (two TensorCores a chip), "tpu7x-8", or by its sides,
+            "v5e:4x4", "v5p:4x4x4"; GPUs of one host as "h200:8".
+
+    Raises:
+        ValueError: there is no such slice, or there are several; says what is near.
+
+    Example:
+        >>> parse("v5p-128").compiler, parse("v5e:4x4").number, parse("h200:8").device
+        ('v5:4x4x4', 16, 'h200')
+    """
+    asked = str(topology).strip().lower()
+    if re.match(r"\d+ ?[x*] ?[a-z]", asked) or re.search(r"\*\d+$", asked):
+        raise ValueError(
+            f"topology {wording.shown(topology)}: several slices, over which neither a run's mesh nor a plan divides "
+            "today; give one slice"
+        )
+    parted = re.fullmatch(r"(\w+)(?:[:-]([0-9x]+))?", asked)
+    kind, size = parted.groups("") if parted else (asked, "")
+    if kind in roofline.DEVICES and kind not in _TPUS:
+        number = int(size) if (size or "1").isdecimal() and size else 1
+        if (size and not size.isdecimal()) or not 1 <= number <= _ON_A_HOST:
+            raise ValueError(
+                f"topology {wording.shown(topology)}: expected the GPUs of one host, {kind}:1 to {kind}:{_ON_A_HOST}"
+            )
+        return Target(topology, kind, kind, (), number)
+    if kind not in _TPUS:
+        raise wording.unknown("topology", topology, names(), also="a slice by its sides, as v5e:4x4 or v5p:4x4x4")
+    compiler, cores = _TPUS[kind]
+    device = _ALIASES.get(kind, kind)
+    by_chips = _CUBES if roofline.DEVICES[device].torus == 3 else _SQUARES
+    if "x" not in size:
+        there = {chips * cores: sides for chips, sides in by_chips.items()}
+        if not size or int(size) not in there:
+            raise wording.unknown("topology", topology, [f"{kind}-{count}" for count in there], also=_sides(device))
+        size = there[int(size)]
+    chips = tuple(int(side) for side in size.split("x") if side)
+    if len(chips) != roofline.DEVICES[device].torus or min(chips) < 1:
+        raise ValueError(f"topology {wording.shown(topology)}: expected {_sides(device)}")
+    # The compiler knows hosts of four chips; of a smaller slice it is asked for those, and the first ones are used.
+    whole = f"{compiler}:{'2x2' if chips == (1, 1) else size}"
+    return Target(topology, device, whole, chips, int(np.prod(chips)))
+
+
+def _sides(device: str) -> str:
+    return f"a slice by its sides, as {device}:{'4x4x4' if roofline.DEVICES[device].torus == 3 else '4x4'}"
+
+
+def names() -> list[str]:
+    """Return the names of slices, and of GPUs, that `parse` knows."""
+    found = []
+    for kind, device in roofline.DEVICES.items():
+        if kind in _TPUS:
+            found += [f"{kind}-{chips * _TPUS[kind][1]}" for chips in (_CUBES if device.torus == 3 else _SQUARES)]
+        else:
+            found += [f"{kind}:{count}" for count in (1, 2, 4, 8)]
+    return found
 
 
 def prepare(topology: str) -> tuple[str, ...]:
     """Keep JAX off the devices of this machine; call it before anything is computed.
 
     Args:
-        topology: TPUs as "v5e:2x4", which needs libtpu (`pip install "jax[tpu]"`); or the GPUs of one host as "h200:8",
-            which needs the CUDA plugin and cuDNN (`pip install "jax[cuda13]"`); "" for this machine, which changes
-            nothing.
+        topology: as `parse` reads it. TPUs need libtpu (`pip install "jax[tpu]"`), GPUs the CUDA plugin and cuDNN (`pip
+            install "jax[cuda13]"`). "" is this machine, for which nothing is changed.
 
     Returns:
         The packages that compile for it, beside JAX's own.
@@ -50,33 +145,71 @@ def prepare(topology: str) -> tuple[str, ...]:
     jax.config.update("jax_platforms", "cpu")
     if platform(topology) == "tpu":
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to share
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu complains that it finds none
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # whichever: it compiles for what is asked for
         return ("libtpu",)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"  # nothing to try it on
     return "jax-cuda13-plugin", "nvidia-cudnn-cu13"
 
 
+def versions(topology: str) -> str:
+    """Return JAX's version, and that of the compiler for a topology, which may lie beside the environment.
+
+    Args:
+        topology: as `parse` reads it; "" for this machine.
+    """
+    found = [f"jax {jax.__version__}", f"jaxlib {importlib.metadata.version('jaxlib')}"]
+    of = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin"}.get(platform(topology), "")
+    if not of:
+        return ", ".join(found)
+    try:
+        return ", ".join([*found, f"{of} {importlib.metadata.version(of)}"])
+    except importlib.metadata.PackageNotFoundError:
+        library = pathlib.Path(os.environ.get("TPU_LIBRARY_PATH", ""))
+        named = [path.name.removesuffix(".dist-info") for path in library.parent.parent.glob(f"{of}-*.dist-info")]
+        size = [f"{of} of {library.stat().st_size:,} bytes"] if of == "libtpu" and library.is_file() else []
+        return ", ".join([*found, *(named or size or [f"no {of}"])])
+
+
 def platform(topology: str) -> str:
     """Return "tpu" or "gpu", or "cpu" for "", this machine's processor."""
-    return ("gpu" if topology.partition(":")[0] in GPUS else "tpu") if topology else "cpu"
+    return ("tpu" if parse(topology).chips else "gpu") if topology else "cpu"
+
+
+def kernel(topology: str) -> str:
+    """Return the implementation of attention (`model.attention`) that is made for a topology; "" is this processor."""
+    return {"tpu": "splash", "gpu": "cudnn", "cpu": "tiles"}[platform(topology)]
 
 
 def make(topology: str, **axes: int) -> Grid:
     """Return a grid of devices that are not there, after `prepare`.
 
     Args:
-        topology: TPUs as "v5e:2x4", or the GPUs of one host as "h200:8".
+        topology: as `parse` reads it; "" for the devices of this machine.
         **axes: sizes of data, fsdp and tensor; one may be -1, all the devices that are left.
 
     Raises:
-        RuntimeError: the compiler for these devices is not installed.
+        RuntimeError: the compiler for these devices is not installed, or it does not know them.
+        ValueError: there are no such devices, or the axes do not fill them.
     """
-    kind, _, number = topology.partition(":")
-    if kind in GPUS:
-        size, target = f"1x1x{number or 1}", _HOPPER.format_map(GPUS[kind])
-        found = topologies.get_topology_desc(size, platform="cuda", topology=size, target_config=target)
+    if not topology:
+        return grid.make(**axes, devices=None)
+    target = parse(topology)
+    if target.chips:
+        one_a_chip = {"chip_config_name": "megacore"} if target.device == "v4" else {}  # the default of the others
+        found = topologies.get_topology_desc(target.compiler, platform="tpu", **one_a_chip).devices
     else:
-        found = topologies.get_topology_desc(topology, platform="tpu")
-    return grid.make(**axes, devices=list(found.devices))
+        size, form = f"1x1x{target.number}", _HOPPER.format_map(_described(target.device))
+        found = topologies.get_topology_desc(size, platform="cuda", topology=size, target_config=form).devices
+    used = target.number * roofline.DEVICES[target.device].per_chip
+    return grid.make(**axes, devices=list(found)[:used])
+
+
+def _described(device: str) -> dict[str, str | int]:
+    """Return what XLA asks of a GPU of this kind."""
+    gpu = roofline.DEVICES[device]
+    name = gpu.kinds[0].removeprefix("NVIDIA ")
+    return {"name": name, "memory": int(gpu.memory), "bandwidth": int(gpu.bandwidth)}
 
 
 # ---- the collectives of a compiled program ---------------------------------------------------------------------------
@@ -91,6 +224,7 @@ class Collective(NamedTuple):
         devices: how many take part together; 2 for a collective-permute.
         times: how often the program runs it.
         name: of the operation in JAX that it comes from, as far as the compiler kept it.
+        group: numbers of the devices of the first group that takes part, by their places in the mesh.
     """
 
     kind: str
@@ -98,6 +232,7 @@ class Collective(NamedTuple):
     devices: int
     times: int
     name: str
+    group: tuple[int, ...] = ()
 
     @property
     def sent(self) -> float:
@@ -149,8 +284,8 @@ def _walk(bodies: dict[str, list[str]], computation: str, times: int, devices: i
             kind = "reduce-scatter" if computation.startswith(_SCATTERS) else match["kind"]
             size = _size(right[: match.start()], match)
             group = _group(right, match["kind"], devices)
-            size *= group if match["kind"] == "reduce-scatter" else 1  # its result is a part
-            yield Collective(kind, size, group, times, _search(r'op_name="([^"]*)"', right, ""))
+            size *= len(group) if match["kind"] == "reduce-scatter" else 1  # its result is a part
+            yield Collective(kind, size, len(group), times, _search(r'op_name="([^"]*)"', right, ""), group)
         elif not name.startswith(f"%{_ENDS}"):
             inside = [
                 found
@@ -223,22 +358,73 @@ def _bits(kind: str) -> int:
     return _BITS.get(kind) or int(_search(r"[suf](\d+)", kind))
 
 
-def _group(instruction: str, kind: str, devices: int) -> int:
-    """Return how many devices take part together, from any of the ways in which XLA writes groups."""
+def _group(instruction: str, kind: str, devices: int) -> tuple[int, ...]:
+    """Return the devices of the first group that takes part, from any of the ways in which XLA writes groups."""
     if kind == "collective-permute":
-        return 2
+        pairs = re.findall(r"\{(\d+),(\d+)\}", instruction.partition("source_target_pairs=")[2])
+        return next(((int(a), int(b)) for a, b in pairs if a != b), (0, 0))
     groups = _search(r"replica_groups=(.*)", instruction, "")
     if not groups or groups.startswith("{}"):
-        return devices
+        return tuple(range(devices))
     if groups.startswith("{{"):  # lists of devices
-        return len(groups[2 : groups.index("}")].split(","))
-    if groups.startswith("["):  # [groups, size]<=[numbers of devices in order, perhaps transposed]
-        return int(_search(r"\[\d+,(\d+)\]<=", groups))
-    if groups.startswith("mesh["):  # axes and their sizes, and which of them a group spans, perhaps in part
-        sizes = {name: int(size) for name, size in re.findall(r"('[^']+')=(\d+)", groups.partition("]")[0])}
-        spans = re.findall(r"('[^']+')(?::\(\d+\)(\d+))?", _search(r"[^=]\{('[^}]*)\}", groups, ""))
-        return int(np.prod([int(part) if part else sizes[name] for name, part in spans]))
+        return tuple(int(device) for device in groups[2 : groups.index("}")].split(","))
+    if groups.startswith("["):
+        return tuple(_numbers(groups)[0].tolist())
+    if groups.startswith("mesh["):
+        return _along(groups)
     raise ValueError(f"a group of devices in an unknown form: {groups[:80]}")
+
+
+def _numbers(text: str) -> np.ndarray:
+    """Return the numbers of `[groups, size]<=[numbers in order]T(how their axes are exchanged)`.
+
+    Where there is no shape in front of the arrow, and no arrow, they come in one row.
+    """
+    found = re.match(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if found is None:
+        raise ValueError(f"a group of devices in an unknown form: {text[:80]}")
+    shape, sizes, exchanged = ([int(n) for n in part.split(",")] if part else [] for part in found.groups())
+    ordered = np.arange(np.prod(sizes)).reshape(sizes)
+    return ordered.transpose(exchanged or range(len(sizes))).reshape(shape or -1)
+
+
+def _along(text: str) -> tuple[int, ...]:
+    """Return the first group of `mesh[axes and their sizes], device_ids=(...) {the axes that a group lies along}`.
+
+    It may lie along a part of an axis: `'a':(2)4` is the part of size 4 behind one of size 2.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"('[^']+')=(\d+)", text.partition("]")[0])}
+    along = re.findall(r"('[^']+')(?::\((\d+)\)(\d+))?", _search(r"[^=]\{('[^}]*)\}", text, ""))
+    parts = {name: (int(before or 1), int(part or sizes[name])) for name, before, part in along}
+    listed = _search(r"device_ids=\(([\d,]+)\)", text, "")
+    ordered = _search(r"device_ids=\(?(\[[^)]*\](?:T\([\d,]+\))?)", text, "")
+    numbers = np.arange(np.prod(list(sizes.values())))
+    if listed:
+        numbers = np.array([int(n) for n in listed.split(",")])
+    elif ordered:
+        numbers = _numbers(ordered)
+    shape: list[int] = []
+    taken: list[slice | int] = []
+    for name, size in sizes.items():
+        before, part = parts.get(name, (1, 1))
+        shape += [before, part, size // (before * part)]
+        taken += [0, slice(None), 0]
+    return tuple(numbers.reshape(shape)[tuple(taken)].ravel().tolist())
+
+
+def axes(sizes: Mapping[str, int], group: Sequence[int]) -> tuple[str, ...]:
+    """Return the axes of a mesh that a group of its devices lies along.
+
+    Args:
+        sizes: of the mesh, by axis, the outer ones first.
+        group: numbers of the devices, by their places in the mesh.
+
+    Example:
+        >>> axes({"data": 2, "fsdp": 4}, (0, 1, 2, 3)), axes({"data": 2, "fsdp": 4}, (1, 5))
+        (('fsdp',), ('data',))
+    """
+    places = np.unravel_index(np.asarray(group), tuple(sizes.values()))
+    return tuple(name for name, place in zip(sizes, places, strict=True) if len(set(place.tolist())) > 1)
 
 
 def _search(pattern: str, text: str, default: str | None = None) -> str:

@@ -81,7 +81,7 @@ class Training(NamedTuple):
     first: Callable[[Params, Params | None], State]
     like: State
     notes: list[str]
-    operations: Callable[[Mapping[str, int], Mapping[str, int]], float]
+    operations: Callable[[Mapping[str, int | float], Mapping[str, int | float]], float]
 
 
 class Stepped(NamedTuple):
@@ -333,17 +333,19 @@ def _with_rate(config: Config, steps: int, update: step.Update) -> step.Update:
     return with_rate
 
 
-def batch_like(shapes: Shapes, devices: Grid, *, cached: bool) -> Batch:
+def batch_like(shapes: Shapes, devices: Grid, *, cached: bool, previous: bool = False) -> Batch:
     """Return the shapes of what `grid.put_batch` gives, and where it lies: enough to compile for.
 
     Args:
         shapes: the batch's sizes.
         devices: need not be there.
         cached: whether the batch holds the reference's log-probs.
+        previous: whether it holds those of a second frozen model.
     """
     blank = data.pack([], shapes)
     token = np.zeros((shapes.examples, shapes.candidates, shapes.response), np.float32)
-    blank = blank._replace(ref=Logps(token, token, blank.length) if cached else None)
+    logps = Logps(token, token, blank.length)
+    blank = blank._replace(ref=logps if cached else None, previous=logps if previous else None)
     rows, scored = jax.tree.map(lambda _: devices.rows, (blank.rows, blank.scored))
     where = jax.tree.map(lambda _: devices.everywhere, blank)._replace(rows=rows, scored=scored)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), blank, where)
@@ -430,8 +432,8 @@ def _operations(
     method: Method,
     scored_first: bool,
     online: bool,
-    trained: Mapping[str, int],
-    whole: Mapping[str, int],
+    trained: Mapping[str, int | float],
+    whole: Mapping[str, int | float],
 ) -> float:
     """Return the operations of a step: those of its gradient, of an online reference, and of scoring first."""
 

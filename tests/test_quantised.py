@@ -97,6 +97,10 @@ def test_weights_are_read_into_codes_one_at_a_time_and_written_wide(folder, tmp_
     config = configuration(folder, "read", **LORA | {"model.frozen_dtype": "nf4"})
     made = bench.make(config)
     held = named.flatten(bench.base_params(config, made))
+    like = named.flatten(bench.base_like(config, made))
+    assert {k: (x.shape, x.dtype, x.sharding) for k, x in held.items()} == {
+        k: (x.shape, x.dtype, x.sharding) for k, x in like.items()
+    }
     tensors = named.flatten(hf.load(folder / "model", made.model))
     for path, tensor in tensors.items():
         linear = path.removesuffix("/weight") in made.model.linear

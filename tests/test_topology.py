@@ -45,21 +45,42 @@ ENTRY %main (x: f32[8,4]) -> (s32[], f32[8,4]) {
 
 
 @pytest.mark.parametrize(
-    ("groups", "devices"),
+    ("groups", "first"),
     [
-        ("{{0,1,2,3},{4,5,6,7}}", 4),
-        ("[4,2]<=[8]", 2),
-        ("[2,4]<=[4,2]T(1,0)", 4),
-        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", 2),
-        ("mesh['data'=2,'fsdp'=2,'tensor'=2], device_ids=(0,4,1,5,2,6,3,7) {'data','tensor'}", 4),
-        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
-        ("{}", 8),
+        ("{{0,1,2,3},{4,5,6,7}}", (0, 1, 2, 3)),
+        ("[4,2]<=[8]", (0, 1)),
+        ("[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", (0, 1)),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", (0, 2, 4, 6)),
+        ("mesh['data'=2,'fsdp'=2,'tensor'=2], device_ids=(0,4,1,5,2,6,3,7) {'data','tensor'}", (0, 4, 2, 6)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 2, 4, 6)),
+        ("mesh['a'=2,'b'=4], device_ids=([2,4]<=[4,2]T(1,0)) {'a'}", (0, 1)),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", (0, 1, 2, 3)),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", (0, 4)),
+        ("{}", tuple(range(8))),
     ],
 )
-def test_a_loop_counts_as_often_as_it_runs_and_groups_are_read_in_every_form(groups, devices):
+def test_a_loop_counts_as_often_as_it_runs_and_groups_are_read_in_every_form(groups, first):
     (found,) = collectives(HEADER + LOOP.replace("REPLICAS", groups))
-    assert found == Collective("all-reduce", 128, devices, 5, "")
+    devices = len(first)
+    assert found == Collective("all-reduce", 128, devices, 5, "", first)
     assert found.sent == pytest.approx(5 * 2 * 128 * (1 - 1 / devices))
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("[2,4]<=[8]", ("fsdp", "tensor")),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[4,2]<=[2,2,2]T(0,2,1)", ("fsdp",)),
+        ("[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("{{0,2,4,6},{1,3,5,7}}", ("data", "fsdp")),
+        ("{}", ("data", "fsdp", "tensor")),
+    ],
+)
+def test_the_axes_of_a_mesh_follow_from_a_group(groups, axes):
+    (found,) = collectives(HEADER + LOOP.replace("REPLICAS", groups))
+    assert topology.axes({"data": 2, "fsdp": 2, "tensor": 2}, found.group) == axes
 
 
 def test_a_loop_that_the_compiler_counted():
@@ -130,7 +151,57 @@ ENTRY %main (x: bf16[16,32]) -> bf16[4,32] {
   ROOT %plain = bf16[4,32]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
 }
 """
-    assert collectives(HEADER + text) == (Collective("reduce-scatter", 1024, 4, 1, ""),) * 2
+    assert collectives(HEADER + text) == (Collective("reduce-scatter", 1024, 4, 1, "", (0, 1, 2, 3)),) * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "compiler", "number"),
+    [
+        ("v5e-16", "v5e:4x4", 16),
+        ("v5e:4x4", "v5e:4x4", 16),
+        ("v5e-256", "v5e:16x16", 256),
+        ("v5e-1", "v5e:2x2", 1),  # the compiler knows hosts of four
+        ("v5litepod-8", "v5e:2x4", 8),
+        ("v6e-8", "v6e:2x4", 8),
+        ("v4-8", "v4:2x2x1", 4),  # names count TensorCores, two a chip
+        ("v5p-128", "v5:4x4x4", 64),
+        ("v5p:2x2x4", "v5:2x2x4", 16),
+        ("v5:2x2x4", "v5:2x2x4", 16),
+        ("tpu7x-8", "tpu7x:2x2x1", 4),
+        ("h200:8", "h200", 8),
+        ("h100", "h100", 1),
+    ],
+)
+def test_names_of_slices(name, compiler, number):
+    assert topology.parse(name)[2:5:2] == (compiler, number)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e-17", "unknown topology 'v5e-17' \\(near: .*v5e-16.*or a slice by its sides, as v5e:4x4"),
+        ("v7e-8", "unknown topology 'v7e-8' \\(near: v6e-8"),
+        ("v5p:4x4", "expected a slice by its sides, as v5p:4x4x4"),
+        ("v5e:0x4", "expected a slice by its sides"),
+        ("h200:9", "the GPUs of one host, h200:1 to h200:8"),
+        ("2xv5e-256", "several slices.*give one"),
+        ("v5e-256*2", "several slices.*give one"),
+        ("", "unknown topology"),
+    ],
+)
+def test_a_topology_that_there_is_not_is_refused_in_a_line(name, words):
+    with pytest.raises(ValueError, match=words) as error:
+        topology.parse(name)
+    assert "\n" not in str(error.value)
+
+
+def test_every_name_that_is_listed_is_read():
+    for name in topology.names():
+        assert topology.parse(name).name == name
+
+
+def test_the_kernel_of_a_topology():
+    assert [topology.kernel(name) for name in ("v5e-16", "h200:8", "")] == ["splash", "cudnn", "tiles"]
 
 
 def test_a_text_that_is_no_program():
@@ -144,4 +215,5 @@ def test_the_program_of_this_machine():
     program = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + jnp.sum(x, axis=0, keepdims=True), x))
     (found,) = collectives(program.lower(x).compile().as_text())
     assert (found.kind, found.size, found.devices, found.times) == ("all-reduce", 64, 8, 3)
+    assert topology.axes({"data": 1, "fsdp": 8, "tensor": 1}, found.group) == ("fsdp",)
     assert topology.table([found])[2].startswith("| all-reduce | 8 | 3 | 0.000 |")

@@ -6,6 +6,7 @@ parameters in and out in `weights`. Knows a configuration, and no data, no objec
 
 from slpojax.bench.making import STEPS, Bench, Keys, keys, make, model, of_model, refuse, set_up_jax
 from slpojax.bench.weights import (
+    base_like,
     base_params,
     draw_params,
     export,
@@ -15,6 +16,7 @@ from slpojax.bench.weights import (
     load_params,
     params_like,
     policy_params,
+    reference_like,
     reference_params,
     require_same_base,
     restore_params,
@@ -25,6 +27,7 @@ __all__ = [
     "STEPS",
     "Bench",
     "Keys",
+    "base_like",
     "base_params",
     "draw_params",
     "export",
@@ -38,6 +41,7 @@ __all__ = [
     "of_model",
     "params_like",
     "policy_params",
+    "reference_like",
     "reference_params",
     "refuse",
     "require_same_base",

@@ -71,8 +71,7 @@ def base_params(config: Config, bench: Bench) -> Params | None:
     plan, kind = bench.plan, config.model.frozen_dtype
     if plan.all:
         return None
-    few = kind in quantised.KINDS
-    narrow = {f"{path}/weight" for path in bench.model.linear} - plan.layers.keys() if few else set()
+    few, narrow = kind in quantised.KINDS, _narrow(config, bench)
     left_out, dtype = {path for path, layers in plan.layers.items() if not layers}, "bfloat16" if few else kind
     summed = bench.adapter is not None and plan.lora is None  # before they are rounded
     read = functools.partial(_whole, config, bench, dtype="float32" if summed or few else dtype)
@@ -88,13 +87,26 @@ def base_params(config: Config, bench: Bench) -> Params | None:
     return named.nested(found | scales)
 
 
+def _narrow(config: Config, bench: Bench) -> set[str]:
+    """Return the paths of the weights that are kept as codes: of linear maps that are frozen in all layers."""
+    if config.model.frozen_dtype not in quantised.KINDS:
+        return set()
+    return {f"{path}/weight" for path in bench.model.linear} - bench.plan.layers.keys()
+
+
+def _codes(path: str) -> tuple[str, str]:
+    """Return the paths of a weight's codes, which is its own, and of their scales."""
+    return path, f"{path.removesuffix('weight')}{NARROW}"
+
+
 def _narrowed(bench: Bench, path: str, leaf: Array, kind: str) -> dict[str, Array]:
     """Return by path the codes of a weight and their scales, split over the devices as the weight is."""
-    paths = (path, f"{path.removesuffix('weight')}{NARROW}")
-    shapes = named.nested(dict(zip(paths, quantised.like(leaf.shape, kind), strict=True)))
+    shapes = named.nested(dict(zip(_codes(path), quantised.like(leaf.shape, kind), strict=True)))
     where = named.flatten(grid.tree(bench.grid, bench.model.sharding, shapes)[0])
-    put = quantised.Narrow(*(where[path] for path in paths))
-    return dict(zip(paths, jax.jit(quantised.narrow, static_argnums=1, out_shardings=put)(leaf, kind), strict=True))
+    put = quantised.Narrow(*(where[name] for name in _codes(path)))
+    return dict(
+        zip(_codes(path), jax.jit(quantised.narrow, static_argnums=1, out_shardings=put)(leaf, kind), strict=True)
+    )
 
 
 def first_trained(config: Config, bench: Bench) -> Params:
@@ -214,8 +226,56 @@ def require_same_base(config: Config, bench: Bench) -> None:
 
 def params_like(bench: Bench) -> Params:
     """Return shape, dtype and sharding of every parameter that a state holds, of the model and of adapters."""
-    shapes = trained.like(bench.plan) or jax.eval_shape(bench.model.init, bench.keys.init)
-    where = grid.tree(bench.grid, bench.model.sharding, shapes)[0]
+    return _placed(bench, bench.model, trained.like(bench.plan) or jax.eval_shape(bench.model.init, bench.keys.init))
+
+
+def base_like(config: Config, bench: Bench) -> Params | None:
+    """Return shape, dtype and sharding of what `base_params` loads; None where all parameters are trained.
+
+    Args:
+        config: `model.frozen_dtype`.
+        bench: devices and model; no folder is read.
+    """
+    if bench.plan.all:
+        return None
+    base = jax.eval_shape(lambda key: trained.split(bench.plan, bench.model.init(key))[0], bench.keys.init)
+    kind, narrow = config.model.frozen_dtype, _narrow(config, bench)
+    leaves: dict[str, Any] = {}
+    for path, x in named.flatten(base).items():
+        if path in narrow:
+            leaves |= dict(zip(_codes(path), quantised.like(x.shape, kind), strict=True))
+        else:
+            leaves[path] = jax.ShapeDtypeStruct(x.shape, "bfloat16" if kind in quantised.KINDS else kind)
+    scales = {
+        path: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.float32, sharding=bench.grid.everywhere)
+        for path, x in trained.scales(bench.plan).items()
+    }
+    return named.nested(named.flatten(_placed(bench, bench.model, named.nested(leaves))) | scales)
+
+
+def reference_like(config: Config, bench: Bench, model: Model | None = None) -> Params:
+    """Return shape, dtype and sharding of the weights of a reference that stays on the devices.
+
+    Args:
+        config: `reference.mode` and `model.frozen_dtype`.
+        bench: devices and model; no folder is read.
+        model: the reference's, where it has a folder of its own; None for the policy as it starts, see
+            `reference_params`.
+    """
+    if model is not None:
+        return _placed(bench, model, jax.eval_shape(model.init, bench.keys.init))
+    base, moved = base_like(config, bench), params_like(bench)
+    if base is None:
+        return moved
+    whole = jax.eval_shape(functools.partial(trained.join, bench.plan), base, moved)
+    if config.reference.mode == "online" and bench.plan.lora and bench.adapter is None:
+        whole = named.nested(trained.pairs.without(named.flatten(whole)))
+    return _placed(bench, bench.model, whole)
+
+
+def _placed(bench: Bench, model: Model, shapes: Params) -> Params:
+    """Return shapes of a model's parameters with the places on the devices that they will have."""
+    where = grid.tree(bench.grid, model.sharding, shapes)[0]
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 

@@ -99,6 +99,19 @@ def resolve(
         ) from error
 
 
+def here(path_or_hub_name: str | pathlib.Path) -> pathlib.Path | None:
+    """Return the folder of a model that is on this machine, or was downloaded before; None where it is not."""
+    if not str(path_or_hub_name):
+        return None
+    folder = pathlib.Path(path_or_hub_name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return pathlib.Path(snapshot_download(str(path_or_hub_name), local_files_only=True))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError):
+        return None
+
+
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """The object that a JSON file holds; ValueError, with the file and the place, where it holds none."""
     try:
