@@ -311,8 +311,8 @@ def _data() -> ConfigDict:
     # the end of the turn, line break and all: what reward models are read at)
     c.end = "eos"
     # What counts of a response of messages, is scored and trained: all (also tools' results; it ends before a user's
-    # next turn) | assistant (what the assistant wrote, by the template's generation marks where it has them) | last (its
-    # last turn); with these two a response goes on behind a user's turn
+    # next turn) | assistant (what it wrote, by the template's generation marks where it has them) | last (its last
+    # turn); with these two a response goes on behind a user's turn
     c.turns = "all"
     c.max_length = 512  # tokens of prompt plus one response
     c.max_prompt_length = 256  # tokens that a prompt keeps where it is cut; see slpojax/data/too_long.py
