@@ -334,6 +334,25 @@ def test_a_search_tries_meshes_that_fill_the_devices_and_ranks_those_that_fit_fi
     assert '    c.model.remat = "layer"' in text and "    c.mesh.fsdp = 2" in text
 
 
+def test_a_search_compiles_as_many_as_it_may_and_leaves_out_what_is_refused(on_v5e, monkeypatch, capsys):
+    config = configured({"plan.topology": "v5e-8", "batch_size": 64, "plan.tries": 3, "model.path": "absent"})
+    monkeypatch.setattr(search, "_meshes_that_fit", lambda *_: {(1, 8, 1), (2, 4, 1)})
+    asked = []
+
+    def make(config):
+        asked.append((config.mesh.data, config.mesh.fsdp, config.accumulate))
+        if len(asked) == 2:
+            raise ValueError("no such rows")
+        return on_v5e
+
+    monkeypatch.setattr(making, "make", make)
+    text = search.run(config)
+    assert asked == [(1, 8, 8), (2, 4, 8), (1, 8, 16)] and text.count("| yes |") == 2
+    said = capsys.readouterr().out
+    assert "search: 48 plans; the state of 24 alone does not fit; compiling 3" in said
+    assert "search: left out: no such rows" in said
+
+
 def test_a_mesh_whose_devices_cannot_hold_the_state_is_known_without_the_compiler():
     """Weights, RMSprop's moment and the gradients, of four devices and of all eight."""
     config = configured({})

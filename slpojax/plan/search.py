@@ -46,7 +46,12 @@ def run(config: Config) -> str:
     for number, changes in enumerate(chosen, 1):
         shown = lines_of(changes)
         log.say(f"search: {number} of {len(chosen)}: {shown}")
-        found.append((shown, making.make(settings.replace(config, changes))))
+        try:
+            found.append((shown, making.make(settings.replace(config, changes))))
+        except ValueError as error:  # of this one: an attention that takes no such model, rows that hold no example
+            log.say(f"search: left out: {error}")
+    if not found:
+        raise ValueError("every plan was refused, for the reasons above; mend the configuration first")
     return table(report.ranked(found))
 
 
