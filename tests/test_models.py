@@ -1,6 +1,7 @@
 """Models against numbers of transformers, mixed precision, options, and families of other packages."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from model_tools import cross_entropy, logits_of, named, plain
 from safetensors.numpy import save_file
 
 from slpojax import grid, hf, models
+from slpojax.base import ADAPTER, NARROW
 from slpojax.named import flatten
 
 _SMALL = {
@@ -76,7 +78,10 @@ def test_tables_cover_every_parameter(case):
     model = models.build(witness.CASES[case])
     shapes = flatten(jax.eval_shape(model.init, jax.random.key(0)))
     rules = dict(model.sharding)
-    assert {f"^{name}$" for name in shapes} == {rule for rule in rules if "lora_" not in rule}
+    beside = re.compile(f"/({'|'.join((*ADAPTER, NARROW))})\\$$")  # adapters, and the scales of codes of few bits
+    assert {f"^{name}$" for name in shapes} == {rule for rule in rules if not beside.search(rule)}
+    for name in model.linear:
+        assert rules[f"^{name}/{NARROW}$"] == rules[f"^{name}/weight$"]
     for name, leaf in shapes.items():
         assert len(rules[f"^{name}$"]) in (0, leaf.ndim), name
     unembed = jax.eval_shape(model.unembed, jax.eval_shape(model.init, jax.random.key(0)))
