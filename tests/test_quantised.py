@@ -169,6 +169,7 @@ def test_what_cannot_be_is_refused(folder, monkeypatch):
         quantised.require_library("int8")
 
 
+@pytest.mark.check
 def test_what_it_costs_a_real_model_in_log_probs(shared_data):
     """Stories260K on a text of its own: KL(exact || quantised), nats a token."""
     folder = shared_data / "llama-stories260k"
