@@ -156,6 +156,7 @@ def prepare(args: argparse.Namespace, _: Sequence[str]) -> None:
         wanted = peft.LoraConfig(
             target_modules="all-linear", r=args.adapters, lora_alpha=2 * args.adapters, task_type="CAUSAL_LM"
         )
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)  # whose folder the adapter's then names
         peft.get_peft_model(model, wanted).save_pretrained(args.out / "adapter")
         tokenizer.save_pretrained(args.out / "adapter")
     chosen = data.settings({"format": "hh", "max_length": LENGTH, "too_long": "drop"})
