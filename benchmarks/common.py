@@ -18,33 +18,14 @@ from typing import Any, NamedTuple, TypeVar
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from slpojax.public import SHAPES, neox  # noqa: E402
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 T = TypeVar("T")
 
 
-def neox(width: int, layers: int, heads: int, vocabulary: int = 50304, **changed: Any) -> dict[str, Any]:
-    """Return the config.json of a GPT-NeoX as the Pythias are."""
-    return {
-        "model_type": "gpt_neox",
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "rotary_pct": 0.25,
-        "max_position_embeddings": 2048,
-        "use_parallel_residual": True,
-        "tie_word_embeddings": False,
-    } | changed
-
-
-MODELS = {
-    "tiny": neox(32, 2, 2),
-    "small": neox(256, 4, 4),
-    "pythia-160m": neox(768, 12, 12),
-    "pythia-1b": neox(2048, 16, 8),
-    "pythia-2.8b": neox(2560, 32, 32),
-}
+MODELS = {"tiny": neox(32, 2, 2), "small": neox(256, 4, 4)}
+MODELS |= {name: SHAPES[name] for name in ("pythia-160m", "pythia-1b", "pythia-2.8b")}
 
 
 def header(args: argparse.Namespace, *packages: str, device: str = "") -> str:

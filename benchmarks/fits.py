@@ -19,9 +19,9 @@ from common import header
 
 from slpojax import compiling, topology
 from slpojax.plan import programs
-from slpojax.plan.shapes import SHAPES
+from slpojax.public import SHAPES
 
-MODELS = ("qwen3-0.6b", "gemma-2-2b", "qwen3-4b", "llama-3.1-8b")  # of `slpojax.plan.shapes`
+MODELS = ("qwen3-0.6b", "gemma-2-2b", "qwen3-4b", "llama-3.1-8b")  # of `slpojax.public`
 
 
 def main() -> None:
