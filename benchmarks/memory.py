@@ -181,8 +181,8 @@ def program(args: argparse.Namespace, remat: str, devices: Grid | None) -> tuple
     rows: Any = Rows(np.ones_like(example), position, example, branch)
     params: Any = jax.eval_shape(model.init, jax.random.key(0))
     if devices:
-        params = parts.shapes_on(params, grid.tree(devices, model.sharding, params)[0])
-        rows = parts.shapes_on(rows, jax.tree.map(lambda _: devices.rows, rows))
+        params = grid.placed(params, grid.tree(devices, model.sharding, params)[0])
+        rows = grid.placed(rows, jax.tree.map(lambda _: devices.rows, rows))
     else:
         params = jax.jit(model.init)(jax.random.key(0))
     gradient = jax.grad(lambda p, r: jnp.sum(jnp.square(model.apply(p, r)[0].astype(jnp.float32))) / args.width)

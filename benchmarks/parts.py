@@ -43,14 +43,6 @@ def full_rows(rows: int, length: int, vocabulary: int, groups: int = 1) -> tuple
         count -= 1
 
 
-# ---- devices that are not there --------------------------------------------------------------------------------------
-
-
-def shapes_on(tree: Any, where: Any) -> Any:
-    """Return the shapes of arrays, split as a tree of shardings says: enough to compile for absent devices."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
-
-
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 

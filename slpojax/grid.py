@@ -256,6 +256,16 @@ def tree(grid: Grid, rules: Rules, shapes: Any) -> tuple[Any, list[str]]:
     return jax.tree_util.tree_map_with_path(one, shapes), notes
 
 
+def placed(shapes: Any, where: Any) -> Any:
+    """Return the shapes of a pytree with the places that its arrays will have: enough to compile, or to restore into.
+
+    Args:
+        shapes: leaves with a shape and a dtype, arrays or not.
+        where: the sharding of each, as of `tree`.
+    """
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+
+
 def held(x: Any) -> int:
     """Return the bytes that each device holds of a pytree of arrays, or of their shapes with the places they will have.
 

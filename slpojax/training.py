@@ -266,7 +266,7 @@ def make(
         moved = benches.params_like(bench)
     like = jax.eval_shape(first, moved, moved if method.moving else None)
     where, notes = grid.tree(devices, model.sharding, like)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where)
+    like = grid.placed(like, where)
     notes = [f"sharding: {note}" for note in notes]
 
     trained = method._replace(selector=None) if layout.picked else method
@@ -348,7 +348,7 @@ def batch_like(shapes: Shapes, devices: Grid, *, cached: bool, previous: bool = 
     blank = blank._replace(ref=logps if cached else None, previous=logps if previous else None)
     rows, scored = jax.tree.map(lambda _: devices.rows, (blank.rows, blank.scored))
     where = jax.tree.map(lambda _: devices.everywhere, blank)._replace(rows=rows, scored=scored)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), blank, where)
+    return grid.placed(blank, where)
 
 
 def take(training: Training, bench: Bench, part: Part) -> Callable[[State, Frozen, Batch], Stepped]:

@@ -71,10 +71,10 @@ def base_params(config: Config, bench: Bench) -> Params | None:
     plan, kind = bench.plan, config.model.frozen_dtype
     if plan.all:
         return None
-    few, narrow = kind in quantised.KINDS, _narrow(config, bench)
-    left_out, dtype = {path for path, layers in plan.layers.items() if not layers}, "bfloat16" if few else kind
+    narrow, dtype = _narrow(config, bench), _wide_dtype(kind)
+    left_out = {path for path, layers in plan.layers.items() if not layers}
     summed = bench.adapter is not None and plan.lora is None  # before they are rounded
-    read = functools.partial(_whole, config, bench, dtype="float32" if summed or few else dtype)
+    read = functools.partial(_whole, config, bench, dtype="float32" if summed or narrow else dtype)
     apart = narrow if config.model.weights == "load" and not summed else set()
     leaves = named.flatten(read(left_out=left_out | apart))
     leaves = {path: leaf for path, leaf in leaves.items() if path not in left_out | apart}
@@ -94,6 +94,11 @@ def _narrow(config: Config, bench: Bench) -> set[str]:
     return {f"{path}/weight" for path in bench.model.linear} - bench.plan.layers.keys()
 
 
+def _wide_dtype(kind: str) -> str:
+    """Return the dtype of frozen weights that are not kept as codes."""
+    return "bfloat16" if kind in quantised.KINDS else kind
+
+
 def _codes(path: str) -> tuple[str, str]:
     """Return the paths of a weight's codes, which is its own, and of their scales."""
     return path, f"{path.removesuffix('weight')}{NARROW}"
@@ -101,12 +106,11 @@ def _codes(path: str) -> tuple[str, str]:
 
 def _narrowed(bench: Bench, path: str, leaf: Array, kind: str) -> dict[str, Array]:
     """Return by path the codes of a weight and their scales, split over the devices as the weight is."""
-    shapes = named.nested(dict(zip(_codes(path), quantised.like(leaf.shape, kind), strict=True)))
+    names = _codes(path)
+    shapes = named.nested(dict(zip(names, quantised.like(leaf.shape, kind), strict=True)))
     where = named.flatten(grid.tree(bench.grid, bench.model.sharding, shapes)[0])
-    put = quantised.Narrow(*(where[name] for name in _codes(path)))
-    return dict(
-        zip(_codes(path), jax.jit(quantised.narrow, static_argnums=1, out_shardings=put)(leaf, kind), strict=True)
-    )
+    make = jax.jit(quantised.narrow, static_argnums=1, out_shardings=quantised.Narrow(*(where[n] for n in names)))
+    return dict(zip(names, make(leaf, kind), strict=True))
 
 
 def first_trained(config: Config, bench: Bench) -> Params:
@@ -245,7 +249,7 @@ def base_like(config: Config, bench: Bench) -> Params | None:
         if path in narrow:
             leaves |= dict(zip(_codes(path), quantised.like(x.shape, kind), strict=True))
         else:
-            leaves[path] = jax.ShapeDtypeStruct(x.shape, "bfloat16" if kind in quantised.KINDS else kind)
+            leaves[path] = jax.ShapeDtypeStruct(x.shape, _wide_dtype(kind))
     scales = {
         path: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.numpy.float32, sharding=bench.grid.everywhere)
         for path, x in trained.scales(bench.plan).items()
@@ -275,8 +279,7 @@ def reference_like(config: Config, bench: Bench, model: Model | None = None) -> 
 
 def _placed(bench: Bench, model: Model, shapes: Params) -> Params:
     """Return shapes of a model's parameters with the places on the devices that they will have."""
-    where = grid.tree(bench.grid, model.sharding, shapes)[0]
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+    return grid.placed(shapes, grid.tree(bench.grid, model.sharding, shapes)[0])
 
 
 def restore_params(config: Config, bench: Bench, run: pathlib.Path, step: str) -> tuple[int, Params]:
