@@ -326,11 +326,11 @@ def test_a_search_tries_meshes_that_fill_the_devices_and_ranks_those_that_fit_fi
     assert len({json.dumps(one) for one in tried}) == len(tried) == 2 * 2 * 3 * 4
     refused = on_v5e._replace(programs={"step": compiling.Compiled(None, compiling.Excess(31.2e9, 15.8e9), (), 1.0)})
     slow = on_v5e._replace(work=on_v5e.work._replace(executed=1e15))
-    keys = [search.lines_of(one) for one in tried[:3]]
-    order = report.ranked(zip(keys, (refused, slow, on_v5e), strict=True))
-    assert [name for name, _ in order] == [keys[2], keys[1], keys[0]]
+    order = report.ranked(zip(tried[:3], (refused, slow, on_v5e), strict=True))
+    assert [changes for changes, _ in order] == [tried[2], tried[1], tried[0]]
     text = search.table(order)
     assert "| no | 31.20 | - | - | - |" in text
+    assert f"| {search.lines_of(tried[2])} |" in text
     assert '    c.model.remat = "layer"' in text and "    c.mesh.fsdp = 2" in text
 
 

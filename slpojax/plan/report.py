@@ -4,12 +4,14 @@ Knows the record of a plan and the data sheets; compiles nothing. A GB is 10^9 b
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from slpojax import compiling, roofline
 from slpojax.plan import making, programs
 from slpojax.plan.making import Result
 from slpojax.roofline import DEVICES, Bound
+
+T = TypeVar("T")
 
 ASSUMPTIONS = (
     "products run at the data sheet's rate; padding, recomputed layers and the head's second look at the vocabulary "
@@ -222,14 +224,14 @@ def _time(result: Result) -> list[str]:
     return lines
 
 
-def ranked(results: Iterable[tuple[str, Result]]) -> list[tuple[str, Result]]:
+def ranked(results: Iterable[tuple[T, Result]]) -> list[tuple[T, Result]]:
     """Return plans by the time of a step in which nothing overlaps, those that do not fit last.
 
     Args:
         results: what was changed, and the plan.
     """
 
-    def place(item: tuple[str, Result]) -> tuple[bool, float]:
+    def place(item: tuple[T, Result]) -> tuple[bool, float]:
         found = bound(item[1])
         return making.fit(item[1]).fits is False, found.most if found else float("inf")
 

@@ -4,6 +4,7 @@ What cannot fit by its state alone is not compiled. Knows a configuration; a pla
 """
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,12 +43,11 @@ def run(config: Config) -> str:
     )
     if not chosen:
         raise ValueError(f"no mesh of {name} holds the state of this configuration; give more or larger devices")
-    found: list[tuple[str, Result]] = []
+    found: list[tuple[Changes, Result]] = []
     for number, changes in enumerate(chosen, 1):
-        shown = lines_of(changes)
-        log.say(f"search: {number} of {len(chosen)}: {shown}")
+        log.say(f"search: {number} of {len(chosen)}: {lines_of(changes)}")
         try:
-            found.append((shown, making.make(settings.replace(config, changes))))
+            found.append((changes, making.make(settings.replace(config, changes))))
         except ValueError as error:  # of this one: an attention that takes no such model, rows that hold no example
             log.say(f"search: left out: {error}")
     if not found:
@@ -109,8 +109,7 @@ def state_bytes(config: Config, hf_config: Mapping[str, Any], devices: Grid) -> 
     at = benches.of_model(config, dict(hf_config), devices)
     params, optimizer = benches.params_like(at), training.optimizer(config, 1000)
     moments = jax.eval_shape(optimizer.init, params)
-    where = grid.tree(devices, at.model.sharding, moments)[0]
-    moments = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, where)
+    moments = grid.placed(moments, grid.tree(devices, at.model.sharding, moments)[0])
     return 2 * grid.held(params) + grid.held(moments) + grid.held(benches.base_like(config, at))
 
 
@@ -124,17 +123,17 @@ def lines_of(changes: Changes) -> str:
     return " ".join(f"--config.{key}={value}" for key, value in changes.items())
 
 
-def table(found: list[tuple[str, Result]]) -> str:
+def table(found: list[tuple[Changes, Result]]) -> str:
     """Return a Markdown table of plans in the order given, and the lines of the first for a configuration.
 
     Args:
-        found: the keys of each as arguments, and the plan.
+        found: the keys of each, and the plan.
     """
     lines = [
         "| fits | GB of a device | s a step, at least | none overlaps | MFU at most | keys |",
         "|---|---:|---:|---:|---:|---|",
     ]
-    for keys, result in found:
+    for changes, result in found:
         fit, time = making.fit(result), report.bound(result)
         seconds, mfu = ("-", "-"), "-"
         if time:
@@ -142,18 +141,13 @@ def table(found: list[tuple[str, Result]]) -> str:
             mfu = f"{report.speed(result, time.least).mfu:.0%}"
         lines.append(
             f"| {'no' if fit.fits is False else 'yes'} | {fit.used / 1e9:.2f} | {seconds[0]} | {seconds[1]} | {mfu} | "
-            f"{keys} |"
+            f"{lines_of(changes)} |"
         )
-    best = found[0]
-    if making.fit(best[1]).fits is False:
+    best, result = found[0]
+    if making.fit(result).fits is False:
         return "\n".join([*lines, "", "none of them fits"])
-    pasted = [f"    c.{pair.removeprefix('--config.')}" for pair in best[0].split()]
-    pasted = [line.replace("=", " = ", 1) for line in pasted]
-    quoted = [
-        line if line.rpartition(" = ")[2].isdigit() else f'{line.rpartition(" = ")[0]} = "{line.rpartition(" = ")[2]}"'
-        for line in pasted
-    ]
-    return "\n".join([*lines, "", "the first of them, for get_config():", *quoted])
+    pasted = [f"    c.{key} = {json.dumps(value)}" for key, value in best.items()]
+    return "\n".join([*lines, "", "the first of them, for get_config():", *pasted])
 
 
 def _devices(name: str) -> int:
