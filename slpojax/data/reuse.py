@@ -18,7 +18,7 @@ import numpy as np
 
 from slpojax import cached, log
 from slpojax.data import examples as storage
-from slpojax.data import options, sources
+from slpojax.data import options, sources, tokenise
 from slpojax.data.examples import Examples, Lengths
 from slpojax.data.options import Setup
 from slpojax.data.report import Candidates, Count, Labels, Report, Size
@@ -49,6 +49,7 @@ def entry(folder: str, setup: Setup, modules: Iterable[str]) -> cached.Entry | N
     outside = {form.rpartition(".")[0]} if "." in form else set()
     held = {
         "records": content,
+        "split": setup.source.split,
         "rows": setup.source.rows,
         "samples": _of_file(setup.source.samples),
         "held out": str(setup.source.held_out),
@@ -138,5 +139,5 @@ def _of_file(path: str) -> str:
 def _of_tokenizer(tokenizer: Any) -> str:
     """SHA-256 of all that a tokenizer does to a text, and of what it brings beside: special tokens, a chat template."""
     beside = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    held = [tokenizer.backend_tokenizer.to_str(), beside, tokenizer.chat_template]
+    held = [tokenise.digest(tokenizer), beside, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

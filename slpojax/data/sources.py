@@ -119,7 +119,6 @@ def digest(path: str, *, split: str = "train") -> str | None:
         folder = os.path.expanduser(path)
         walked = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
         files = [(os.path.relpath(name, folder), name) for name in walked if os.path.isfile(name)]
-        files.append((split, os.devnull))
     elif path:
         files = [(os.path.basename(file["filename"]), file["filename"]) for file in _hub(path, split).cache_files]
     else:
