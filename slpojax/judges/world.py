@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from slpojax import cached, worlds
 from slpojax.judges import COMPARES, SCORES, Context, Loaded, Question, Skip
@@ -17,14 +19,11 @@ def gold(context: Context) -> Loaded:
     Raises:
         ValueError: there is no world.
     """
-    world, depends = _world(context)
 
-    def one(question: Question) -> list[float] | Skip:
-        if not isinstance(question.prompt, str):
-            return _MESSAGES
-        return [world.reward(question.prompt, answer) for answer in question.answers]
+    def scores(world: World, prompt: str, answers: Sequence[str]) -> list[float]:
+        return [world.reward(prompt, answer) for answer in answers]
 
-    return Loaded(SCORES, lambda questions: [one(question) for question in questions], depends=depends)
+    return _loaded(context, SCORES, scores)
 
 
 def compare(context: Context) -> Loaded:
@@ -33,15 +32,12 @@ def compare(context: Context) -> Loaded:
     Raises:
         ValueError: there is no world.
     """
-    world, depends = _world(context)
 
-    def one(question: Question) -> float | Skip:
-        if not isinstance(question.prompt, str):
-            return _MESSAGES
-        a, b = (world.reward(question.prompt, answer) for answer in question.answers)
+    def probability(world: World, prompt: str, answers: Sequence[str]) -> float:
+        a, b = (world.reward(prompt, answer) for answer in answers)
         return 0.5 * (1 + math.tanh((a - b) / 2))
 
-    return Loaded(COMPARES, lambda questions: [one(question) for question in questions], depends=depends)
+    return _loaded(context, COMPARES, probability)
 
 
 def vote(context: Context, *, seed: int = 0) -> Loaded:
@@ -54,25 +50,27 @@ def vote(context: Context, *, seed: int = 0) -> Loaded:
     Raises:
         ValueError: there is no world.
     """
-    world, depends = _world(context)
 
-    def one(question: Question) -> float | Skip:
-        if not isinstance(question.prompt, str):
-            return _MESSAGES
-        a, b = question.answers
+    def verdict(world: World, prompt: str, answers: Sequence[str]) -> float:
+        a, b = answers
         if a == b:
             return 0.5
         first, second = sorted((a, b))
-        digest = hashlib.sha256(json.dumps([seed, question.prompt, first, second]).encode()).digest()
-        gain = world.reward(question.prompt, first) - world.reward(question.prompt, second)
+        digest = hashlib.sha256(json.dumps([seed, prompt, first, second]).encode()).digest()
+        gain = world.reward(prompt, first) - world.reward(prompt, second)
         wins = int.from_bytes(digest[:8]) / 2**64 < 0.5 * (1 + math.tanh(gain / 2))
         return float(wins == (a == first))
 
-    return Loaded(COMPARES, lambda questions: [one(question) for question in questions], depends=depends)
+    return _loaded(context, COMPARES, verdict)
 
 
-def _world(context: Context) -> tuple[World, dict[str, str]]:
+def _loaded(context: Context, kind: str, one: Callable[[World, str, Sequence[str]], Any]) -> Loaded:
+    """Return a judge of the context's world: what it says of the answers to one prompt, which is a text."""
     if not context.world:
         raise ValueError("a judge of the gold reward needs a world; set config.world, or choose another judge.name")
     module, world = worlds.find(context.world)
-    return world, {"world": cached.code_digest(module)}
+
+    def asked(question: Question) -> Any:
+        return one(world, question.prompt, question.answers) if isinstance(question.prompt, str) else _MESSAGES
+
+    return Loaded(kind, lambda questions: [*map(asked, questions)], depends={"world": cached.code_digest(module)})
