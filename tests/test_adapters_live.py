@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reward_tools
 import test_trl_live as trl_runs
+import trl_tools
 from laws.test_every_family import CONFIGS
 from model_tools import cross_entropy, plain
 from safetensors.numpy import load_file
@@ -192,22 +193,12 @@ def test_ten_steps_are_trl_s(peft, workplace, family, monkeypatch):
         str(output),
         loss_type=["sigmoid"],
         beta=0.1,
-        max_length=None,
-        per_device_train_batch_size=trl_runs.BATCH,
-        max_steps=STEPS,
-        learning_rate=1e-2,
-        adam_epsilon=trl_runs.EPS,
-        weight_decay=0.0,
-        max_grad_norm=trl_runs.CLIP,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trl_tools.arguments(
+            per_device_train_batch_size=trl_runs.BATCH,
+            max_steps=STEPS,
+            learning_rate=1e-2,
+            max_grad_norm=trl_runs.CLIP,
+        ),
     )
     data = Dataset.from_list(rows[: STEPS * trl_runs.BATCH])
     trainer = trl.DPOTrainer(model=network, args=arguments, train_dataset=data, processing_class=tokenizer)

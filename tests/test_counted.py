@@ -11,22 +11,13 @@ import tiny
 from model_tools import logits_of, plain
 from step_tools import compiled
 from test_rows import ragged, random_examples
+from test_scored_prompts import CONFIG
 from test_train import configuration
 
 from slpojax import data, explore, metrics, models, train
 from slpojax.base import ABSENT
 from slpojax.data import orders, pipeline, planning, rows
 from slpojax.data.examples import Example, which
-
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 41,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "tie_word_embeddings": False,
-}
 
 
 def in_part(seed, listed):

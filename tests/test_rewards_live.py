@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import pytest
 import reward_tools
+import trl_tools
 from safetensors.numpy import load_file
-from test_trl_live import CLIP, EPS, LEARNING_RATE, MOVED, ROOT, TOLERANCE, WEIGHTS, relative
+from test_trl_live import CLIP, LEARNING_RATE, MOVED, ROOT, TOLERANCE, WEIGHTS, relative
+from trl_tools import EPS
 
 from slpojax import grid, hf, rewards
 
@@ -176,24 +178,14 @@ def theirs(workplace: pathlib.Path, family: str, case: str) -> tuple[list[dict],
         args=trl.RewardConfig(
             str(output),
             center_rewards_coefficient=CASES[case].get("centre"),
-            max_length=None,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=HELD_OUT,
-            max_steps=STEPS,
-            learning_rate=LEARNING_RATE,
-            adam_epsilon=EPS,
-            weight_decay=0.0,
-            max_grad_norm=CLIP,
-            lr_scheduler_type="constant",
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **trl_tools.arguments(
+                per_device_train_batch_size=BATCH,
+                per_device_eval_batch_size=HELD_OUT,
+                max_steps=STEPS,
+                learning_rate=LEARNING_RATE,
+                max_grad_norm=CLIP,
+                logging_nan_inf_filter=False,
+            ),
         ),
         train_dataset=Dataset.from_list(kept[: STEPS * BATCH]),
         eval_dataset=Dataset.from_list(kept[STEPS * BATCH :]),

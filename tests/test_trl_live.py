@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import trl_tools
 from safetensors.numpy import load_file
+from trl_tools import EPS
 
 # The program runs in a process of its own, so the warnings that go unheard here are those of TRL and of what it uses.
 pytestmark = [pytest.mark.check, pytest.mark.optimised, pytest.mark.filterwarnings("ignore")]
@@ -19,11 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS, BATCH, HELD_OUT = 6, 4, 8
 # A clipping norm that some steps of the Llama's `sigmoid` reach and others do not.
 LEARNING_RATE, CLIP = 1e-3, 2.5
-# Where a gradient is rounding alone (GPT-NeoX's bias of a key outside the rotary part, which no softmax sees), Adam
-# with an eps of 1e-8 turns rounding into steps of the learning rate; 1e-6 keeps it rounding.
-EPS = 1e-6
-# float32 in two frameworks. What is logged differs by 2e-6 relative to 1 + its size; weights differ by 1e-5 (that bias
-# by 4e-5), while six steps move every tensor by more than 4e-3.
+# float32 in two frameworks. What is logged differs by 2e-6 relative to 1 + its size; weights differ by 1e-5 (the
+# bias of `trl_tools.EPS` by 4e-5), while six steps move every tensor by more than 4e-3.
 TOLERANCE, MOVED = 1e-4, 1e-3
 WEIGHTS = "model.safetensors"
 NAMES = (
@@ -187,25 +186,15 @@ def theirs(workplace: pathlib.Path, family: str, loss: str, accumulate: int) -> 
         str(output),
         **({} if loss == "orpo" else {"loss_type": [loss]}),
         **LOSSES[loss],
-        max_length=None,
-        per_device_train_batch_size=BATCH // accumulate,
-        gradient_accumulation_steps=accumulate,
-        per_device_eval_batch_size=HELD_OUT,
-        max_steps=STEPS,
-        learning_rate=LEARNING_RATE,
-        adam_epsilon=EPS,
-        weight_decay=0.0,
-        max_grad_norm=CLIP,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trl_tools.arguments(
+            per_device_train_batch_size=BATCH // accumulate,
+            gradient_accumulation_steps=accumulate,
+            per_device_eval_batch_size=HELD_OUT,
+            max_steps=STEPS,
+            learning_rate=LEARNING_RATE,
+            max_grad_norm=CLIP,
+            logging_nan_inf_filter=False,
+        ),
     )
     trainer = trainer_of(
         model=policy,
