@@ -17,6 +17,7 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1
 
 import fault_reports  # noqa: E402
 import filelock  # noqa: E402
+import hurry  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -78,7 +79,7 @@ def _precision():
 def pytest_configure(config: pytest.Config) -> None:
     """Have programs compiled in a hurry, unless tests that want them as a run compiles them are among the chosen."""
     if config.option.markexpr in ("not check", "check and not optimised"):
-        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] += f" {hurry.FLAGS}"
     config.pluginmanager.register(fault_reports)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import hurry
 import numpy as np
 import pytest
 from test_simulate import OUTSIDE
@@ -238,7 +239,7 @@ def test_killed_at_any_time_it_ends_with_the_numbers_of_one_that_was_not(tmp_pat
         folder.mkdir()
         (folder / "world_of_a_test.py").write_text(OUTSIDE)
         (folder / "mine.py").write_text(SMALL)
-        env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": f"{ROOT}:{folder}"}
+        env = os.environ | {"XLA_FLAGS": hurry.FLAGS, "PYTHONPATH": f"{ROOT}:{folder}"}
         command = [sys.executable, "-m", "slpojax.frontier", "--config=mine.py", "--config.frontier.budgets=(0.001,)"]
         for sign in kills:
             going = subprocess.Popen(command, cwd=folder, env=env)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import hurry
 import numpy as np
 import programs
 import pytest
@@ -30,10 +31,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(commands, *, devices, environments=None, then=None, status=0):
+def start(commands, *, devices, flags="", environments=None, then=None, status=0):
     """Start processes, each with as many devices, do what `then` says to them; wait; return what they printed."""
     shared = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
         "PYTHONPATH": str(ROOT),
     }
     running = [
@@ -133,7 +134,7 @@ def _ran(folder):
     start(
         [[sys.executable, script, str(i), str(PROCESSES), str(port), str(folder), *acts] for i in range(PROCESSES)],
         devices=1,
-        environments=[{"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}] * PROCESSES,  # most of their time is compilation
+        flags=hurry.FLAGS,  # most of their time is compilation
     )
 
 
