@@ -11,7 +11,11 @@
 #     sbatch --nodes=2 --ntasks-per-node=4 --time=1-0 launch/slurm.sh --config=...
 # Run from the root of the repository, where .venv is installed with the extras cuda13 and logging. A job that was
 # preempted is queued again and goes on from its newest checkpoint; one whose time is up is sent SIGTERM five minutes
-# before, and goes on when it is submitted again.
+# before, and goes on when it is submitted again. PROGRAM=slpojax.online starts another program; `bash launch/slurm.sh
+# --dry-run ...` prints the command of the job.
 set -euo pipefail
 export TF_CPP_MIN_LOG_LEVEL=1  # what processes say of each other
-srun .venv/bin/python -m slpojax.train "$@" --config.mesh.distributed=true
+dry=
+if [ "${1-}" = --dry-run ]; then dry=1 && shift; fi
+command=(srun .venv/bin/python -m "${PROGRAM:-slpojax.train}" "$@" --config.mesh.distributed=true)
+if [ "$dry" ]; then printf '%q ' "${command[@]}" && echo; else "${command[@]}"; fi

@@ -27,7 +27,7 @@ from slpojax import (
     folders,
     frozen,
     generate,
-    grid,
+    hosts,
     judge,
     leaderboards,
     log,
@@ -88,7 +88,7 @@ def main() -> None:
         if config.evaluate.run:
             _, overrides = settings.parse(sys.argv[1:], default=DEFAULT)
             config = of_run(config.evaluate.run, overrides)
-        grid.start(config.mesh.distributed)
+        hosts.start(config.mesh.distributed)
         run(config)
 
 

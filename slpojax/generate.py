@@ -25,7 +25,7 @@ from slpojax import (
     errors,
     folders,
     frozen,
-    grid,
+    hosts,
     log,
     models,
     named,
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
 def main() -> None:
     """Sample what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    grid.start(config.mesh.distributed)
+    hosts.start(config.mesh.distributed)
     with errors.as_lines():
         run(config)
 

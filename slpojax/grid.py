@@ -89,12 +89,6 @@ def one_device(device: jax.Device | None = None) -> Grid:
     return make(1, 1, 1, devices=[device or jax.devices()[0]])
 
 
-def start(distributed: bool) -> None:
-    """Join the other hosts of a run, before anything asks for a device; the launchers say where they are."""
-    if distributed:
-        jax.distributed.initialize()
-
-
 # ---- said in traced functions ----------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Column, Table
 
 from slpojax import bench as benches
-from slpojax import errors, grid, judges, log, outputs, ranking, settings, simulate, stages, wording
+from slpojax import errors, grid, hosts, judges, log, outputs, ranking, settings, simulate, stages, wording
 from slpojax import samples as records
 from slpojax.base import Params
 from slpojax.grid import Grid
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Judge what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    grid.start(config.mesh.distributed)
+    hosts.start(config.mesh.distributed)
     with errors.as_lines():
         outputs.check(config.output)
         with outputs.alone(config.output):

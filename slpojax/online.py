@@ -17,7 +17,7 @@ from slpojax import bench as benches
 from slpojax import (
     errors,
     generate,
-    grid,
+    hosts,
     judge,
     log,
     measure,
@@ -44,7 +44,7 @@ CHOICES: settings.Choices = {**train.CHOICES, **judge.CHOICES}
 def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    grid.start(config.mesh.distributed)
+    hosts.start(config.mesh.distributed)
     with errors.as_lines():
         refuse(config)
         if config.world:

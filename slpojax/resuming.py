@@ -83,9 +83,18 @@ def digest(config: Mapping[str, Any]) -> str:
         >>> digest({"seed": 1, "output": "a"}) == digest({"seed": 1, "output": "b"}) != digest({"seed": 2})
         True
     """
+    return hashlib.sha256(json.dumps(changes(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration sets, by dotted keys, of those that change numbers and are not at their defaults.
+
+    Example:
+        >>> changes({"seed": 1, "output": "a", "objective": {"beta": 0.2}, "steps": defaults.get_config().steps})
+        {'objective.beta': 0.2, 'seed': 1}
+    """
     flat, usual = map(_flat, (config, defaults.get_config().to_dict()))
-    matters = {key: value for key, value in flat.items() if _matters(key) and usual.get(key) != value}
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
+    return {key: flat[key] for key in sorted(flat) if _matters(key) and usual.get(key) != flat[key]}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from slpojax import (
     errors,
     explore,
     frozen,
-    grid,
+    hosts,
     loop,
     measure,
     outcome,
@@ -33,7 +33,7 @@ CHOICES = training.CHOICES
 def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    grid.start(config.mesh.distributed)
+    hosts.start(config.mesh.distributed)
     with errors.as_lines():
         if config.world:
             check(config, training.method(config))  # before minutes go into a world
@@ -70,6 +70,7 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
     data.refuse(config, method, parts)
     layout = training.layout(config, method, [part.examples for part in parts], bench.grid)
     held = contents.digests(config, bench, method, parts)
+    hosts.require_same(held)
     data.describe(config, parts, layout.order, layout.train, layout.unused, bench.grid)
     training.describe(config, method, layout)
 

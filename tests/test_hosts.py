@@ -51,29 +51,34 @@ def start(commands, *, devices, flags="", environments=None, then=None, status=0
 # ---- two processes, started as Slurm starts them ---------------------------------------------------------------------
 
 
-def train_on(path, output, processes, steps, then=None, status=0, **more):
-    """Start the program `processes` times with eight devices in all; return what they printed."""
+def slurm(processes):
+    """Return what Slurm says to each of so many processes."""
+    shared = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": str(processes)}
+    return [shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"} for i in range(processes)]
+
+
+def by_hand(processes):
+    """Return what says the same where there is no cluster."""
+    return [{"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)} for i in range(processes)]
+
+
+def train_on(path, output, processes, steps, then=None, status=0, cluster=slurm, last=None, **more):
+    """Start the program `processes` times with eight devices in all; return what they printed.
+
+    `last` are changes of the last process alone.
+    """
     # Two micro-batches a device, over two axes: the sum over `data` crosses the hosts once a step.
     micro = {"batch_size": 16, "accumulate": 16, "epochs": 4.0, "mesh.fsdp": 4}
     changes = tiny.changes(path, output) | micro | {"steps": steps, "eval_every": 2, "checkpoint_every": 2}
     changes |= {"mesh.fsdp": 4, "mesh.distributed": processes > 1, **more}
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/base.py"]
     command += [f"--config.{key}={value}" for key, value in changes.items()]
-    shared = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_NODELIST": "127.0.0.1",
-        "SLURM_NTASKS": str(processes),
-    }
+    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
     # A cache on a disk that no other host sees.
-    caches = [f"--config.reference.cache={path / output / f'cache{i}'}" for i in range(processes)]
-    return start(
-        [[*command, cache] for cache in caches],
-        devices=8 // processes,
-        environments=[shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"} for i in range(processes)],
-        then=then,
-        status=status,
-    )
+    commands = [[*command, f"--config.reference.cache={path / output / f'cache{i}'}"] for i in range(processes)]
+    commands[-1] += [f"--config.{key}={value}" for key, value in (last or {}).items()]
+    environments = [shared | of_process for of_process in cluster(processes)]
+    return start(commands, devices=8 // processes, environments=environments, then=then, status=status)
 
 
 @pytest.mark.timeout(900)
@@ -87,10 +92,23 @@ def test_an_interrupt_of_one_host_ends_all_behind_the_same_step(tmp_path):
             time.sleep(0.05)
         running[1].send_signal(signal.SIGINT)
 
-    asked = {"then": interrupt, "status": 128 + signal.SIGTERM, "checkpoint_every": 0}
+    asked = {"then": interrupt, "status": 128 + signal.SIGTERM, "checkpoint_every": 0, "cluster": by_hand}
     shown = train_on(folder, "run", 2, 2000, **asked)
     (step,) = (path.name for path in (folder / "run" / "checkpoints").iterdir())
     assert f"stopped by SIGTERM behind step {step} of 2000: checkpoint" in shown[0]
+
+
+@pytest.mark.timeout(900)
+def test_hosts_that_would_do_different_things_end_before_they_wait_for_each_other(tmp_path):
+    folder, other = tiny.make(tmp_path), tmp_path / "other.jsonl"
+    pairs = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join([pairs[1], pairs[0], *pairs[2:]]))
+    for changes, said in (
+        ({"learning_rate": 0.5}, "host 1 has other config.learning_rate. Start all"),
+        ({"data.path": other}, "host 1 has other examples ("),
+    ):
+        shown = train_on(folder, "apart", 2, 4, status=1, last=changes)
+        assert all(f"error: the 2 hosts of this run differ: {said}" in text for text in shown), shown
 
 
 @pytest.mark.timeout(900)

@@ -4,6 +4,7 @@ Devices, the model's folder and its functions, the tokenizer, what of the policy
 keys. Knows a configuration, and no data, no objective and no step.
 """
 
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from slpojax import (
     folders,
     grid,
     hf,
+    hosts,
     models,
     quantised,
+    resuming,
     trained,
 )
 from slpojax.base import Key, Model, named_key
@@ -111,9 +114,11 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
         devices: of the mesh; all there are where None.
 
     Raises:
-        ValueError: the folder, its config.json, the tokenizer or the mesh is not what the configuration says.
+        ValueError: the folder, its config.json, the tokenizer or the mesh is not what the configuration says; or hosts
+            have different configurations or code.
     """
     set_up_jax(config)
+    _require_same_everywhere(config)
     mesh = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     folder = hf.resolve(config.model.path, files=folders.ALL if config.model.weights == "load" else folders.SMALL)
     adapter_folder = folder if adapters.is_one(folder) else None
@@ -152,6 +157,12 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
         config.export_merged,
         str(folder.absolute()) if adapter or pathlib.Path(config.model.path).is_dir() else config.model.path,
     )
+
+
+def _require_same_everywhere(config: Config) -> None:
+    """Refuse hosts that would do different things, before any of them waits for the others."""
+    changes = {f"config.{key}": json.dumps(value) for key, value in resuming.changes(config.to_dict()).items()}
+    hosts.require_same({"code": hosts.code(), "version of JAX": jax.__version__, **changes})
 
 
 def _require_trained_head(
