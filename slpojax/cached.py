@@ -281,6 +281,9 @@ def _imports(tree: ast.Module, package: str) -> list[str]:
 def _without_docstrings(tree: ast.Module) -> str:
     """Return the code of a module without its docstrings, comments and layout."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)

@@ -208,13 +208,18 @@ def _source(
         "model": json.dumps(hf_config, sort_keys=True),
         "dtype": config.model.dtype,
         "attention": config.model.attention,
-        "code": cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows", "slpojax.hf", *family),
+        "code": code(*family),
         **_rounded(config, bench, path),
         "jax": jax.__version__,
         "tokenizer": data.tokenizer_digest(bench.tokenizer),
         **{f"data.{name}": str(config.data[name]) for name in data.FIELDS if name not in _BY_EXAMPLES},
     }
     return Source(params, depends, model)
+
+
+def code(*family: str) -> str:
+    """Return the digest of the code that computes log-probs; `family` is the module of one outside of the package."""
+    return cached.code_digest("slpojax.scores", "slpojax.models", "slpojax.data.rows", "slpojax.hf", *family)
 
 
 def _digest(bench: Bench, folder: pathlib.Path | None, key: str) -> str:

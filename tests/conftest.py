@@ -83,6 +83,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fault_reports)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take longest, so that none of them is left to one process at the end."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("timeout")), default=0))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the slowest files: their tests' times with set-up and tear-down, summed over all workers."""

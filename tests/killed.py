@@ -11,8 +11,13 @@ import select
 import sys
 import traceback
 
-# Everything that a start would import.
+from slpojax import frozen
+
+# Everything that a start would import, and the digest of the code that it would make, once for all starts.
 program = importlib.import_module(f"slpojax.{sys.argv[1]}") if __name__ == "__main__" else None
+if program:
+    importlib.import_module("transformers").PreTrainedTokenizerFast  # noqa: B018 (imported when it is asked for)
+    frozen.code()
 
 
 def run(log: str, arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 
+import hurry
 import pytest
 from conftest import REPOSITORY
 
@@ -55,7 +56,7 @@ def test_a_benchmark_runs(line, request, tmp_path):
     if name == "gpu":
         command += ["--out", str(tmp_path)]
     script = [sys.executable, str(REPOSITORY / "benchmarks" / f"{name}.py"), *command]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "allow"}
+    environment = os.environ | {"XLA_FLAGS": hurry.FLAGS, "JAX_NUMPY_RANK_PROMOTION": "allow"}
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     if command != ["--help"]:

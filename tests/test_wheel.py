@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 
+import hurry
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ def test_the_wheel_runs_the_quickstart_from_an_empty_folder(tmp_path):
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/quickstart.py", "--config.world=small_world"]
     command += ["--config.steps=3", "--config.batch_size=16", "--config.eval_every=0", "--config.compiled=programs"]
     command += ["--config.scorer=small_world.norm", "--config.best_metric=-eval/score/norm"]
-    env = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": ""}
+    env = os.environ | {"PYTHONPATH": str(site), "XLA_FLAGS": hurry.FLAGS}
     done = subprocess.run(command, cwd=empty, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"configs/quickstart.py: the one that comes with slpojax, {site}" in done.stderr
