@@ -54,7 +54,7 @@ def no_cache_afterwards():
 
 @pytest.mark.check
 def test_a_second_start_compiles_nothing_and_a_trace_is_written_wherever_the_run_begins(
-    folder, events, no_cache_afterwards, capsys
+    folder, events, no_cache_afterwards, capsys, request
 ):
     changes = {"compiled": str(folder / "compiled"), "moments": "bfloat16"}
     jax.clear_caches()
@@ -71,6 +71,7 @@ def test_a_second_start_compiles_nothing_and_a_trace_is_written_wherever_the_run
 
     # A resume amid the traced steps, with rounded moments; and one behind them.
     capsys.readouterr()
+    request.getfixturevalue("profiler")  # a trace takes JAX's many seconds to write
     parts = go(folder, "parts", **changes, profile="1:3")
     assert "a trace of steps 3 to 3" in capsys.readouterr().out
     same = [[(row["split"], row["step"], row["loss"]) for row in rows] for rows in (parts, whole)]

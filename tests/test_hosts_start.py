@@ -1,0 +1,63 @@
+"""How processes find each other where no cluster says it, and which of them differ; real ones are in test_hosts.py."""
+
+import jax
+import pytest
+
+from slpojax import hosts
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX is asked to join."""
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: asked.append(arguments))
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def test_one_process_joins_nobody(joined):
+    hosts.start(False)
+    assert not joined
+    hosts.require_same({"data": "a"})
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"), [({}, (None, None)), ({"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}, (4, 0))]
+)
+def test_a_cluster_or_the_environment_says_where_the_others_are(joined, monkeypatch, said, asked):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    hosts.start(True)
+    assert joined == [dict(zip(("num_processes", "process_id"), asked, strict=True))]
+
+
+@pytest.mark.parametrize(
+    "said", [{"JAX_PROCESS_ID": "1"}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "-1"}]
+)
+def test_half_of_it_or_no_number_is_refused(joined, monkeypatch, said):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="expected JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers both"):
+        hosts.start(True)
+    assert not joined
+
+
+def test_the_hosts_that_differ_from_most_are_named():
+    same, other = {"data": "a", "code": "c"}, {"data": "b", "code": "d"}
+    assert hosts.differences([same] * 4) == []
+    assert hosts.differences([other, same, same]) == ["host 0 has other code, data"]
+    assert hosts.differences([same, {"data": "a"}, {**same, "seed": "1"}, same]) == [
+        "host 1 has other code",
+        "host 2 has other seed",
+    ]
+
+
+def test_the_digest_of_the_code_is_that_of_every_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "hosts.py"))
+    empty = hosts.code()
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "step.py").write_text("x = 1\n")
+    first = hosts.code()
+    (tmp_path / "inner" / "step.py").write_text("x = 2\n")
+    assert len({empty, first, hosts.code()}) == 3
