@@ -86,8 +86,8 @@ class Plan(NamedTuple):
 def main() -> None:
     """Sample what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    hosts.start(config.mesh.distributed)
     with errors.as_lines():
+        hosts.start(config.mesh.distributed)
         run(config)
 
 

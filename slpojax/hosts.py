@@ -28,7 +28,7 @@ def start(distributed: bool) -> None:
         distributed: whether there are others.
 
     Raises:
-        ValueError: only one of the two numbers is there, or it is no number.
+        ValueError: nothing says where they are; or only one of the two numbers is there, or it is no number.
     """
     if not distributed:
         return
@@ -39,7 +39,14 @@ def start(distributed: bool) -> None:
             f"{_COUNT} and {_NUMBER}, whole numbers both, beside JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process"
         )
     count, number = (int(said[name]) if said else None for name in (_COUNT, _NUMBER))
-    jax.distributed.initialize(num_processes=count, process_id=number)
+    try:
+        jax.distributed.initialize(num_processes=count, process_id=number)
+    except ValueError as error:
+        raise ValueError(
+            f"mesh.distributed=true, but nothing says where the other processes are: {error} On a machine of its own "
+            "leave the key out; where no cluster says it, set JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process, "
+            f"{_COUNT} and {_NUMBER}"
+        ) from error
 
 
 def require_same(what: Mapping[str, str]) -> None:

@@ -56,8 +56,8 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Judge what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    hosts.start(config.mesh.distributed)
     with errors.as_lines():
+        hosts.start(config.mesh.distributed)
         outputs.check(config.output)
         with outputs.alone(config.output):
             log.say(f"wrote {run(config)}")

@@ -44,8 +44,8 @@ CHOICES: settings.Choices = {**train.CHOICES, **judge.CHOICES}
 def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    hosts.start(config.mesh.distributed)
     with errors.as_lines():
+        hosts.start(config.mesh.distributed)
         refuse(config)
         if config.world:
             config = simulate.prepare(config, train.train)

@@ -33,8 +33,8 @@ CHOICES = training.CHOICES
 def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
-    hosts.start(config.mesh.distributed)
     with errors.as_lines():
+        hosts.start(config.mesh.distributed)
         if config.world:
             check(config, training.method(config))  # before minutes go into a world
             config = simulate.prepare(config, train)

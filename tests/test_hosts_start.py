@@ -1,7 +1,12 @@
 """How processes find each other where no cluster says it, and which of them differ; real ones are in test_hosts.py."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
+from conftest import REPOSITORY
 
 from slpojax import hosts
 
@@ -41,6 +46,14 @@ def test_half_of_it_or_no_number_is_refused(joined, monkeypatch, said):
     with pytest.raises(ValueError, match="expected JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers both"):
         hosts.start(True)
     assert not joined
+
+
+def test_where_nothing_says_it_the_program_ends_with_one_line():
+    command = [sys.executable, "-m", "slpojax.train", "--config.mesh.distributed=true"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX_COORD", "OMPI_"))}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: mesh.distributed=true, but nothing says where the other processes are: " in done.stderr
 
 
 def test_the_hosts_that_differ_from_most_are_named():
