@@ -74,7 +74,7 @@ check: $(VENV)/.parity $(VENV)/tpu
 	@$(MAKE) --no-print-directory notebooks
 
 notebooks: env
-	XLA_FLAGS="$$($(BIN)/python tests/hurry.py)" $(BIN)/pytest --nbmake --numprocesses $(JOBS) -o addopts= notebooks
+	$(BIN)/pytest --nbmake --numprocesses $(JOBS) -o addopts= notebooks
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache output

@@ -11,6 +11,3 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
     OPTIONS["xla_cpu_use_fusion_emitters"] = False  # the older emitters compile faster; a newer XLA has no choice
 
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
-
-if __name__ == "__main__":
-    print(FLAGS)  # for the notebooks
