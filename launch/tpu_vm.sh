@@ -60,11 +60,14 @@ wait_for() { # the slice
     done
 }
 
+# Whether a run is under way on a host; a process that has ended may still have a number.
+is_running='[ ! -e slpojax/run.status ] && [ -e slpojax/run.pid ] && kill -0 "$(cat slpojax/run.pid)" 2> /dev/null'
+
 delete() { tpus queued-resources delete "$TPU" --force --quiet; }
 
 run() {
-    local work
     work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
     cat > "$work/run.sh" << RUN
 #!/usr/bin/env bash
 # Written by launch/tpu_vm.sh. A host that fails is tried five times; the others wait for it, or fail and follow.
@@ -84,7 +87,6 @@ RUN
     cat > "$work/install.sh" << 'INSTALL'
 #!/usr/bin/env bash
 # Written by launch/tpu_vm.sh: an environment with a Python that slpojax takes, unless there is one.
-# shellcheck disable=SC2016 # what stands in single quotes is for the hosts to expand
 set -euo pipefail
 cd "$(dirname "$0")"
 [ .venv/.installed -nt pyproject.toml ] && exit
@@ -103,17 +105,16 @@ INSTALL
     tar -rf "$work/slpojax.tar" -C "$work" run.sh install.sh
     if [ "$dry" ]; then sed 's/^/# run.sh: /' "$work/run.sh"; fi
     tpus tpu-vm scp "$work/slpojax.tar" "$TPU:" --worker=all
-    rm -r "$work"
     on all 'mkdir -p slpojax && tar -xf slpojax.tar -C slpojax && bash slpojax/install.sh'
-    on all 'if [ ! -e slpojax/run.status ] && [ -e slpojax/run.pid ] && kill -0 "$(cat slpojax/run.pid)" 2> /dev/null; then
+    on all "if $is_running; then"'
     echo "a run is under way on this host; end it first: launch/tpu_vm.sh stop" >&2; exit 1; fi
 rm -f slpojax/run.status
 nohup setsid bash slpojax/run.sh > slpojax/run.log 2>&1 < /dev/null & echo $! > slpojax/run.pid'
 }
 
-# The run on host 0: its status where it has ended, running, or none.
-where_it_is='if [ -e slpojax/run.status ]; then cat slpojax/run.status
-elif [ -e slpojax/run.pid ] && kill -0 "$(cat slpojax/run.pid)" 2> /dev/null; then echo running; else echo none; fi'
+# The run on a host: its status where it has ended, running, or none.
+where_it_is="if [ -e slpojax/run.status ]; then cat slpojax/run.status
+elif $is_running; then echo running; else echo none; fi"
 
 keep() {
     local now
@@ -160,7 +161,7 @@ case $verb in
     delete) delete ;;
     keep) keep "$@" ;;
     *)
-        sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p;}' launch/tpu_vm.sh >&2
+        sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//p;}' launch/tpu_vm.sh >&2
         exit 2
         ;;
 esac

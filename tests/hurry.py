@@ -1,4 +1,8 @@
-"""How tests have programs compiled that run for a moment: XLA in a hurry takes half the time, and the same numbers."""
+"""How tests have programs compiled that run for a moment: XLA in a hurry takes half the time, and the same numbers.
+
+`FLAGS` are of a process, which tests/conftest.py and tests that start programs give it; `OPTIONS` are of one program,
+for tests that are also chosen beside those whose programs are compiled as a run compiles them.
+"""
 
 import importlib.metadata
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import hurry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,4 +52,4 @@ def prepare(
 
 def compiled(function: jax.stages.Wrapped, *inputs):
     """Most of what these tests take is compilation; what they compile runs for milliseconds."""
-    return function.lower(*inputs).compile(compiler_options={"xla_backend_optimization_level": 0})
+    return function.lower(*inputs).compile(compiler_options=hurry.OPTIONS)

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import hurry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ def pull(attend, example, branch, query, key, value, direction):
 
 def compiled(function, *inputs):
     """Most of what these tests take is compilation; what they compile runs for milliseconds."""
-    return jax.jit(function).lower(*inputs).compile(compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function).lower(*inputs).compile(compiler_options=hurry.OPTIONS)
 
 
 @cache

@@ -10,10 +10,10 @@ import time
 import tomllib
 
 import pytest
+from conftest import REPOSITORY
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-LAUNCH = ROOT / "launch"
-SCRIPTS = sorted([*LAUNCH.glob("*.sh"), ROOT / ".ci" / "run"])
+LAUNCH = REPOSITORY / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), REPOSITORY / ".ci" / "run"])
 
 # What launch/tpu_vm.sh asks of gcloud, done with folders: the state of the request is a file, a host is a folder with
 # an environment, whose python writes down what it is asked and ends as the file `ends` says, line by line.
@@ -56,12 +56,12 @@ class Cloud:
     """A cloud with so many hosts, and the script that speaks to it."""
 
     def __init__(self, folder: pathlib.Path, hosts: int = 1):
-        self.folder, self.hosts = folder, [folder / "hosts" / str(number) for number in range(hosts)]
+        self.folder = folder
         self.ends("0")
         (folder / "bin").mkdir()
         self._program(folder / "bin" / "gcloud", GCLOUD)
-        for host in self.hosts:
-            bin = host / "slpojax" / ".venv" / "bin"
+        for number in range(hosts):
+            bin = folder / "hosts" / str(number) / "slpojax" / ".venv" / "bin"
             bin.mkdir(parents=True)
             self._program(bin / "python", PYTHON)
             installed = bin.parent / ".installed"
@@ -198,7 +198,7 @@ def test_the_image_holds_what_its_installation_and_a_run_need(tmp_path):
     for line in re.findall(r"^COPY (.+)$", text, flags=re.MULTILINE):
         *sources, target = line.split()
         for source in sources:
-            path = ROOT / source
+            path = REPOSITORY / source
             if path.is_dir():
                 shutil.copytree(path, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
             else:

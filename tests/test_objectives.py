@@ -7,6 +7,7 @@ import pathlib
 import re
 import textwrap
 
+import hurry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -496,7 +497,7 @@ def test_one_program_serves_many_values(name):
 
     objective = objectives.build(name)
     assert key in objectives.numeric(objective)
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    jit = functools.partial(jax.jit, compiler_options=hurry.OPTIONS)
     sweep = jit(jax.vmap(lambda x: jax.value_and_grad(loss)(y.token, objective.function, **{key: x})))
     together = sweep(jnp.asarray(values))
     for i, value in enumerate(values):

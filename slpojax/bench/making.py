@@ -118,7 +118,8 @@ def make(config: Config, *, devices: list | None = None) -> Bench:
             have different configurations or code.
     """
     set_up_jax(config)
-    _require_same_everywhere(config)
+    if jax.process_count() > 1:
+        _require_same_everywhere(config)
     mesh = grid.make(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
     folder = hf.resolve(config.model.path, files=folders.ALL if config.model.weights == "load" else folders.SMALL)
     adapter_folder = folder if adapters.is_one(folder) else None

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import hurry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +105,7 @@ def built(name: str) -> objectives.Objective:
 # Most of what the laws take is compilation, so they share two programs an objective: one of short responses, and one of
 # long ones with its gradient, into which everything else is put with what is absent around it. The numbers of the first
 # are Python's, those of the second arrays. XLA need not make them fast.
-JIT = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+JIT = functools.partial(jax.jit, compiler_options=hurry.OPTIONS)
 
 
 def moved(name: str) -> dict[str, float]:
