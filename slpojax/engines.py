@@ -107,7 +107,7 @@ def connect(
             continue
         wrong = _wrong(engine, prompt, 1, one, answer)
         if not wrong:
-            _require_own_log_probs(engine, prompt, asked)
+            _require_untempered(engine, prompt, asked)
             if text:
                 log.say(f"{server.url} takes no token ids: prompts go as texts, which it tokenises itself")
             return engine
@@ -228,7 +228,7 @@ def _completions(answer: Json) -> Iterator[Completion]:
 
 def _ids(choice: Json) -> list[int] | None:
     """Return the token ids of a choice: a field of their own, or in place of the tokens' texts."""
-    own, told = choice.get("token_ids"), _told(choice, "tokens")
+    own, told = choice.get("token_ids"), _from_logprobs(choice, "tokens")
     if isinstance(own, list) and all(type(number) is int for number in own):
         return own
     if isinstance(told, list) and all(isinstance(token, str) and token.startswith(_MARK) for token in told):
@@ -238,17 +238,17 @@ def _ids(choice: Json) -> list[int] | None:
 
 
 def _logps(choice: Json) -> list[float] | None:
-    told = _told(choice, "token_logprobs")
+    told = _from_logprobs(choice, "token_logprobs")
     good = isinstance(told, list) and all(type(logp) in (int, float) for logp in told)
     return [float(logp) for logp in told] if good else None
 
 
-def _told(choice: Json, name: str) -> Any:
+def _from_logprobs(choice: Json, name: str) -> Any:
     told = choice.get("logprobs")
     return told.get(name) if isinstance(told, dict) else None
 
 
-def _require_own_log_probs(engine: Engine, prompt: Ids, asked: Asked) -> None:
+def _require_untempered(engine: Engine, prompt: Ids, asked: Asked) -> None:
     """Refuse log-probs that a temperature has changed, where one is asked for: training compares them with its own.
 
     The log-prob of the likeliest first token is told at two temperatures; it is the same where it is the model's.
@@ -262,9 +262,8 @@ def _require_own_log_probs(engine: Engine, prompt: Ids, asked: Asked) -> None:
             one, prompt, temperature, 1, asked._replace(max_new_tokens=1, stop=(), top_k=0, top_p=1.0, min_p=0.0)
         )
         answer = servers.ask(engine.server, ROUTE, body)
-        told = (
-            _told(answer["choices"][0], "top_logprobs") if isinstance(answer, dict) and answer.get("choices") else None
-        )
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        told = _from_logprobs(choices[0], "top_logprobs") if choices else None
         values = [*told[0].values()] if isinstance(told, list) and told and isinstance(told[0], dict) else []
         if not values or not all(type(value) in (int, float) for value in values):
             log.say(f"{engine.server.url}: it cannot be told whether its log-probs are those before the temperature")

@@ -180,7 +180,7 @@ def preferences(config: Config, policy: Policy, folder: pathlib.Path, more: dict
     assert bench is not None
     learned = scores.learned(bench.model, jax.eval_shape(bench.model.init, bench.keys.init), method.objective.needs, 2)
     for holds, why in (
-        (not parts.given(config), "no data was given (config.data.path)"),
+        (not parts.has_data(config), "no data was given (config.data.path)"),
         ("ref" in method.needs and policy.alone, f"no rewards of {method.objective.name}: {policy.alone}"),
         (learned, f"{method.objective.name} learns weights beside the policy, which are not at hand; name another one"),
     ):

@@ -64,7 +64,7 @@ def make(
     if score:
         measures.append(lambda n, state: score(views.policy(state.params, frozen), n))
     if config.scorer:
-        measures.append(_own(config, bench, views, frozen))
+        measures.append(_from_scorer(config, bench, views, frozen))
     if diagnose:
         measures.append(diagnose)
 
@@ -74,7 +74,7 @@ def make(
     return measure
 
 
-def own_metrics(config: Config) -> list[str]:
+def scorer_metrics(config: Config) -> list[str]:
     """Return names for those that a scorer of one's own will report, which nobody knows yet; none without a scorer.
 
     Raises:
@@ -88,7 +88,7 @@ def _scorer(name: str) -> Callable[[Config, Bench], Score]:
     return named.find("config.scorer", name, {}, first="config")
 
 
-def _own(config: Config, bench: Bench, views: Views, frozen: Frozen) -> Measure:
+def _from_scorer(config: Config, bench: Bench, views: Views, frozen: Frozen) -> Measure:
     """Return (step, state) -> the numbers of a scorer of one's own, as `score/name`."""
     score, best = _scorer(config.scorer)(config, bench), config.best_metric.removeprefix("-")
 

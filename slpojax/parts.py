@@ -50,7 +50,7 @@ def load(config: Config, bench: Bench) -> list[Part]:
     """Load what is trained on and, if there is any, what is held out; refuse tokens that the policy does not know."""
     check(config)
     d = config.data
-    if not given(config):
+    if not has_data(config):
         raise ValueError(
             "config.data.path is empty: give a hub name, a folder or a file with preference pairs, or several of them "
             "in config.data.mixture"
@@ -67,7 +67,7 @@ def load(config: Config, bench: Bench) -> list[Part]:
     return parts
 
 
-def given(config: Config) -> bool:
+def has_data(config: Config) -> bool:
     """Say whether there is data to train on."""
     return bool(config.data.path or config.data.mixture)
 

@@ -194,15 +194,15 @@ def post(server: Server, route: str, body: Json, check: Check | None = None) -> 
     Raises:
         ValueError: there is none.
     """
-    return _found(server, route, ask(server, route, body, check))
+    return _or_raise(server, route, ask(server, route, body, check))
 
 
 def get(server: Server, route: str) -> Json:
     """Return what a route such as /v1/models says; as `post`, without a cache."""
-    return _found(server, route, _asked(server, "GET", route, None, None))
+    return _or_raise(server, route, _asked(server, "GET", route, None, None))
 
 
-def _found(server: Server, route: str, answer: Json | Failure) -> Json:
+def _or_raise(server: Server, route: str, answer: Json | Failure) -> Json:
     if isinstance(answer, Failure):
         raise ValueError(f"{server.url}{route}: {answer.reason}")
     return answer

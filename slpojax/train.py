@@ -109,7 +109,7 @@ def check(config: Config, method: Method) -> None:
     names = [f"eval/{name}" for name in metrics] if config.world or settings.evaluated(config) else []
     of_objective = ["loss", *method.objective.metrics]
     names += [f"eval/source/{of}/{name}" for of in data.held_out_sources(config) for name in of_objective]
-    loop.refuse(config, [*names, *measure.own_metrics(config)])
+    loop.refuse(config, [*names, *measure.scorer_metrics(config)])
 
 
 if __name__ == "__main__":

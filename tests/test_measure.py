@@ -68,19 +68,19 @@ def test_a_scorer_of_ones_own_is_found_by_its_name_and_logged_as_a_score(tmp_pat
         return settings.resolve(base.get_config(), {"scorer": "scorer_of_a_test.best_token"} | changes, choices={})
 
     at = bench.of_model(configured(), tiny.MODEL, grid.one_device())
-    assert measure._own(configured(best_metric="-eval/score/largest"), at, step.WHOLE, Frozen())(3, state) == {
+    assert measure._from_scorer(configured(best_metric="-eval/score/largest"), at, step.WHOLE, Frozen())(3, state) == {
         "score/largest": 2.5,
         "score/step": 67.0,
     }
     with pytest.raises(ValueError, match="near: eval/score/largest"):  # at step 0, before anything is trained
-        measure._own(configured(best_metric="eval/score/lagest"), at, step.WHOLE, Frozen())(0, state)
+        measure._from_scorer(configured(best_metric="eval/score/lagest"), at, step.WHOLE, Frozen())(0, state)
     with pytest.raises(
         ValueError, match="unknown config.scorer 'scorer_of_a_test.bst'; expected any importable module"
     ):
-        measure.own_metrics(configured(scorer="scorer_of_a_test.bst"))
-    loop.refuse(configured(best_metric="eval/score/any"), measure.own_metrics(configured()))
+        measure.scorer_metrics(configured(scorer="scorer_of_a_test.bst"))
+    loop.refuse(configured(best_metric="eval/score/any"), measure.scorer_metrics(configured()))
     with pytest.raises(ValueError, match="eval/score/NAME of best_token"):
-        loop.refuse(configured(best_metric="eval/lss"), measure.own_metrics(configured()))
+        loop.refuse(configured(best_metric="eval/lss"), measure.scorer_metrics(configured()))
 
 
 def lengths(policy: Logps):

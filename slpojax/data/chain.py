@@ -53,7 +53,7 @@ class Group(NamedTuple):
         scored: whether the record has scores.
         labelled: whether the examples have labels.
         templated: whether a chat template wrote the texts.
-        given: whether the record gave token ids.
+        as_ids: whether the record gave token ids.
         sampled: whether the candidates stand as they were sampled, so that none is left out.
         added: names of the last candidates that are no responses of the record to its prompt.
         notes: what the report counts of the record once it has come as far as the next `settle`.
@@ -65,7 +65,7 @@ class Group(NamedTuple):
     scored: bool
     labelled: bool
     templated: bool = False
-    given: bool = False
+    as_ids: bool = False
     sampled: bool = False
     added: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from slpojax import samples
-from slpojax.data import given
+from slpojax.data import token_ids
 from slpojax.data.chain import Group, Transform, each
 from slpojax.data.examples import of_candidates, with_candidates
 from slpojax.data.formats import Parsed, Tokens, Unusable
@@ -55,7 +55,7 @@ def join(setup: Setup) -> Transform | None:
         if drawn is None:
             raise Unusable(UNANSWERED)
         answers = tuple(Tokens(tuple(y.ids), y.output, y.finished) for y in drawn[:places])
-        taken = given.examine(Parsed(Tokens(tuple(example.prompt.tolist())), answers), setup.tokenizer)
+        taken = token_ids.examine(Parsed(Tokens(tuple(example.prompt.tolist())), answers), setup.tokenizer)
         absent = (np.zeros(0, np.int32),) * (places - len(answers))
         pair = of_candidates(example, range(PAIR))
         made = with_candidates(pair, (*taken.responses, *absent), example.score[PAIR:])

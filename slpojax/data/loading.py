@@ -14,7 +14,6 @@ from slpojax.data import (
     candidates,
     chain,
     degrade,
-    given,
     joining,
     marks,
     pairing,
@@ -25,6 +24,7 @@ from slpojax.data import (
     sources,
     swapping,
     templates,
+    token_ids,
     tokenise,
     too_long,
     unpaired,
@@ -105,7 +105,7 @@ def load(
     examples, added = _store(groups, setup)
     rows, encoding = f", rows {source.rows}" if source.rows else "", setup.encoding
     line = f"{source.path}{rows}, as {encoding.format}, too_long {encoding.too_long}{sources.counted(read)}"
-    written = {(group.templated, group.given): _special(group) for group in groups}
+    written = {(group.templated, group.as_ids): _special(group) for group in groups}
     special = "; ".join(tell(setup) for tell in written.values())
     made = report.make(line, len(read.records), tally, examples, special, added=added)
     if not len(examples):
@@ -117,7 +117,7 @@ def load(
 
 def _special(group: Group) -> Callable[[Setup], str]:
     """Return what tells which special tokens a group has."""
-    return given.special if group.given else templates.special if group.templated else tokenise.special
+    return token_ids.special if group.as_ids else templates.special if group.templated else tokenise.special
 
 
 def _store(groups: Sequence[Group], setup: Setup) -> tuple[Examples, tuple[str, ...]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from slpojax import wording
 from slpojax.base import Bool
-from slpojax.data import counting, given, marks
+from slpojax.data import counting, marks, token_ids
 from slpojax.data.chain import Group, Text, Transform
 from slpojax.data.examples import Example
 from slpojax.data.formats import Tokens, Unusable
@@ -100,12 +100,12 @@ def tokenise(setup: Setup) -> Transform:
         texts = (_shorten(text, most, tokenizer.bos_token) for text in items)
         while chunk := list(itertools.islice(texts, _AT_ONCE)):
             as_ids = [text for text in chunk if isinstance(text.parsed.prompt, Tokens)]
-            given.require_own(as_ids[:_COMPARED], tokenizer, setup.source.path)
+            token_ids.require_same_tokenizer(as_ids[:_COMPARED], tokenizer, setup.source.path)
             divided = divide([text for text in chunk if not isinstance(text.parsed.prompt, Tokens)], encode, tally)
             for text in chunk:
                 try:
                     if isinstance(text.parsed.prompt, Tokens):
-                        yield _given(text, given.examine(text.parsed, tokenizer))
+                        yield _of_ids(text, token_ids.examine(text.parsed, tokenizer))
                         continue
                     prompt, responses, behind = next(divided)
                     counted = _counted(text, responses, behind, begins)
@@ -306,9 +306,9 @@ def close(
     return prompt, closed
 
 
-def _given(text: Text, taken: given.Taken) -> Group:
+def _of_ids(text: Text, taken: token_ids.Taken) -> Group:
     group = _group(text, taken.prompt, taken.responses)
-    return group._replace(given=True, notes=(*group.notes, *taken.notes))
+    return group._replace(as_ids=True, notes=(*group.notes, *taken.notes))
 
 
 def _group(

@@ -145,7 +145,7 @@ def _responses(
         done, age, token, logp = (x.reshape(blocks * size, *x.shape[2:]) for x in jax.device_get(report))
         for slot in live:
             ids = token[slot, : age[slot]]
-            keep = None if stop is None else _kept(stop, ids)
+            keep = None if stop is None else _checked(stop, ids)
             if keep is not None or done[slot]:
                 who = schedule.leave(plan, slot)
                 finished = keep is not None or bool(np.isin(ids[-1], eos))
@@ -199,7 +199,7 @@ def _move(run: device.Programs, state: device.State, moves: list[tuple[int, int]
     return run.move(state, *pairs, len(moves))
 
 
-def _kept(stop: Stop, ids: np.ndarray) -> int | None:
+def _checked(stop: Stop, ids: np.ndarray) -> int | None:
     keep = stop(ids)
     if keep is not None and not 0 <= keep <= len(ids):
         raise ValueError(f"stop: got {keep} of {len(ids)} ids to keep; expected 0 to {len(ids)}, or None to go on")

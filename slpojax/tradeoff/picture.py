@@ -74,7 +74,7 @@ def draw(
         if i >= len(methods):
             axes.set_visible(False)
             continue
-        _own(axes, methods[i], list(curves.values()), i)
+        _strengths(axes, methods[i], list(curves.values()), i)
         _axes(axes, methods, _FEW_TICKS)
     below.supxlabel("KL to the reference", fontsize=9)
     for picture in pictures:
@@ -115,7 +115,7 @@ def _best(axes: Any, method: Method, curve: np.ndarray, i: int) -> None:
     )
 
 
-def _own(axes: Any, method: Method, curves: Sequence[np.ndarray], i: int) -> None:
+def _strengths(axes: Any, method: Method, curves: Sequence[np.ndarray], i: int) -> None:
     """Draw the strengths of a method, from pale to strong, before the curves of all."""
     for kl, mean, *_ in curves:
         axes.plot(kl, mean, color="0.85", linewidth=0.8)

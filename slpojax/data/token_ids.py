@@ -54,7 +54,7 @@ def examine(parsed: Parsed, tokenizer: Tokenizer) -> Taken:
     return Taken(np.array(prompt.ids, np.int32), tuple(responses), tuple(notes))
 
 
-def require_own(texts: Sequence[Text], tokenizer: Tokenizer, path: str) -> None:
+def require_same_tokenizer(texts: Sequence[Text], tokenizer: Tokenizer, path: str) -> None:
     """Refuse ids of another tokenizer: the texts beside most of them are not what this one makes of them.
 
     Args:
