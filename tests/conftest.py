@@ -24,9 +24,6 @@ import pytest  # noqa: E402
 # The scripts that make golden numbers need torch and more.
 collect_ignore = ["goldens"]
 
-# Every annotated function of the package checks its shapes and types, under pytest only.
-jaxtyping.install_import_hook("slpojax", "beartype.beartype")
-
 
 def _folder(variable: str, *default: str) -> pathlib.Path:
     """Return the folder that `variable` names, or the one beside the repository; skip the test where there is none."""
@@ -77,9 +74,15 @@ def _precision():
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have programs compiled in a hurry, unless tests that want them as a run compiles them are among the chosen."""
+    """Have programs compiled in a hurry, unless tests that want them as a run compiles them are among the chosen.
+
+    Every annotated function of the package checks its shapes and types, but where long tests alone are chosen, of which
+    that is a sixth of the time: they compare numbers.
+    """
     if config.option.markexpr in ("not check", "check and not optimised"):
         os.environ["XLA_FLAGS"] += f" {hurry.FLAGS}"
+    if config.option.markexpr not in ("check and not optimised", "check and optimised"):
+        jaxtyping.install_import_hook("slpojax", "beartype.beartype")
     config.pluginmanager.register(fault_reports)
 
 
