@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> str:
     """Return what the program prints.
 
     Args:
-        arguments: nothing for a line about each, `--markdown` for OBJECTIVES.md, or the name of one.
+        arguments: nothing for a line about each, `--markdown` for OBJECTIVES.md, or the name of one or of a method.
 
     Raises:
         ValueError: there is no such name.
@@ -66,18 +66,23 @@ def main(arguments: Sequence[str]) -> str:
     if not arguments:
         return _table()
     if arguments[0] in ("--help", "-h"):
-        return "usage: python -m slpojax.objectives [NAME | --markdown]; without an argument, a line about each\n"
+        return "usage: python -m slpojax.objectives [NAME | --markdown]; NAME is an objective, a sum, a selector or a method (REBEL); without an argument, a line about each\n"
     if list(arguments) == ["--markdown"]:
         return _markdown()
     return one(" ".join(arguments))
 
 
 def one(name: str) -> str:
-    """Return all there is to say about an objective, a mixture or a selector.
+    """Return all there is to say about an objective, a mixture, a selector, or a method that is one of these.
 
     Raises:
         ValueError: there is none of this name.
     """
+    if recipes := mixture.called(name):
+        return "\n".join(
+            f"{r.method}\n\n    {_values(r.hyperparameters)}\n\n{_wrap(r.reference, '')}\n\n{one(r.name)}"
+            for r in recipes
+        )
     if mixture.is_mixture(name):
         built = objectives.build(name)
         terms = mixture.parse(name)
@@ -216,8 +221,9 @@ def _table() -> str:
     lines = []
     for family in _families():
         lines += [family.title, *(_line(name, objectives.find(name)) for name in family.names), ""]
-    lines += ["Weighted sums of these that have names of their own"]
-    lines += [_cut(f"{recipe.name:<{_NAME}}  {recipe.method}") for recipe in mixture.RECIPES]
+    lines += ["Methods that are sums of these, or one of them on data or beside a reference of its own"]
+    methods = [(*recipe.method.split(", ", 1), recipe.name) for recipe in mixture.RECIPES]
+    lines += [_cut(f"{method:<{_NAME}} {name}; {more}") for method, more, name in methods]
     lines += ["", "Transforms of any of these that compares with a reference, as humanline(dpo.sigmoid)"]
     lines += [_line(name, function) for name, function in transforms.known().items()]
     lines += ["", "Selectors, which pick the candidates that an objective sees (config.selector.name)"]
@@ -263,7 +269,7 @@ def _markdown() -> str:
     lines = [_HEAD.replace("@NEEDS@", "\n".join(needs))]
     for path, title, names in _families():
         lines += [f"## [{path}]({path})", "", title, "", *_rows("objective", map(describe, names)), ""]
-    lines += ["## Weighted sums that have names of their own", ""]
+    lines += ["## Methods that are sums of these, or one of them on data or beside a reference of its own", ""]
     lines += ["| method | name | hyperparameters | paper |", "|---|---|---|---|"]
     lines += [
         f"| {r.method} | `{r.name}` | {_values(r.hyperparameters)} | {_linked(r.reference)} |" for r in mixture.RECIPES

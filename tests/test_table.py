@@ -92,6 +92,21 @@ def test_a_selector_and_a_mixture_in_full():
     assert "sigmoid_beta=0.1, hinge_beta=0.1" in text and "0.1 * dpo.hinge: Hinge loss" in text
 
 
+@pytest.mark.parametrize(
+    "method, name",
+    [
+        ("REBEL", "margin.rpo_squared"),
+        ("spin", "dpo.sigmoid"),
+        ("Pre-DPO", "dpo.sigmoid"),
+        ("delta learning", "margin.sigmoid_norm"),
+        ("Cal-DPO", "dpo.sigmoid + 0.5 * anchored.sppo_hard"),
+    ],
+)
+def test_a_method_that_is_an_objective_of_another_name(method, name):
+    text = table.one(method)
+    assert text.casefold().startswith(method.casefold()) and f"\n{name}" in text and "arXiv:" in text
+
+
 def test_an_objective_from_outside(tmp_path, monkeypatch):
     (tmp_path / "bare_idea.py").write_text("def mine(policy, *, beta=0.1):\n    return policy.token.sum(), {}\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -24,7 +24,7 @@ _TERM = re.compile(
 
 
 class Recipe(NamedTuple):
-    """A method of a paper that is a mixture, or another objective's other setting."""
+    """A method of a paper that is a mixture, or an objective of another name on data or beside a reference of its own."""
 
     method: str
     name: str
@@ -60,7 +60,45 @@ RECIPES = (
         "Teng Xiao, Yige Yuan, Huaisheng Zhu, Mingxiao Li, Vasant G. Honavar, Cal-DPO: Calibrated Direct Preference "
         "Optimization for Language Model Alignment, 2024, arXiv:2412.14516. Its beta is that of `anchored.sppo_hard`",
     ),
+    Recipe(
+        "REBEL, on the policy's own samples, whose iterate is the reference (`online.follow=segment`)",
+        "margin.rpo_squared",
+        {"beta": 0.2, "eta": 1.0},
+        "Zhaolin Gao and others, REBEL: Reinforcement Learning via Regressing Relative Rewards, 2024, "
+        "arXiv:2404.16767. Its eta is one over this beta",
+    ),
+    Recipe(
+        "SPIN, the rejected response a sample of the iterate that is the reference, the chosen one the data's",
+        "dpo.sigmoid",
+        {"beta": 0.1},
+        "Zixiang Chen and others, Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models, 2024, "
+        "arXiv:2401.01335",
+    ),
+    Recipe(
+        "Pre-DPO, the reference (`reference.path`) trained on the pairs before",
+        "dpo.sigmoid",
+        {"beta": 0.1},
+        "Junshu Pan and others, Pre-DPO: Improving Data Utilization in Direct Preference Optimization Using a Guiding "
+        "Reference Model, 2025, arXiv:2504.15843",
+    ),
+    Recipe(
+        "Delta learning, on pairs of a weak model's answer and a weaker one's",
+        "margin.sigmoid_norm",
+        {"beta": 5.0},
+        "Scott Geng and others, The Delta Learning Hypothesis: Preference Tuning on Weak Data can Yield Strong Gains, "
+        "2025, arXiv:2507.06187",
+    ),
 )
+
+
+def called(method: str) -> list[Recipe]:
+    """Return the recipes of a method by its name, which is what stands before the first comma, in any letters.
+
+    Example:
+        >>> [recipe.name for recipe in called("rebel")], called("nobody's")
+        (['margin.rpo_squared'], [])
+    """
+    return [recipe for recipe in RECIPES if recipe.method.partition(",")[0].casefold() == method.casefold()]
 
 
 def is_mixture(name: str) -> bool:
