@@ -66,7 +66,10 @@ def main(arguments: Sequence[str]) -> str:
     if not arguments:
         return _table()
     if arguments[0] in ("--help", "-h"):
-        return "usage: python -m slpojax.objectives [NAME | --markdown]; NAME is an objective, a sum, a selector or a method (REBEL); without an argument, a line about each\n"
+        return (
+            "usage: python -m slpojax.objectives [NAME | --markdown]; NAME is an objective, a sum, a selector, or a "
+            "method (REBEL); without an argument, a line about each\n"
+        )
     if list(arguments) == ["--markdown"]:
         return _markdown()
     return one(" ".join(arguments))

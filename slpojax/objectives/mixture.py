@@ -24,7 +24,14 @@ _TERM = re.compile(
 
 
 class Recipe(NamedTuple):
-    """A method of a paper that is a mixture, or an objective of another name on data or beside a reference of its own."""
+    """A method of a paper that is a mixture, or an objective of another name on data or beside a reference of its own.
+
+    Attributes:
+        method: its name, a comma, and what it is.
+        name: of the objective.
+        hyperparameters: all that the objective has.
+        reference: authors, title, year, link, and how it differs.
+    """
 
     method: str
     name: str
