@@ -61,9 +61,10 @@ class Exchange(NamedTuple):
         axes: of the mesh, that the devices of a group lie along.
         devices: of a group.
         times: how often such a collective runs in the program.
-        sent: bytes that each device sends, all of them together, in a ring.
+        sent: bytes that each device sends within its slice, all of them together, in a ring.
         spans: places that a group takes up along each side of a TPU slice; () elsewhere.
         together: devices of the same chip in a group.
+        network: bytes that each device sends to other slices.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Exchange(NamedTuple):
     sent: float
     spans: tuple[int, ...]
     together: int
+    network: float = 0.0
 
 
 class Compiled(NamedTuple):
@@ -91,18 +93,19 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_for(devices: Grid, function: jax.stages.Wrapped, *like: Any) -> Compiled:
+def compile_for(devices: Grid, function: jax.stages.Wrapped, *like: Any, rounds: int | None = None) -> Compiled:
     """Compile a function, and return what the compiler says of it.
 
     Args:
         devices: that it is for.
         function: from `jax.jit`.
         *like: its arguments, or their shapes with the places where they lie.
+        rounds: how often a loop counts whose end depends on the data; None refuses one that exchanges anything.
 
     Raises:
         JaxRuntimeError: the compiler fails for another reason than memory.
     """
-    return said_of(devices, *attempt(function, *like))
+    return said_of(devices, *attempt(function, *like), rounds=rounds)
 
 
 def attempt(function: jax.stages.Wrapped, *like: Any) -> tuple[jax.stages.Compiled | Excess, float]:
@@ -126,13 +129,16 @@ def attempt(function: jax.stages.Wrapped, *like: Any) -> tuple[jax.stages.Compil
     return found, time.perf_counter() - begun
 
 
-def said_of(devices: Grid, program: jax.stages.Compiled | Excess, seconds: float) -> Compiled:
+def said_of(
+    devices: Grid, program: jax.stages.Compiled | Excess, seconds: float, rounds: int | None = None
+) -> Compiled:
     """Return what the compiler says of a program.
 
     Args:
         devices: that it is for.
         program: from `attempt`.
         seconds: that it took.
+        rounds: as `compile_for` takes it.
     """
     if isinstance(program, Excess):
         return Compiled(None, program, (), seconds)
@@ -145,7 +151,8 @@ def said_of(devices: Grid, program: jax.stages.Compiled | Excess, seconds: float
         int(found.alias_size_in_bytes),
         int(found.host_temp_size_in_bytes),
     )
-    sent = topology.collectives(text) if devices.mesh.size > 1 else ()
+    slices = len({getattr(device, "slice_index", 0) for device in devices.mesh.devices.flat})
+    sent = topology.collectives(text, rounds, slices) if devices.mesh.size > 1 else ()
     return Compiled(memory, None, exchanges(devices, sent), seconds)
 
 
@@ -175,18 +182,19 @@ def exchanges(devices: Grid, found: Iterable[topology.Collective]) -> tuple[Exch
         found: its collectives.
     """
     sizes = {name: int(size) for name, size in devices.mesh.shape.items()}
-    alike: dict[Any, tuple[int, float]] = {}
+    alike: dict[Any, tuple[int, float, float]] = {}
     for one in found:
         if one.devices < 2:
             continue
         key = one.kind, topology.axes(sizes, one.group), one.devices, *_spread(devices, one.group)
-        times, sent = alike.get(key, (0, 0.0))
-        alike[key] = times + one.times, sent + one.sent
+        times, sent, network = alike.get(key, (0, 0.0, 0.0))
+        within, between = (0.0, one.sent) if one.between else (one.sent, 0.0)
+        alike[key] = times + one.times, sent + within, network + between
     made = [
-        Exchange(kind, axes, count, times, sent, spans, together)
-        for (kind, axes, count, spans, together), (times, sent) in alike.items()
+        Exchange(kind, axes, count, times, sent, spans, together, network)
+        for (kind, axes, count, spans, together), (times, sent, network) in alike.items()
     ]
-    return tuple(sorted(made, key=lambda exchange: -exchange.sent))
+    return tuple(sorted(made, key=lambda exchange: -exchange.sent - exchange.network))
 
 
 def _spread(devices: Grid, group: Iterable[int]) -> tuple[tuple[int, ...], int]:
@@ -208,6 +216,17 @@ def seconds_of_links(device: Device, chips: tuple[int, ...], found: Iterable[Exc
     return [one.sent / roofline.rate(device, chips, one.spans[: len(chips)], one.together) for one in found]
 
 
+def seconds_of_network(device: Device, found: Iterable[Exchange]) -> float:
+    """Return the seconds that exchanges take at least between slices, one after the other at the network's full rate.
+
+    Args:
+        device: one of `roofline.DEVICES`.
+        found: of `Compiled.exchanges`.
+    """
+    sent = sum(one.network for one in found)
+    return sent * device.per_chip / device.network if sent else 0.0
+
+
 def as_json(compiled: Compiled) -> dict[str, Any]:
     """Return what `from_json` reads back."""
     return {
@@ -224,8 +243,8 @@ def from_json(content: dict[str, Any]) -> Compiled:
         memory=Memory(*content["memory"]) if content["memory"] else None,
         excess=Excess(*content["excess"]) if content["excess"] else None,
         exchanges=tuple(
-            Exchange(kind, tuple(axes), devices, times, sent, tuple(spans), together)
-            for kind, axes, devices, times, sent, spans, together in content["exchanges"]
+            Exchange(kind, tuple(axes), devices, times, sent, tuple(spans), *rest)
+            for kind, axes, devices, times, sent, spans, *rest in content["exchanges"]
         ),
         seconds=content["seconds"],
     )
@@ -244,4 +263,5 @@ __all__ = [
     "from_json",
     "said_of",
     "seconds_of_links",
+    "seconds_of_network",
 ]

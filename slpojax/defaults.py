@@ -80,9 +80,9 @@ RANGES: Mapping[str, Range] = {
     "checkpoint_every": Range(-1, 10**9),
     "keep_last": Range(1, 10**6),
     "keep_best": Range(0, 10**6),
-    "data.mixture.*.weight": _ANY,
+    **dict.fromkeys(("data.mixture.*.weight", "optimizer.weight_decay_rate"), _ANY),
     "data.mixture.*.count": Range(0, 10**9),
-    "data.candidates": Range(1, 2**10),
+    **dict.fromkeys(("data.candidates", "plan.tries"), Range(1, 2**10)),
     "data.accept": Range(0, 2**10),
     "data.accept_beta": Range(0, FLOAT32, above=True),
     "data.least_variance": Range(0, 0.25),
@@ -97,7 +97,6 @@ RANGES: Mapping[str, Range] = {
     "generate.slots": Range(1, 2**17),
     "generate.engine_timeout": Range(0, 10**6, above=True),
     "plan.examples": Range(0, 10**12),
-    "plan.tries": Range(1, 2**10),
     "reference.batch_size": Range(0, 2**20),
     "evaluate.bins": Range(2, 1000),
     **dict.fromkeys(("reference.ema_power", "reference.bias_power"), Range(0, 100)),
@@ -105,7 +104,6 @@ RANGES: Mapping[str, Range] = {
     "lora.alpha": Range(0, 10**6, above=True),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.decay"), _SHARE),
     **dict.fromkeys((f"optimizer.{name}" for name in ("eps", "eps_root", "initial_scale", "weight_decay")), _ANY),
-    "optimizer.weight_decay_rate": _ANY,
     "optimizer.min_dim_size_to_factor": Range(1, 10**9),
     "optimizer.clipping_threshold": Range(0, 10**15, above=True),
 }
@@ -135,6 +133,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "online.answers": ("ranked", "in_order", "versus_last", "quantiles", "beside_pairs"),
     "online.follow": ("initial", "segment"),
     "plan.lengths": ("hh", "data"),
+    "plan.programs": ("all", "step"),
     "reference.mode": ("cached", "online", "moving", "bema", "none"),
     "ranking": ("scores", "duels", "all_pairs"),
 }
@@ -398,12 +397,13 @@ def _frontier() -> ConfigDict:
 def _plan() -> ConfigDict:
     """Return the keys of `python -m slpojax.plan`, which no other program reads."""
     c = ConfigDict()
-    # Devices, there or not: v5e-16, v5p-128, v6e-8, tpu7x-64, v5e:4x4 by its sides, h200:8; "" for this machine's
+    # Devices, there or not: v5e-16, v5p-128, v6e-8, tpu7x-64, 2xv5e-256, v5e:4x4, h200:8; "" for this machine's
     c.topology = ""
     # Where model.path is not here: a public shape, as pythia-2.8b, or a folder with config.json; "" by its name
     c.model = ""
     c.lengths = "hh"  # of the examples, in tokens: hh (drawn as those of Anthropic HH) | data (those of data.path)
     c.examples = 0  # of a pass; 0 for those of the data, or of HH (160,800)
+    c.programs = "all"  # what is compiled: all (also a frozen model's pass over the data, and sampling) | step
     c.search = False  # try meshes, model.remat, accumulate and model.attention, and rank them
     c.tries = 8  # plans that a search compiles at most
     c.cache = "~/.cache/slpojax/plans"  # folder that keeps plans by all that they depend on; "" for none

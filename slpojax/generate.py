@@ -55,7 +55,6 @@ CHOICES = training.CHOICES
 
 FILE = "samples.jsonl"
 _VERSION = 1  # of how samples are made from what the seal names
-_ROUNDS = 16  # sequences of a chunk of prompts, in multiples of those sampled at once: its end is a small part of it
 _HOTTEST = 100.0  # temperature
 
 
@@ -143,9 +142,9 @@ def check(config: Config) -> None:
         g.stop,
         "texts, none of them empty",
     )
-    if _most(config) < 1 or _most(config) >= config.data.max_length:
+    if parts.longest_answer(config) < 1 or parts.longest_answer(config) >= config.data.max_length:
         raise ValueError(
-            f"config.generate.max_new_tokens={_most(config)}: expected 1 or more, and less than "
+            f"config.generate.max_new_tokens={parts.longest_answer(config)}: expected 1 or more, and less than "
             f"config.data.max_length={config.data.max_length}, which holds prompt and answer"
         )
     sources.parse_range(g.rows)
@@ -196,7 +195,7 @@ def make_plan(config: Config, bench: Bench, digest: str) -> Plan:
         prompts=prompts[start:stop],
         first=start,
         temperatures=tuple(float(t) for t in g.temperature for _ in range(share)),
-        most=_most(config),
+        most=parts.longest_answer(config),
         ends=_ends(bench),
         model=digest,
         generator=g.generator or pathlib.Path(config.model.path).name,
@@ -223,7 +222,7 @@ def _prompts(config: Config, bench: Bench) -> list[Asked]:
         parts.settings(config),
         format=form,
         tokenizer=bench.tokenizer,
-        most=config.data.max_length - _most(config),
+        most=config.data.max_length - parts.longest_answer(config),
     )
     log.say(data.render(report))
     return found
@@ -234,14 +233,6 @@ def _with_model(config: Config) -> Config:
     if config.world and not config.model.path:
         return settings.replace(config, {"model.path": simulate.reference(config)})
     return config
-
-
-def _most(config: Config) -> int:
-    """Return the most tokens of an answer."""
-    asked = config.generate.max_new_tokens
-    if not asked and config.world:
-        return worlds.find(config.world)[1].longest
-    return asked or config.data.max_length - config.data.max_prompt_length
 
 
 def _ends(bench: Bench) -> tuple[int, ...]:
@@ -313,7 +304,7 @@ def _in_process(
     stop, stream = asking.stop(bench.tokenizer, g.stop), sampling.stream
     if g.second:
         stream = functools.partial(players.stream, _second(config, bench, params))
-    size = max(1, _ROUNDS * g.slots // count)
+    size = sampling.prompts_at_once(g.slots, count)
     for start in range(first - first % size, len(plan.prompts), size):
         chunk = plan.prompts[start : start + size]
         answers = stream(

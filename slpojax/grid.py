@@ -7,12 +7,13 @@ it divides by hand, is here, too.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from slpojax.base import Array, Batch, Float, Int, Share
@@ -47,7 +48,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
     """Make a mesh, and return what follows from it.
 
     Args:
-        data: devices over which only rows are split.
+        data: devices over which only rows are split; a multiple of the slices where there are several.
         fsdp: devices over which rows, parameters and optimiser state are split.
         tensor: devices over which the width of a layer is split.
         devices: all of `jax.devices()` where None.
@@ -55,7 +56,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
     One of the sizes may be -1: all the devices that are left.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or data is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -68,7 +69,7 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
             f"{asked} does not fill {len(devices)} devices: expected sizes whose product is {len(devices)}, "
             "at most one of them -1 (all that are left)"
         )
-    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    mesh = _mesh(sizes, devices)
     rows, split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), sizes[0] * sizes[1]
     where = rows.devices_indices_map((split,))
     here = {where[device][0].start or 0 for device in mesh.local_devices}
@@ -82,6 +83,22 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
         share=Share(tuple(sorted(here)), split),
         rounds=in_rounds(mesh) if torus else None,
     )
+
+
+def _mesh(sizes: Sequence[int], devices: list) -> Mesh:
+    """Return the mesh of devices, with `data` over their slices where TPUs come in several, joined by a network."""
+    kinds = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh.data={sizes[0]} is not divisible by {slices} slices: weights are split within a slice, and repeated "
+            f"over slices; set --config.mesh.data={slices} and --config.mesh.fsdp=-1"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    ordered = create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(ordered, AXES, axis_types=kinds)
 
 
 def one_device(device: jax.Device | None = None) -> Grid:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slpojax import data, log, models, selectors, vocabulary
+from slpojax import data, log, models, selectors, vocabulary, worlds
 from slpojax.base import Shapes
 from slpojax.bench import Bench
 from slpojax.columns import Part
@@ -44,6 +44,18 @@ def check(config: Config) -> None:
             raise ValueError(f"{key} has a weight and a count; set one of them to 0")
         if weighted and not one.weight and not one.count:
             raise ValueError(f"{key} has neither weight nor count, and {weighted[0]} has a weight; give it one of them")
+
+
+def longest_answer(config: Config) -> int:
+    """Return the most tokens of an answer that is sampled.
+
+    Args:
+        config: `generate.max_new_tokens`, `world`, and of `data` the lengths.
+    """
+    asked = config.generate.max_new_tokens
+    if not asked and config.world:
+        return worlds.find(config.world)[1].longest
+    return asked or config.data.max_length - config.data.max_prompt_length
 
 
 def load(config: Config, bench: Bench) -> list[Part]:

@@ -23,6 +23,7 @@ class Device(NamedTuple):
         torus: axes of the torus in which the chips lie, each with a link to either side; 0 for GPUs behind a switch.
         per_chip: JAX devices that share the links of a chip.
         float32: operations a second of products of float32 operands; 0 where six products in bfloat16 make one.
+        network: bytes a second that a chip sends to other slices, one way; 0 where there is one host alone.
         source: of these numbers.
     """
 
@@ -33,23 +34,37 @@ class Device(NamedTuple):
     torus: int
     per_chip: int
     float32: float
+    network: float
     source: str
 
 
 # Memory is what XLA's compiler calls the capacity ("Used 33.07G of 31.25G hbm"), less than the data sheet's by what the
 # runtime keeps. Google gives the bandwidth of a chip's links together and both ways: a link has 1/4 of it in 2-D tori
 # (v5e, v6e), 1/6 in 3-D ones, half of that one way. A product in float32 is six in bfloat16 on a TPU: what JAX does at
-# the precision that this program sets, jax.lax.Precision.HIGHEST.
+# the precision that this program sets, jax.lax.Precision.HIGHEST. The network's rate is given of a chip (v5p and later,
+# in the table of tpu7x) or of a pod (v5e: 6.4 Tbit/s of 256 chips).
 _TPU = "cloud.google.com/tpu/docs"
 DEVICES = {
     "v4": Device(
-        ("TPU v4",), 30.75 * GIB, 1.2e12, 50e9, 3, 1, 0, f"{_TPU}/v4; links: Jouppi et al. 2023, arXiv 2304.01433"
+        ("TPU v4",),
+        30.75 * GIB,
+        1.2e12,
+        50e9,
+        3,
+        1,
+        0,
+        50e9 / 8,
+        f"{_TPU}/v4; links: Jouppi et al. 2023, arXiv 2304.01433; network: assumed as v5p's",
     ),
-    "v5e": Device(("TPU v5e", "TPU v5 lite"), 15.75 * GIB, 819e9, 400e9 / 4 / 2, 2, 1, 0, f"{_TPU}/v5e"),
-    "v5p": Device(("TPU v5p", "TPU v5"), 95.74 * GIB, 2765e9, 1200e9 / 6 / 2, 3, 1, 0, f"{_TPU}/v5p"),
-    "v6e": Device(("TPU v6e", "TPU v6 lite"), 31.25 * GIB, 1638e9, 800e9 / 4 / 2, 2, 1, 0, f"{_TPU}/v6e, /tpu7x"),
+    "v5e": Device(
+        ("TPU v5e", "TPU v5 lite"), 15.75 * GIB, 819e9, 400e9 / 4 / 2, 2, 1, 0, 6.4e12 / 256 / 8, f"{_TPU}/v5e"
+    ),
+    "v5p": Device(("TPU v5p", "TPU v5"), 95.74 * GIB, 2765e9, 1200e9 / 6 / 2, 3, 1, 0, 50e9 / 8, f"{_TPU}/v5p"),
+    "v6e": Device(
+        ("TPU v6e", "TPU v6 lite"), 31.25 * GIB, 1638e9, 800e9 / 4 / 2, 2, 1, 0, 100e9 / 8, f"{_TPU}/v6e, /tpu7x"
+    ),
     # A chip is two devices, each with half of the chip's products and memory.
-    "tpu7x": Device(("TPU7x",), 94.75 * GIB, 7380e9 / 2, 1200e9 / 6 / 2, 3, 2, 0, f"{_TPU}/tpu7x"),
+    "tpu7x": Device(("TPU7x",), 94.75 * GIB, 7380e9 / 2, 1200e9 / 6 / 2, 3, 2, 0, 100e9 / 8, f"{_TPU}/tpu7x"),
     "h100": Device(
         ("NVIDIA H100 80GB HBM3",),
         80 * GIB,
@@ -58,6 +73,7 @@ DEVICES = {
         0,
         1,
         67e12,
+        0,
         "NVIDIA's data sheet of the H100 SXM: 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways",
     ),
     "h200": Device(
@@ -68,6 +84,7 @@ DEVICES = {
         0,
         1,
         67e12,
+        0,
         "NVIDIA's data sheet of the H200 SXM: 141 GB, 4.8 TB/s, NVLink 900 GB/s both ways",
     ),
 }
@@ -147,16 +164,18 @@ class Bound(NamedTuple):
     Attributes:
         products: of matrix products, at the data sheet's rate.
         memory: of reading and writing the device's memory.
-        links: of sending, one collective after the other.
+        links: of sending within a slice, one collective after the other.
+        network: of sending between slices, likewise.
     """
 
     products: float
     memory: float
     links: float
+    network: float = 0.0
 
     @property
     def least(self) -> float:
-        """Of a step in which all three go on at once: the longest of them."""
+        """Of a step in which all go on at once: the longest of them."""
         return max(self)
 
     @property

@@ -100,7 +100,7 @@ def scorer(
     Returns:
         ([B, K, T] `Logps` of the responses, what else was requested by name), as `place` returns them.
     """
-    compiled = _scorer(model, shapes, grid, frozenset(requested), ref_model)
+    compiled = scoring(model, shapes, grid, frozenset(requested), ref_model)
 
     def score(params: Params, batch: Batch, ref_params: Params | None = None) -> tuple[Logps, dict[str, Any]]:
         return compiled(params, batch._replace(ref=None, previous=None), ref_params)
@@ -109,9 +109,18 @@ def scorer(
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(
-    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str], ref_model: Model | None
+def scoring(
+    model: Model, shapes: Shapes, grid: Grid, requested: frozenset[str] = frozenset(), ref_model: Model | None = None
 ) -> Callable[..., tuple[Logps, dict[str, Any]]]:
+    """Return the jitted function behind `scorer`, for who lowers it; its batches hold no frozen model's log-probs.
+
+    Args:
+        model: the policy's.
+        shapes: sizes of the batch.
+        grid: the devices.
+        requested: what is asked for beside the log-probs.
+        ref_model: the reference's; None where it is the policy's.
+    """
     score = token_scorer(model, shapes, grid, requested, ref_model)
 
     def log_probs(params: Params, batch: Batch, ref_params: Params | None) -> tuple[Logps, dict[str, Any]]:

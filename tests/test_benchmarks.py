@@ -32,6 +32,8 @@ COMMANDS = (
     "vs_trl --help",
     "loading --help",
     "fits --help",
+    "plans --help",
+    "bound --model tiny --batch 4 --rounds 1 --product 64 --remat none",
 )
 # Who compiles for devices that are not there, and how a machine comes by it.
 COMPILERS = {

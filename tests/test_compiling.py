@@ -65,6 +65,25 @@ def test_collectives_of_one_kind_along_the_same_axes_are_added_up():
     assert [tuple(one[:5]) for one in found] == expected
 
 
+def test_what_crosses_the_network_between_slices_is_counted_apart():
+    """Eight devices in two slices: each slice gathers among its four, and every device adds its part to the other's."""
+    devices = grid.make(2, 4, 1)
+    found = compiling.exchanges(
+        devices,
+        [
+            Collective("all-gather", 1000, 4, 1, "c", (0, 1, 2, 3)),
+            Collective("all-reduce", 500, 2, 3, "b", (0, 4), between=True),
+        ],
+    )
+    assert [(one.axes, one.devices, one.sent, one.network) for one in found] == [
+        (("data",), 2, 0.0, 1500.0),
+        (("fsdp",), 4, 750.0, 0.0),
+    ]
+    assert compiling.seconds_of_network(roofline.DEVICES["v5e"], found) == pytest.approx(1500 / 3.125e9)
+    assert compiling.seconds_of_network(roofline.DEVICES["tpu7x"], found) == pytest.approx(2 * 1500 / 12.5e9)
+    assert compiling.seconds_of_network(roofline.DEVICES["h200"], found[1:]) == 0
+
+
 def test_seconds_of_links():
     exchange = Exchange("all-gather", ("fsdp",), 4, 1, 5e9, (4, 1, 1), 1)
     assert compiling.seconds_of_links(roofline.DEVICES["v5e"], (4, 4), [exchange]) == [pytest.approx(0.1)]

@@ -6,15 +6,16 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
 import tiny
 
 from slpojax import bench as benches
-from slpojax import compiling, data, flops, frozen, grid, plan, settings, topology, train, training
+from slpojax import compiling, data, flops, frozen, grid, plan, sampling, scores, settings, topology, train, training
 from slpojax import parts as loading
-from slpojax.plan import making, programs, report, search, shapes
+from slpojax.plan import making, passes, programs, report, search, shapes
 
 LLAMA = tiny.MODEL | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 NO_TPU = not pathlib.Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file()
@@ -117,6 +118,69 @@ def test_work_by_hand():
     gradients = grid.held(planned.setup.like.params)
     assert found.moved == pytest.approx(2 * (3 * weights + 2 * gradients) + 2 * state)
     assert programs.of_cache(planned) == pytest.approx(2 * (body * tokens + head * 8 * response))
+
+
+# ---- beside the step -------------------------------------------------------------------------------------------------
+
+SAMPLES = {"model.dtype": "bfloat16", "mesh.data": 2, "mesh.fsdp": 4, "generate.prompts": "asked.jsonl"}
+SAMPLES |= {"generate.samples": 2, "generate.slots": 16, "generate.max_new_tokens": 4, "generate.count": 24}
+
+
+def test_the_pass_of_a_reference_is_the_function_that_makes_the_cached_log_probs():
+    devices = grid.make(2, 4, 1)
+    config = configured({"mesh.data": 2, "mesh.fsdp": 4, "plan.lengths": "hh"})
+    planned = programs.prepare(config, LLAMA, devices)
+    found = passes.passes(planned)
+    assert list(found) == [passes.REFERENCE]
+    one, scan = found[passes.REFERENCE], planned.setup.layout.scan
+    assert one.function is scores.scoring(planned.bench.model, scan, devices) and one.beside == 0
+    weights, batch, none = one.inputs
+    assert none is None and batch.ref is None and batch.length.shape == (scan.examples, 2)
+    assert grid.held(weights) == grid.held(planned.setup.like.params)
+    assert passes.passes(programs.prepare(configured({"reference.mode": "online"}), LLAMA, devices)) == {}
+    elsewhere = programs.prepare(configured({"reference.path": "absent/model"}), LLAMA, devices)
+    assert "with the policy's shape, as reference.path=absent/model" in passes.assumed(elsewhere)
+
+
+def test_sampling_is_planned_with_what_a_run_gives_to_the_functions_that_it_calls(monkeypatch):
+    """The very functions, the shapes of all arguments, and what stays beside the rounded copies of the weights."""
+    devices = grid.make(2, 4, 1)
+    planned = programs.prepare(configured(SAMPLES), LLAMA, devices)
+    planned_calls = dict(zip(("prefill", "burst"), passes.called(planned), strict=True))
+    made, given = sampling.device.programs, {}
+
+    def recording(*arguments):
+        found = made(*arguments)
+
+        def recorded(name):
+            def call(*inputs):
+                given.setdefault(name, jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), inputs))
+                return getattr(found, name)(*inputs)
+
+            assert getattr(found, name) is planned_calls[name].function
+            return call
+
+        return found._replace(**{name: recorded(name) for name in planned_calls})
+
+    monkeypatch.setattr(sampling.device, "programs", recording)
+    at, lengths = planned.bench, planned.examples.lengths.prompt
+    params = benches.draw_params(at)
+    prompts = [np.ones(min(int(size), 60), np.int32) for size in np.resize(lengths, 24)]
+    answers = sampling.generate(
+        at.model, params, prompts, key=at.keys.sample, max_new_tokens=4, eos=(0,), samples=2, slots=16, grid=devices
+    )
+    assert len(answers) == 24
+    for name, call in planned_calls.items():
+        of = jax.tree.map(lambda x: (x.shape, x.dtype), call.inputs)
+        assert jax.tree.leaves(given[name]) == jax.tree.leaves(of), name
+    own = jax.tree.leaves(params)
+    rounded = sum(x.nbytes for x in own if x.ndim == 3 or x.shape[0] == LLAMA["vocab_size"])
+    copies = passes.passes(planned)[passes.SAMPLE].beside
+    assert 0 < copies <= rounded and copies >= rounded / 8
+    work = passes.sampled(planned)
+    assert (work.slots, work.tokens) == (16, 4)
+    assert work.executed == 2 * sum(programs.weights(planned)) * 16 / 8
+    assert passes.sampled(programs.prepare(configured({}), LLAMA, devices)) is None
 
 
 # ---- the model's shape -----------------------------------------------------------------------------------------------
@@ -223,7 +287,7 @@ def shards(leaf):
 
 
 def test_a_second_plan_is_read_and_another_key_is_not(config, result, monkeypatch, capsys):
-    def fails(*_):
+    def fails(*_, **__):
         raise AssertionError("compiled anew")
 
     monkeypatch.setattr(compiling, "compile_for", fails)
@@ -295,7 +359,7 @@ def test_what_does_not_fit_says_by_how_much(on_v5e):
     ("arguments", "words"),
     [
         (["--topology=v5e-17"], "error: unknown topology 'v5e-17' (near: v5e-1"),
-        (["--topology=2xv5e-16"], "several slices"),
+        (["--topology=2xh200:8"], "expected 2 to 64 slices of TPUs"),
         (["--topology=v5e-16", "--config.plan.lengths=mine"], "error: unknown config.plan.lengths 'mine'"),
         (["--config.mesh.fsdp=3"], "does not fill 8 devices"),
         (["--search"], "set --config.plan.topology"),
@@ -374,7 +438,10 @@ def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
     config = configured(changes | {"model.path": str(tmp_path)})
     made = making.make(config)
     assert making.fit(made).fits and made.chips == (2, 2) and made.number == 4
-    (program,) = made.programs.values()
+    assert list(made.programs) == [programs.STEP, passes.REFERENCE]
+    program, reference = made.programs.values()
+    assert reference.memory.peak < program.memory.peak and making.of_step(made) == {programs.STEP: program}
+    assert "before it, the reference's pass" in report.render(made)
     assert program.memory.arguments >= sum(made.held.values()) - made.held["batch"]
     gathered = [one for one in program.exchanges if one.kind == "all-gather" and one.axes == ("fsdp",)]
     assert gathered and all(one.devices == 2 and one.times for one in gathered)
@@ -383,7 +450,7 @@ def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
 
     wide = {"hidden_size": 16384, "intermediate_size": 65536, "num_attention_heads": 128, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | wide))  # twelve bytes of each of 4.3e9 numbers, over two
-    large = making.make(config)
+    large = making.make(settings.replace(config, {"plan.programs": "step"}))
     assert making.fit(large).fits is False and "DOES NOT FIT" in report.render(large)
 
 
@@ -398,3 +465,14 @@ def test_the_compiler_knows_the_devices_that_a_name_stands_for(name):
     assert {device.device_kind for device in devices} <= set(known.kinds)
     sides = [len({device.coords[axis] for device in devices}) for axis in range(3)]
     assert tuple(sides[: len(target.chips)]) == target.chips
+
+
+@pytest.mark.check
+@pytest.mark.skipif(NO_TPU, reason="`make check` installs libtpu and points TPU_LIBRARY_PATH at it")
+def test_data_lies_over_slices_and_weights_within_them():
+    made = topology.make("2xv5e-16", data=4, fsdp=-1, tensor=1)
+    assert made.mesh.shape == {"data": 4, "fsdp": 8, "tensor": 1}
+    slices = np.vectorize(lambda device: device.slice_index)(made.mesh.devices)
+    assert slices[:, :, 0].tolist() == [[0] * 8] * 2 + [[1] * 8] * 2
+    with pytest.raises(ValueError, match="mesh.data=1 is not divisible by 2 slices.*set --config.mesh.data=2"):
+        topology.make("2xv5e-16", data=1, fsdp=-1, tensor=1)

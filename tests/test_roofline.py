@@ -51,6 +51,11 @@ def test_a_bound_is_between_the_longest_and_the_sum():
     assert (bound.least, bound.most, bound.limit) == (3.0, 5.5, "links")
 
 
+def test_the_network_between_slices():
+    assert [DEVICES[name].network * 8 / 1e9 for name in ("v5e", "v5p", "v6e", "tpu7x")] == [25, 50, 100, 100]
+    assert Bound(1.0, 1.0, 1.0, network=4.0).limit == "network"
+
+
 def test_utilisation_by_hand():
     # Pythia-2.8B's 6 N operations for 10,000 tokens on four v5e in half a second.
     operations = 6 * 2.7e9 * 1e4

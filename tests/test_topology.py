@@ -83,6 +83,14 @@ def test_the_axes_of_a_mesh_follow_from_a_group(groups, axes):
     assert topology.axes({"data": 2, "fsdp": 2, "tensor": 2}, found.group) == axes
 
 
+def test_a_loop_that_ends_when_the_data_say_counts_as_often_as_one_says():
+    text = HEADER + LOOP.replace("REPLICAS", "{}").replace("direction=LT", "direction=GT")
+    with pytest.raises(ValueError, match="cannot tell how often a loop runs"):
+        collectives(text)
+    (found,) = collectives(text, rounds=3)
+    assert found.times == 3
+
+
 def test_a_loop_that_the_compiler_counted():
     text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
     assert collectives(HEADER + text.replace("REPLICAS", "[1,8]<=[8]"))[0].times == 7
@@ -154,6 +162,28 @@ ENTRY %main (x: bf16[16,32]) -> bf16[4,32] {
     assert collectives(HEADER + text) == (Collective("reduce-scatter", 1024, 4, 1, "", (0, 1, 2, 3)),) * 2
 
 
+def test_transfers_between_slices():
+    """What XLA writes for an all-reduce over two slices of eight: each device sends what it has after a scatter."""
+    text = """
+ENTRY %main (x: f32[64,8,128]) -> f32[64,8,128] {
+  %x = f32[64,8,128]{2,1,0} parameter(0)
+  %after = token[] after-all(), frontend_attributes={MegascaleRendezvousKeyName="all-reduce.1_0"}
+  %send = (f32[64,8,128]{2,1,0}, u32[], token[]) send(%x, %after), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="KIND"}
+  %recv = (f32[64,8,128]{2,1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="KIND"}
+  ROOT %got = f32[64,8,128]{2,1,0} get-tuple-element(%recv), index=0
+}
+"""
+    size = 4 * 64 * 8 * 128
+    (found,) = collectives(HEADER + text.replace("KIND", "ALL_REDUCE"), slices=2)
+    assert found == Collective("all-reduce", size, 2, 1, "", (0, 8), True) and found.sent == size
+    (found,) = collectives(HEADER + text.replace("KIND", "ALL_GATHER"), slices=4)
+    assert found[1:3] == (4 * size, 4) and found.group == (0, 8, 16, 24) and found.sent == 3 * size
+    with pytest.raises(ValueError, match="a transfer between slices in an unknown form: bid"):
+        collectives(HEADER + text.replace("KIND", "BID"), slices=2)
+
+
 @pytest.mark.parametrize(
     ("name", "compiler", "number"),
     [
@@ -168,6 +198,8 @@ ENTRY %main (x: bf16[16,32]) -> bf16[4,32] {
         ("v5p:2x2x4", "v5:2x2x4", 16),
         ("v5:2x2x4", "v5:2x2x4", 16),
         ("tpu7x-8", "tpu7x:2x2x1", 4),
+        ("2xv5e-256", "v5e:16x16", 512),
+        ("4xv5p:2x2x4", "v5:2x2x4", 64),
         ("h200:8", "h200", 8),
         ("h100", "h100", 1),
     ],
@@ -184,8 +216,10 @@ def test_names_of_slices(name, compiler, number):
         ("v5p:4x4", "expected a slice by its sides, as v5p:4x4x4"),
         ("v5e:0x4", "expected a slice by its sides"),
         ("h200:9", "the GPUs of one host, h200:1 to h200:8"),
-        ("2xv5e-256", "several slices.*give one"),
-        ("v5e-256*2", "several slices.*give one"),
+        ("1xv5e-256", "expected 2 to 64 slices of TPUs"),
+        ("2xh200:8", "expected 2 to 64 slices of TPUs"),
+        ("2xv5e-1", "that are whole hosts, as 2xv5e-256"),
+        ("2xv5e-17", "unknown topology 'v5e-17'"),
         ("", "unknown topology"),
     ],
 )

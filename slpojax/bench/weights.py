@@ -257,6 +257,19 @@ def base_like(config: Config, bench: Bench) -> Params | None:
     return named.nested(named.flatten(_placed(bench, bench.model, named.nested(leaves))) | scales)
 
 
+def policy_like(config: Config, bench: Bench) -> Params:
+    """Return shape, dtype and sharding of what `policy_params` loads: frozen weights and trained ones together.
+
+    Args:
+        config: `model.frozen_dtype`.
+        bench: devices and model; no folder is read.
+    """
+    base, moved = base_like(config, bench), params_like(bench)
+    if base is None:
+        return moved
+    return _placed(bench, bench.model, jax.eval_shape(functools.partial(trained.join, bench.plan), base, moved))
+
+
 def reference_like(config: Config, bench: Bench, model: Model | None = None) -> Params:
     """Return shape, dtype and sharding of the weights of a reference that stays on the devices.
 
@@ -268,10 +281,9 @@ def reference_like(config: Config, bench: Bench, model: Model | None = None) -> 
     """
     if model is not None:
         return _placed(bench, model, jax.eval_shape(model.init, bench.keys.init))
-    base, moved = base_like(config, bench), params_like(bench)
-    if base is None:
-        return moved
-    whole = jax.eval_shape(functools.partial(trained.join, bench.plan), base, moved)
+    if bench.plan.all:
+        return params_like(bench)
+    whole = policy_like(config, bench)
     if config.reference.mode == "online" and bench.plan.lora and bench.adapter is None:
         whole = named.nested(trained.pairs.without(named.flatten(whole)))
     return _placed(bench, bench.model, whole)

@@ -16,12 +16,13 @@ from slpojax import cached, compiling, data, flops, folders, grid, log, parts, r
 from slpojax.compiling import Compiled
 from slpojax.data import Examples, drawn
 from slpojax.grid import Grid
-from slpojax.plan import programs, shapes
+from slpojax.plan import passes, programs, shapes
+from slpojax.plan.passes import Sampled
 from slpojax.plan.programs import Work
 from slpojax.settings import Config
 
 # What is compiled and counted; how a plan is shown changes none of it.
-_CODE = ("slpojax.training", "slpojax.plan.programs", "slpojax.compiling")
+_CODE = ("slpojax.training", "slpojax.plan.passes", "slpojax.compiling")
 # What changes a compiled program beside the configuration and the packages.
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _APART = ("output", "plan")  # keys that change no plan, or are looked at one by one
@@ -35,6 +36,7 @@ class Result(NamedTuple):
         device: their name among `roofline.DEVICES`; "" where their numbers are not known.
         chips: along each side of a slice; () elsewhere.
         number: chips, or GPUs.
+        slices: how many there are, joined by a network.
         devices: JAX devices.
         mesh: sizes of the axes.
         model: where its shape is from.
@@ -50,9 +52,12 @@ class Result(NamedTuple):
         micro: micro-batches that a device takes, and the rows of each.
         held: bytes of a device by what they are, of what a step takes.
         shared: of these, bytes that the compiler counts twice.
-        programs: what a step runs, by name.
+        programs: what a step runs, and what a run calls beside its step, by name.
+        beside: bytes of a device that stay there while a program runs which is not given them, by its name.
         work: what a step computes.
         cached: operations of the reference's pass over a batch before training; 0 where there is none.
+        scan: examples that this pass takes at once.
+        sampled: what a token of every slot takes; None where nothing is sampled.
         versions: of what compiled it.
     """
 
@@ -60,6 +65,7 @@ class Result(NamedTuple):
     device: str
     chips: tuple[int, ...]
     number: int
+    slices: int
     devices: int
     mesh: dict[str, int]
     model: str
@@ -76,8 +82,11 @@ class Result(NamedTuple):
     held: dict[str, int]
     shared: int
     programs: dict[str, Compiled]
+    beside: dict[str, int]
     work: Work
     cached: float
+    scan: int
+    sampled: Sampled | None
     versions: str
 
 
@@ -110,9 +119,30 @@ def fit(result: Result) -> Fit:
             assert one.excess is not None
             found.append(Fit(False, one.excess.used, one.excess.room, name))
         else:
-            used = one.memory.peak - result.shared
+            used = peak(result, name)
             found.append(Fit(used <= memory if memory else None, used, memory, name))
     return max(found, key=lambda one: (one.fits is False, one.used))
+
+
+def of_step(result: Result) -> dict[str, Compiled]:
+    """Return the programs that a step runs, by name.
+
+    Args:
+        result: the plan.
+    """
+    return {name: one for name, one in result.programs.items() if name in (programs.PICKS, programs.STEP)}
+
+
+def peak(result: Result, name: str) -> int:
+    """Return the bytes of a device at the peak of a program that fits, with what stays beside it.
+
+    Args:
+        result: the plan.
+        name: of the program.
+    """
+    memory = result.programs[name].memory
+    assert memory is not None
+    return memory.peak + result.beside.get(name, 0) - result.shared * (name in of_step(result))
 
 
 def make(config: Config) -> Result:
@@ -135,7 +165,7 @@ def make(config: Config) -> Result:
         "topology": _devices(config.plan.topology),
         "lengths": examples.digest() if examples else config.plan.lengths,
         "code": cached.code_digest(*_CODE),
-        "holds": str(Result._fields + Work._fields),
+        "holds": str(Result._fields + Work._fields + Sampled._fields),
         "versions": topology.versions(config.plan.topology),
         "environment": json.dumps({name: os.environ.get(name, "") for name in _ENVIRONMENT}),
     }
@@ -156,11 +186,21 @@ def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Ex
     name = config.plan.topology
     devices = devices_of(config)
     planned = programs.prepare(config, hf_config, devices, examples)
-    found, of_step = {}, {}
-    for program, one in programs.programs(planned).items():
+    found: dict[str, Compiled] = {}
+
+    def compile_one(program: str, function: Any, inputs: tuple[Any, ...], rounds: int | None = None) -> None:
         log.say(f"{program}: compiling for {name or 'this machine'} ({devices.mesh.size} devices) ...")
-        found[program] = compiling.compile_for(devices, one.function, *one.inputs)
-        of_step = programs.held(planned, one)
+        found[program] = compiling.compile_for(devices, function, *inputs, rounds=rounds)
+
+    steps, others = programs.programs(planned), {}
+    if config.plan.programs == "all":
+        others = passes.passes(planned)
+        if note := passes.assumed(planned):
+            log.say(note)
+    for program, one in steps.items():
+        compile_one(program, one.function, one.inputs)
+    for program, other in others.items():
+        compile_one(program, other.function, other.inputs, other.rounds)
     kind, layout = devices.mesh.devices.flat[0].device_kind, planned.setup.layout
     target = topology.parse(name) if name else None
     known = next((device for device, one in roofline.DEVICES.items() if one is roofline.of_kind(kind)), "")
@@ -171,6 +211,7 @@ def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Ex
         device=target.device if target else known,
         chips=target.chips if target else (),
         number=target.number if target else devices.mesh.size,
+        slices=target.slices if target else 1,
         devices=devices.mesh.size,
         mesh={axis: int(size) for axis, size in devices.mesh.shape.items()},
         model=model,
@@ -184,11 +225,14 @@ def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Ex
         rows=used.rows,
         length=used.length,
         micro=programs.micro_batches(used, devices),
-        held=of_step,
+        held=programs.held(planned, steps[programs.STEP]),
         shared=programs.shared(planned),
         programs=found,
+        beside={program: other.beside for program, other in others.items()},
         work=programs.work(planned),
         cached=programs.of_cache(planned),
+        scan=layout.scan.examples,
+        sampled=passes.sampled(planned) if passes.SAMPLE in others else None,
         versions=versions,
     )
 
@@ -232,7 +276,7 @@ def _examples(config: Config, hf_config: dict[str, Any]) -> Examples | None:
 
 def _that_count(config: Config) -> dict[str, Any]:
     kept = {name: value for name, value in config.to_dict().items() if name not in _APART}
-    return kept | {"plan.examples": config.plan.examples}
+    return kept | {f"plan.{name}": config.plan[name] for name in ("examples", "programs")}
 
 
 def _devices(name: str) -> str:
@@ -252,6 +296,7 @@ def as_json(result: Result) -> str:
     content = result._asdict()
     content["programs"] = {name: compiling.as_json(one) for name, one in result.programs.items()}
     content["work"] = result.work._asdict()
+    content["sampled"] = result.sampled and result.sampled._asdict()
     return json.dumps(content, allow_nan=False)
 
 
@@ -264,5 +309,6 @@ def from_json(content: dict[str, Any]) -> Result:
     made = dict(content)
     made["programs"] = {name: compiling.from_json(one) for name, one in content["programs"].items()}
     made["work"] = Work(**content["work"])
+    made["sampled"] = Sampled(**content["sampled"]) if content["sampled"] else None
     made |= {name: tuple(content[name]) for name in ("chips", "responses", "micro")}
     return Result(**made)

@@ -127,21 +127,26 @@ def prepare(config: Config, hf_config: Mapping[str, Any], devices: Grid, example
         layout = training.layout(config, method, [examples], devices)
     of_weights = scores.takes_weights(method.needs)
     online = config.reference.mode == "online" and ("ref" in method.needs or of_weights)
-    ref_model = _reference(config, at) if online else None
+    ref_model = reference(config, at) if online else None
     own = ref_model if ref_model is not at.model else None
     setup = training.make(config, at, method, layout, online=online, ref_model=own)
-    weights = None
+    stays = None
     if online:
-        weights = benches.reference_like(config, at, ref_model if config.reference.path else None)
-    return Planned(config, at, setup, Frozen(benches.base_like(config, at), weights), examples)
+        stays = benches.reference_like(config, at, ref_model if config.reference.path else None)
+    return Planned(config, at, setup, Frozen(benches.base_like(config, at), stays), examples)
 
 
 def _one_pass(config: Config) -> Config:
     return settings.replace(config, {"epochs": 1.0, "steps": 0})
 
 
-def _reference(config: Config, at: Bench) -> Model:
-    """Return the model of a reference whose weights stay on the devices."""
+def reference(config: Config, at: Bench) -> Model:
+    """Return the model of a reference.
+
+    Args:
+        config: `reference.path`, whose folder is on this machine, or "".
+        at: the bench, with the policy's model.
+    """
     key = "reference.path"
     if not config.reference.path:
         return at.model
@@ -174,13 +179,13 @@ def held(planned: Planned, program: Program) -> dict[str, int]:
         planned: from `prepare`.
         program: one of its `programs`.
     """
-    state, weights, batch = program.inputs
+    state, still, batch = program.inputs
     parts = {
         "parameters": grid.held(state.params),
         "moments": grid.held(state.optimizer),
         "moving reference": grid.held(state.reference),
-        "frozen weights": grid.held(weights.base),
-        "reference": grid.held(weights.reference),
+        "frozen weights": grid.held(still.base),
+        "reference": grid.held(still.reference),
         "batch": grid.held(batch),
     }
     parts["other state"] = grid.held(state) - parts["parameters"] - parts["moments"] - parts["moving reference"]
@@ -193,11 +198,11 @@ def shared(planned: Planned) -> int:
     Args:
         planned: from `prepare`.
     """
-    weights, layers = planned.frozen, planned.bench.plan.layers
-    if weights.base is None or weights.reference is None or planned.config.reference.path:
+    still, layers = planned.frozen, planned.bench.plan.layers
+    if still.base is None or still.reference is None or planned.config.reference.path:
         return 0
-    base = named.flatten(weights.base)
-    return sum(grid.held(x) for path, x in named.flatten(weights.reference).items() if path in base.keys() - layers)
+    base = named.flatten(still.base)
+    return sum(grid.held(x) for path, x in named.flatten(still.reference).items() if path in base.keys() - layers)
 
 
 def work(planned: Planned) -> Work:
@@ -244,7 +249,7 @@ def of_cache(planned: Planned) -> float:
     response = float(lengths.response.sum(axis=1).mean())
     counts = {"tokens": config.batch_size * (float(lengths.prompt.mean()) + response)}
     counts["scored"] = config.batch_size * response
-    return flops.of_step(*_weights(planned), (flops.FORWARD, counts))
+    return flops.of_step(*weights(planned), (flops.FORWARD, counts))
 
 
 def _cells(shapes: Shapes) -> dict[str, int]:
@@ -254,7 +259,7 @@ def _cells(shapes: Shapes) -> dict[str, int]:
 
 def _again(planned: Planned, shapes: Shapes, cells: Mapping[str, int]) -> float:
     """Return the operations that a step does a second time: recomputed layers, the head's logits, a first pass."""
-    body, head = _weights(planned)
+    body, head = weights(planned)
     layers = planned.config.model.remat in ("layer", "offload")
     twice = _first_without_gradient(planned, shapes)
     of_body, of_head = flops.FORWARD * (layers + twice), flops.FORWARD * (1 + twice)
@@ -268,7 +273,8 @@ def _first_without_gradient(planned: Planned, shapes: Shapes) -> bool:
     return several and (objective.state is not None or step.couples_examples(objective, shapes))
 
 
-def _weights(planned: Planned) -> tuple[int, int]:
+def weights(planned: Planned) -> tuple[int, int]:
+    """Return the weights that a token is multiplied with, in the layers and in the unembedding."""
     model = planned.bench.model
     params = jax.eval_shape(model.init, planned.bench.keys.init)
     return flops.weights(params, jax.eval_shape(model.score or model.unembed, params))
@@ -281,11 +287,11 @@ def _moved(planned: Planned, shapes: Shapes, method: step.Method) -> float:
     wide = 2 if config.model.dtype == "bfloat16" else 4
     online = planned.frozen.reference is not None or method.moving is not None
     passes = 2 + (config.model.remat in ("layer", "offload")) + _first_without_gradient(planned, shapes) + online
-    weights = wide * sum(_weights(planned)) / devices.mesh.shape["tensor"]
+    gathered = wide * sum(weights(planned)) / devices.mesh.shape["tensor"]
     state = planned.setup.like
     gradients = grid.held(state.params)  # float32, as the parameters: read and written in every micro-batch
-    first = weights if planned.setup.picks is not None else 0.0
-    return micro * (passes * weights + 2 * gradients) + first + 2 * grid.held(state)
+    first = gathered if planned.setup.picks is not None else 0.0
+    return micro * (passes * gathered + 2 * gradients) + first + 2 * grid.held(state)
 
 
 def filled(work: Work) -> float:

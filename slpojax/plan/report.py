@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from slpojax import compiling, roofline
-from slpojax.plan import making, programs
+from slpojax.plan import making, passes, programs
 from slpojax.plan.making import Result
 from slpojax.roofline import DEVICES, Bound
 
@@ -48,18 +48,16 @@ def bound(result: Result) -> Bound | None:
     Args:
         result: the plan.
     """
-    if not result.device or any(one.memory is None for one in result.programs.values()):
+    steps = making.of_step(result).values()
+    if not result.device or any(one.memory is None for one in steps):
         return None
     device = DEVICES[result.device]
-    links = [
-        second
-        for one in result.programs.values()
-        for second in compiling.seconds_of_links(device, result.chips, one.exchanges)
-    ]
+    links = [second for one in steps for second in compiling.seconds_of_links(device, result.chips, one.exchanges)]
     return Bound(
         products=result.work.executed / roofline.products(device, result.dtype),
         memory=result.work.moved / device.bandwidth,
         links=sum(links),
+        network=sum(compiling.seconds_of_network(device, one.exchanges) for one in steps),
     )
 
 
@@ -109,6 +107,7 @@ def verdict(result: Result) -> str:
 def _about(result: Result) -> list[str]:
     mesh = " ".join(f"{axis}={size}" for axis, size in result.mesh.items())
     lie = f" as {'x'.join(map(str, result.chips))}" if result.chips else ""
+    lie = f" in {result.slices} slices{lie} each" if result.slices > 1 else lie
     where = (
         f"{result.topology}: {result.number} chips{lie}"
         if result.topology
@@ -136,7 +135,7 @@ def _memory(result: Result) -> list[str]:
     lines += [f"| {name} | {_mb(size)} |" for name, size in result.held.items()]
     program = result.programs[programs.STEP]
     if program.memory is None:
-        return lines
+        return lines + _peaks(result)
     memory, said = program.memory, sum(result.held.values())
     if memory.arguments > said:
         lines.append(f"| what the device's layout adds to these | {_mb(memory.arguments - said)} |")
@@ -152,27 +151,49 @@ def _memory(result: Result) -> list[str]:
     lines.append(f"| **peak of the step** | **{_mb(memory.peak - result.shared)}** |")
     if memory.host:
         lines.append(f"| in the host's memory | {_mb(memory.host)} |")
-    first = result.programs.get(programs.PICKS)
-    if first and first.memory:
-        lines.append(f"| peak of the first pass over all candidates | {_mb(first.memory.peak - result.shared)} |")
+    return lines + _peaks(result)
+
+
+def _peaks(result: Result) -> list[str]:
+    """Return a line for each program but the step, with what stays on the device beside it where something does."""
+    lines = []
+    for name, one in result.programs.items():
+        if name == programs.STEP:
+            continue
+        beside = result.beside.get(name, 0)
+        with_it = f", with {_mb(beside)} of weights as they are trained" if beside else ""
+        if one.memory:
+            lines.append(f"| peak of the {name}{with_it} | {_mb(making.peak(result, name))} |")
+        elif one.excess:
+            lines.append(
+                f"| the {name} does not fit: {_gb(one.excess.room)} are there, it takes | {_mb(one.excess.used)} |"
+            )
     return lines
 
 
 def _links(result: Result) -> list[str]:
     device = DEVICES[result.device] if result.device else None
-    alike: dict[tuple[str, str, str, int], tuple[int, float, float]] = {}
+    alike: dict[tuple[str, str, str, int], tuple[int, float, float, float]] = {}
     for name, compiled in result.programs.items():
         for one in compiled.exchanges:
             key = name, one.kind, along(one.axes, result.mesh, one.devices), one.devices
             (seconds,) = compiling.seconds_of_links(device, result.chips, [one]) if device else (0.0,)
-            times, sent, took = alike.get(key, (0, 0.0, 0.0))
-            alike[key] = times + one.times, sent + one.sent, took + seconds
+            times, sent, took, between = alike.get(key, (0, 0.0, 0.0, 0.0))
+            alike[key] = times + one.times, sent + one.sent, took + seconds, between + one.network
     if not alike:
         return ["nothing crosses the links"] if result.devices == 1 else []
-    lines = ["| program | collective | along | devices | times | MB sent | ms |", "|---|---|---|---:|---:|---:|---:|"]
-    for (name, kind, axes, devices), (times, sent, took) in sorted(alike.items(), key=lambda item: -item[1][1]):
+    several = result.slices > 1
+    more = (" MB to other slices |", "---:|") if several else ("", "")
+    lines = [
+        f"| program | collective | along | devices | times | MB sent | ms |{more[0]}",
+        f"|---|---|---|---:|---:|---:|---:|{more[1]}",
+    ]
+    for (name, kind, axes, devices), (times, sent, took, between) in sorted(alike.items(), key=lambda x: -x[1][1]):
         shown = f"{1e3 * took:,.2f}" if device else "-"
-        lines.append(f"| {name} | {kind} | {axes} | {devices} | {times:,} | {sent / 1e6:,.1f} | {shown} |")
+        line = f"| {name} | {kind} | {axes} | {devices} | {times:,} | {sent / 1e6:,.1f} | {shown} |"
+        lines.append(line + f" {between / 1e6:,.1f} |" * several)
+    if any(name in (passes.READ, passes.SAMPLE) for name in result.programs):
+        lines += ["", "of the sampling, one token of each slot; of the pass over prompts, as many as are read at once"]
     return lines
 
 
@@ -207,21 +228,74 @@ def _time(result: Result) -> list[str]:
         f"| memory | {1e3 * found.memory:,.1f} | {_gb(result.work.moved)} of each device at "
         f"{device.bandwidth / 1e9:,.0f} GB/s |",
         f"| links | {1e3 * found.links:,.1f} | the table above at {one_way} |",
+        *_network(result, found),
         "",
-        f"a step takes at least {least.seconds:.3g} s, if all three go on at once ({found.limit} limits it), and "
+        f"a step takes at least {least.seconds:.3g} s, if all of these go on at once ({found.limit} limits it), and "
         f"{most.seconds:.3g} s if none does while another does. No measurement is behind this: it is a bound.",
         f"it is worth {result.work.useful / 1e12:,.2f} TFLOP and {result.work.tokens:,.0f} tokens: MFU at most "
         f"{least.mfu:.0%} ({most.mfu:.0%}), {least.tokens:,.0f} tokens/s ({most.tokens:,.0f})",
         f"a pass takes at least {least.hours:.3g} h ({most.hours:.3g}): {least.chip_hours:,.3g} chip-hours "
         f"({most.chip_hours:,.3g})",
     ]
-    if result.cached:
-        per_pass = result.cached / (result.devices * rate) * result.epoch / result.work.examples / 3600
-        lines.append(
-            f"before it, the reference's pass: at least {per_pass:.3g} h, {per_pass * result.number:,.3g} chip-hours"
-        )
+    lines += [*_reference(result), *_sampling(result)]
     lines += ["", "assumed:", *(f"- {line}" for line in ASSUMPTIONS), f"- numbers of the devices: {device.source}"]
     return lines
+
+
+def _network(result: Result, found: Bound) -> list[str]:
+    if result.slices == 1:
+        return []
+    device, steps = DEVICES[result.device], making.of_step(result).values()
+    sent = sum(exchange.network for one in steps for exchange in one.exchanges)
+    return [
+        f"| network | {1e3 * found.network:,.1f} | {_gb(sent)} from each device to other slices, at "
+        f"{device.network / device.per_chip / 1e9:.3g} GB/s |"
+    ]
+
+
+def _reference(result: Result) -> list[str]:
+    """Return a line on the pass of the reference before training; products alone where that program is not planned."""
+    device = DEVICES[result.device]
+    if not result.cached:
+        return []
+    seconds = result.cached / (result.devices * roofline.products(device, result.dtype)) / result.work.examples
+    one, what = result.programs.get(passes.REFERENCE), "products"
+    if one is not None and one.memory is not None:
+        links = sum(compiling.seconds_of_links(device, result.chips, one.exchanges)) / result.scan
+        seconds, what = max((seconds, "products"), (links, "links"))
+    hours = seconds * result.epoch / 3600
+    return [
+        f"before it, the reference's pass: at least {hours:.3g} h ({what}), {hours * result.number:,.3g} chip-hours"
+    ]
+
+
+def sampling_bound(result: Result) -> Bound | None:
+    """Return the least time of one more token of every slot by what limits it; None where it is not known.
+
+    Args:
+        result: the plan.
+    """
+    one, work = result.programs.get(passes.SAMPLE), result.sampled
+    if one is None or one.memory is None or work is None or not result.device:
+        return None
+    device = DEVICES[result.device]
+    return Bound(
+        products=work.executed / roofline.products(device, result.dtype),
+        memory=work.moved / device.bandwidth,
+        links=sum(compiling.seconds_of_links(device, result.chips, one.exchanges)),
+        network=compiling.seconds_of_network(device, one.exchanges),
+    )
+
+
+def _sampling(result: Result) -> list[str]:
+    found, work = sampling_bound(result), result.sampled
+    if found is None or work is None:
+        return []
+    return [
+        f"sampling: a token of each of {work.slots:,} slots takes at least {1e3 * found.least:,.2f} ms ({found.limit}; "
+        f"{1e3 * found.most:,.2f} ms if nothing overlaps): {work.slots / found.least:,.0f} tokens/s at most, while "
+        "all slots are taken"
+    ]
 
 
 def ranked(results: Iterable[tuple[T, Result]]) -> list[tuple[T, Result]]:

@@ -47,7 +47,7 @@ def run(config: Config) -> str:
     for number, changes in enumerate(chosen, 1):
         log.say(f"search: {number} of {len(chosen)}: {lines_of(changes)}")
         try:
-            found.append((changes, making.make(settings.replace(config, changes))))
+            found.append((changes, making.make(settings.replace(config, {**changes, "plan.programs": "step"}))))
         except ValueError as error:  # of this one: an attention that takes no such model, rows that hold no example
             log.say(f"search: left out: {error}")
     if not found:
@@ -58,7 +58,7 @@ def run(config: Config) -> str:
 def candidates(config: Config, devices: int) -> Iterator[Changes]:
     """Yield the keys of every plan that is worth a try, the likeliest first.
 
-    Weights are split over some of the devices (`mesh.fsdp`), all of them first, and repeated over the rest
+    Weights are split over some of the devices of a slice (`mesh.fsdp`), all of them first, and repeated over the rest
     (`mesh.data`); a device takes one micro-batch, two or four in a step; layers are recomputed, or not.
 
     Args:
@@ -68,8 +68,8 @@ def candidates(config: Config, devices: int) -> Iterator[Changes]:
     platform = topology.platform(config.plan.topology)
     attention = topology.kernel(config.plan.topology) if config.model.dtype == "bfloat16" else "tiles"
     tensor = max(1, config.mesh.tensor)
-    rest = devices // tensor
-    splits = [size for size in range(rest, 0, -1) if rest % size == 0 and size & (size - 1) == 0]
+    rest, slices = devices // tensor, topology.parse(config.plan.topology).slices
+    splits = [size for size in range(rest // slices, 0, -1) if rest % (size * slices) == 0 and size & (size - 1) == 0]
     kernels = dict.fromkeys([attention, "tiles"] if platform == "tpu" else [attention])
     for kernel, remat, micro, fsdp in itertools.product(kernels, ("layer", "none"), (1, 2, 4), splits):
         if micro * rest > config.batch_size:

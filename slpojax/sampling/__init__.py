@@ -14,7 +14,7 @@ a token differs where the two best of its scores are equal but for these, about 
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +27,13 @@ from slpojax.grid import Grid, path_name
 from slpojax.head import positions_at_once, token_log_odds
 from slpojax.sampling import device, schedule
 
-__all__ = ["Draw", "Response", "generate", "score", "stream"]
+__all__ = ["Called", "Draw", "Response", "called", "generate", "prompts_at_once", "score", "stream"]
 
 Ids = Sequence[int] | np.ndarray
 Stop = Callable[[np.ndarray], int | None]
 
 _READ_AT_ONCE = 512  # tokens of prompts, by a device
+_ROUNDS = 16  # sequences of a call, in multiples of those sampled at once
 _BETWEEN_STOPS = 8  # steps after which a function that looks for stop strings is asked
 
 
@@ -105,12 +106,89 @@ def stream(
     _check(prompts, draw, chosen, max_new_tokens=max_new_tokens, samples=samples, slots=slots)
     if not len(prompts):
         return iter(())
-    filters = draw._replace(temperature=1.0)
+    lengths = [*map(len, prompts)]
+    run, sizes = _prepare(model, params, lengths, chosen, max_new_tokens, eos, draw, slots, grid)
+    return _responses(run, params, prompts, key, chosen, eos, stop, sizes, first)
+
+
+def _prepare(
+    model: Model,
+    params: Params,
+    lengths: Sequence[int],
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    eos: Sequence[int],
+    draw: Draw,
+    slots: int,
+    grid: Grid | None,
+) -> tuple[device.Programs, dict[str, int]]:
+    """Return the functions for prompts of given lengths, and the sizes of what they take."""
     width, vocabulary = jax.eval_shape(model.unembed, params).shape
     rows = device.rows_at_once(_platform(params, grid), vocabulary)
-    sizes = _sizes(prompts, samples, slots, max_new_tokens, rows, grid)
-    run = device.programs(model, width, tuple(sizes.items()), tuple(eos), filters, frozenset(chosen), grid)
-    return _responses(run, params, prompts, key, chosen, eos, stop, sizes, first)
+    sizes = _sizes(lengths, len(temperatures), slots, max_new_tokens, rows, grid)
+    filters, heat = draw._replace(temperature=1.0), frozenset(temperatures)
+    return device.programs(model, width, tuple(sizes.items()), tuple(eos), filters, heat, grid), sizes
+
+
+class Called(NamedTuple):
+    """A function that `stream` calls, from `jax.jit`, and the shapes of what it gives it: enough to compile."""
+
+    function: Any
+    inputs: tuple[Any, ...]
+
+
+def called(
+    model: Model,
+    params: Params,
+    lengths: Sequence[int],
+    *,
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    draw: Draw,
+    slots: int,
+    grid: Grid,
+    eos: Sequence[int] = (0,),
+) -> tuple[Called, Called]:
+    """Return what `stream` calls again and again: to read prompts, and for a burst of tokens.
+
+    The devices need not be there. All but these two arguments are those of `stream`.
+
+    Args:
+        model: its pure functions.
+        params: shapes of its parameters, with their places.
+        lengths: of the prompts, in tokens; the widest call reads prompts as long as the longest of them.
+        temperatures: [K], of each sample.
+        max_new_tokens: where a response without EOS is cut.
+        draw: how a token is drawn.
+        slots: sequences at once.
+        grid: the devices.
+        eos: ids that end a response; which they are changes no size.
+    """
+    run, sizes = _prepare(model, params, lengths, temperatures, max_new_tokens, eos, draw, slots, grid)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    weights = _like_computed(params, run.like.hidden.dtype)
+    prompts, of_slots = sizes["parts"] * _batch(sizes), run.like.done.shape
+    read = [array(jnp.int32, prompts, sizes["width"]), *[array(jnp.int32, prompts)] * 2]
+    said = device.Slots(*(array(dtype, *of_slots) for dtype in (bool, bool, jnp.int32, jnp.uint32, jnp.float32)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    count = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)  # Python's whole numbers
+    return (
+        Called(run.prefill, (weights, run.like, *read)),
+        Called(run.burst, (weights, run.like, said, key, count, count, count)),
+    )
+
+
+def prompts_at_once(slots: int, samples: int) -> int:
+    """Return of how many prompts a call should be where there are very many: its end is a small part of it.
+
+    Args:
+        slots: sequences at once.
+        samples: K, of each prompt.
+    """
+    return max(1, _ROUNDS * slots // samples)
 
 
 def _responses(
@@ -128,7 +206,7 @@ def _responses(
     counts = {name: sizes[name] for name in ("parts", "lanes", "blocks", "slots")}
     plan, state = schedule.plan(len(prompts), samples, **counts), run.empty()
     params = _as_computed(params, state.hidden.dtype)
-    batch = max(1, min(sizes["lanes"] // 4, _READ_AT_ONCE // sizes["width"]))
+    batch = _batch(sizes)
     found: list[dict[int, Response]] = [{} for _ in prompts]
     given = 0
     while given < len(prompts):
@@ -206,19 +284,24 @@ def _checked(stop: Stop, ids: np.ndarray) -> int | None:
     return keep
 
 
+def _batch(sizes: Mapping[str, int]) -> int:
+    """Return how many prompts a device reads at once."""
+    return max(1, min(sizes["lanes"] // 4, _READ_AT_ONCE // sizes["width"]))
+
+
 def _sizes(
-    prompts: Sequence[Ids], samples: int, slots: int, tokens: int, rows: int | None, grid: Grid | None
+    lengths: Sequence[int], samples: int, slots: int, tokens: int, rows: int | None, grid: Grid | None
 ) -> dict[str, int]:
     """Return how many slots and lanes there are, as `models.attention.empty_pool` takes it."""
     parts = grid.devices if grid else 1
-    each = schedule.unit_size(len(prompts), samples, parts)
-    own = min(-(-slots // parts), -(-len(prompts) * samples // parts))
+    each = schedule.unit_size(len(lengths), samples, parts)
+    own = min(-(-slots // parts), -(-len(lengths) * samples // parts))
     rows = own if rows is None or parts > 1 else min(own, rows)
     blocks = -(-own // rows)
     # Twice as many lanes as prompts fill the slots: a prompt stays until the last of its samples has ended.
-    units = len(prompts) * -(-samples // each)
+    units = len(lengths) * -(-samples // each)
     lanes = min(-(-units // parts), own, max(2, 2 * -(-own // each)))
-    width = _width(prompts)
+    width = _width(lengths)
     return dict(parts=parts, lanes=lanes, width=width, blocks=blocks, slots=rows * parts, tokens=tokens)
 
 
@@ -228,12 +311,23 @@ def _as_computed(params: Params, dtype: Any) -> Params:
         return params
 
     def cast(params: Params) -> Params:
-        def one(path: tuple[Any, ...], x: Array) -> Array:
-            return x.astype(dtype) if x.ndim == 3 or {"embed", "head"} & {*path_name(path).split("/")} else x
-
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if _is_cast(path, x) else x, params)
 
     return jax.jit(cast)(params)
+
+
+def _like_computed(params: Params, dtype: Any) -> Params:
+    """Return the shapes of what `_as_computed` gives, in the places of what it is given."""
+
+    def one(path: tuple[Any, ...], x: Any) -> Any:
+        narrow = dtype != jnp.float32 and _is_cast(path, x)
+        return jax.ShapeDtypeStruct(x.shape, dtype if narrow else x.dtype, sharding=x.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _is_cast(path: tuple[Any, ...], x: Any) -> bool:
+    return x.ndim == 3 or bool({"embed", "head"} & {*path_name(path).split("/")})
 
 
 def score(
@@ -258,7 +352,7 @@ def score(
         grid: the devices that hold the parameters; None where one device does, or several of this host.
     """
     run = _scorer(model.apply, model.unembed, model.cap, _platform(params, grid), grid)
-    width, batch = _width(prompts), _round_up(batch, grid.devices if grid else 1)
+    width, batch = _width([*map(len, prompts)]), _round_up(batch, grid.devices if grid else 1)
     logps: list[np.ndarray] = []
     for start in range(0, len(prompts), batch):
         pair = list(zip(prompts[start : start + batch], responses[start : start + batch], strict=True))
@@ -314,9 +408,9 @@ def _padded(rows: Sequence[Ids], width: int) -> tuple[Int[np.ndarray, "R L"], In
     return out, np.array([len(ids) for ids in rows], np.int32)
 
 
-def _width(prompts: Sequence[Ids]) -> int:
+def _width(lengths: Sequence[int]) -> int:
     """Return the longest prompt's length, rounded up to 16 so that few shapes are compiled."""
-    return _round_up(max(map(len, prompts), default=1), 16)
+    return _round_up(max(lengths, default=1), 16)
 
 
 def _round_up(number: int, multiple: int) -> int:

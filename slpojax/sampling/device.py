@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import draws
 from slpojax.base import Bool, Float, Int, Key, Model, Params, Rows
-from slpojax.grid import Grid
+from slpojax.grid import Grid, placed
 from slpojax.numerics import soften
 
 # Rows of a block on a processor. Products of 16 rows are nearly as fast, a row, as of more, and where the vocabulary is
@@ -94,6 +94,7 @@ class Programs(NamedTuple):
     """The compiled functions.
 
     Attributes:
+        like: shapes of the state, on a grid with their places.
         empty: () -> state.
         prefill: (params, state, token [X b, W], length [X b], lane [X b]) -> state with these prompts in these lanes; a
             lane that is none drops its prompt.
@@ -102,6 +103,7 @@ class Programs(NamedTuple):
         move: (state, source [S], target [S], count) -> state with the first `count` slots moved, counted over blocks.
     """
 
+    like: State
     empty: Callable[[], State]
     prefill: Callable[..., State]
     burst: Callable[..., tuple[State, Report]]
@@ -154,17 +156,20 @@ def programs(
         _, state = jax.lax.while_loop(go_on, step, (jnp.int32(0), _seat(state, slots)))
         return state, Report(state.done, state.pool.age, state.token, state.logp)
 
+    like = jax.eval_shape(empty)
     if grid is None:
         donate = functools.partial(jax.jit, donate_argnums=1)
         return Programs(
+            like,
             jax.jit(empty),
             donate(functools.partial(_prefill, model)),
             donate(burst),
             jax.jit(_move, donate_argnums=0),
         )
-    where = _shardings(grid, jax.eval_shape(empty))
+    where = _shardings(grid, like)
     donate = functools.partial(jax.jit, donate_argnums=1)
     return Programs(
+        placed(like, where),
         jax.jit(empty, out_shardings=where),
         donate(functools.partial(_prefill, model), out_shardings=where),
         donate(burst, out_shardings=(where, grid.everywhere)),
