@@ -236,7 +236,7 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_same_bytes(
         generate__slots=1,
         generate__second=second,
     )
-    monkeypatch.setattr(generate, "_ROUNDS", 6)  # chunks of three prompts
+    monkeypatch.setattr(sampling, "_ROUNDS", 6)  # chunks of three prompts
     whole = run(config).read_bytes()
     assert run(config).read_bytes() == whole, "found"
     write_records, left = generate._records, [4]
