@@ -95,7 +95,7 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("generate.top_p", "reference.mix"), Range(0, 1, above=True)),
     "generate.max_new_tokens": Range(0, 2**24),
     "generate.slots": Range(1, 2**17),
-    "generate.engine_timeout": Range(0, 10**6, above=True),
+    **dict.fromkeys(("generate.engine_timeout", "mesh.patience"), Range(0, 10**6, above=True)),
     "plan.examples": Range(0, 10**12),
     "reference.batch_size": Range(0, 2**20),
     "evaluate.bins": Range(2, 1000),
@@ -189,12 +189,12 @@ def get_config() -> ConfigDict:
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
     c.mesh.distributed = False  # call jax.distributed.initialize() first (several hosts)
+    c.mesh.patience = 120.0  # seconds without a sign of life from a host until all others end
 
     c.eval_every = 100  # steps; evaluation also runs at step 0 and at the end, with 0 only there
     c.diagnostics = 0  # held-out examples whose gradients every evaluation looks at (slpojax/explore/); 0 for none
-    c.scorer = (
-        ""  # your own judge of the policy: module.function, see slpojax/measure.py; logged as score/...; "" for none
-    )
+    # Your own judge of the policy: module.function, see slpojax/measure.py; logged as score/...; "" for none
+    c.scorer = ""
     # A judge of answers, for `python -m slpojax.judge`: a function of slpojax.judges (or any importable one), plus its
     # keyword arguments; "" for none.
     c.judge = ConfigDict({"name": ""})

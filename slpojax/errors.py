@@ -9,7 +9,7 @@ import pathlib
 import traceback
 from collections.abc import Iterator
 
-from slpojax import log
+from slpojax import hosts, log
 from slpojax.stopping import Stopped
 
 HERE = pathlib.Path(__file__).parent
@@ -21,8 +21,26 @@ OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EI
 def as_lines() -> Iterator[None]:
     """End the program with one line for what the user can mend, and with a traceback for a bug.
 
-    What this package raises is about the input, and the message says all. Anything else shows where it arose.
+    What this package raises is about the input, and the message says all. Anything else shows where it arose. Of
+    several hosts all end, where one does, and the line is about the one that is why.
     """
+    try:
+        with _one_line():
+            yield
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            hosts.fail(end.code)
+        hosts.leave()
+        raise
+    except BaseException as error:
+        hosts.failing(error)
+        hosts.fail(traceback.format_exc())
+        raise
+    hosts.leave()
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:

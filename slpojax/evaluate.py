@@ -88,7 +88,7 @@ def main() -> None:
         if config.evaluate.run:
             _, overrides = settings.parse(sys.argv[1:], default=DEFAULT)
             config = of_run(config.evaluate.run, overrides)
-        hosts.start(config.mesh.distributed)
+        hosts.start(config.mesh.distributed, config.mesh.patience)
         run(config)
 
 

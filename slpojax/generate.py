@@ -86,7 +86,7 @@ def main() -> None:
     """Sample what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
     with errors.as_lines():
-        hosts.start(config.mesh.distributed)
+        hosts.start(config.mesh.distributed, config.mesh.patience)
         run(config)
 
 

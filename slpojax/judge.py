@@ -57,7 +57,7 @@ def main() -> None:
     """Judge what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
     with errors.as_lines():
-        hosts.start(config.mesh.distributed)
+        hosts.start(config.mesh.distributed, config.mesh.patience)
         outputs.check(config.output)
         with outputs.alone(config.output):
             log.say(f"wrote {run(config)}")

@@ -9,13 +9,14 @@ import dataclasses
 import math
 import pathlib
 import signal
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from slpojax import checkpoint, data, flops, log, metrics, settings, stopping, sums, tracing, wording
+from slpojax import checkpoint, data, flops, hosts, log, metrics, settings, stopping, sums, tracing, wording
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
 from slpojax.settings import Config
@@ -71,6 +72,7 @@ class Loop:
             self.trace.before(n, self.last)
             self.indices[n] = np.asarray(batch.index)
             self.indices.pop(n - 3, None)  # of the step before the last, all is known
+            hosts.note(n)
             yield n, batch
 
     def begin(self, state: State, notes: Iterable[str], size: str, compare: Callable[[State], str] | None) -> None:
@@ -128,6 +130,10 @@ class Loop:
 
     def close(self) -> None:
         """Write what is held, wait for the last checkpoint, and let go of the folder."""
+        hosts.note(-1)
+        error = sys.exception()  # why the run ends here, if it is one
+        if error and not isinstance(error, stopping.Stopped):
+            hosts.failing(error)
         self.trace.close()
         self.log.close()
         try:

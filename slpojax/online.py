@@ -45,7 +45,7 @@ def main() -> None:
     """Run what the command line asks for."""
     config = settings.from_command_line(sys.argv[1:], default=DEFAULT, choices=CHOICES)
     with errors.as_lines():
-        hosts.start(config.mesh.distributed)
+        hosts.start(config.mesh.distributed, config.mesh.patience)
         refuse(config)
         if config.world:
             config = simulate.prepare(config, train.train)

@@ -1,7 +1,8 @@
 """Starts a program again and again without waiting for its imports: `python tests/killed.py train`, lines on stdin.
 
-A line is a JSON list: a file for what the program says, and its command line. It runs in a fork, which has the modules
-and no JAX backend yet. Lines on stdout: {"pid": ...} for a start, and {"pid": ..., "status": ...} for an end.
+A line is a JSON list: a file for what the program says, its command line, and what its environment has besides. It runs
+in a fork, which has the modules and no JAX backend yet. Lines on stdout: {"pid": ...} for a start, and {"pid": ...,
+"status": ...} for an end.
 """
 
 import importlib
@@ -20,9 +21,10 @@ if program:
     frozen.code()
 
 
-def run(log: str, arguments: list[str]) -> int:
+def run(log: str, arguments: list[str], environment: dict[str, str]) -> int:
     """Run the program in this process; return the status that a shell would see."""
     os.setsid()
+    os.environ |= environment
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -3,10 +3,11 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -31,12 +32,12 @@ class Starter:
         os.set_blocking(self.server.stdout.fileno(), False)
         self.told, self.status, self.pid = b"", {}, 0
 
-    def start(self, output: str) -> pathlib.Path:
+    def start(self, output: str, arguments: Sequence[str] = (), environment: Mapping[str, str] = {}) -> pathlib.Path:
         """Start the program; return the file with what it says."""
         log = self.folder / f"{output}.{len(list(self.folder.glob(f'{output}.*.log')))}.log"
         log.touch()
-        arguments = ["--config=tiny.py", f"--config.output={output}", *self.arguments]
-        self.server.stdin.write(json.dumps([str(log), arguments]).encode() + b"\n")
+        arguments = ["--config=tiny.py", f"--config.output={output}", *self.arguments, *arguments]
+        self.server.stdin.write(json.dumps([str(log), arguments, dict(environment)]).encode() + b"\n")
         self.server.stdin.flush()
         self.pid = 0
         while not self.pid:
@@ -67,3 +68,60 @@ class Starter:
         self.server.stdin.close()
         self.server.wait(60)
         self.server.stdout.close()
+
+
+class Fleet:
+    """The program, started as several processes that work together, as on several hosts, by one `Starter`."""
+
+    def __init__(self, program: str, folder: pathlib.Path, hosts: int, devices: int = 1, arguments: Sequence[str] = ()):
+        self.starter, self.hosts = Starter(program, folder, devices, arguments), hosts
+        self.pids: list[int] = []
+        self.logs: list[pathlib.Path] = []
+        self.begun = 0  # for who watches: how much of a file was there before this start
+
+    def start(self, output: str, *arguments: str) -> None:
+        """Start the program on all hosts."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.pids, self.logs = [], []
+        for number in range(self.hosts):
+            several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(self.hosts)}
+            several = several | {"JAX_PROCESS_ID": str(number)} if self.hosts > 1 else {}
+            distributed = [f"--config.mesh.distributed={self.hosts > 1}"]
+            self.logs.append(self.starter.start(output, [*distributed, *arguments], several))
+            self.pids.append(self.starter.pid)
+
+    def said(self, number: int = 0) -> str:
+        """Return what a host has said so far."""
+        return self.logs[number].read_text()
+
+    def ended(self) -> list[int | None]:
+        """Return how each host ended, None while it runs."""
+        self.starter.poll()
+        return [self.starter.status.get(pid) for pid in self.pids]
+
+    def wait(self, *but: int, seconds: float = 300.0) -> list[int | None]:
+        """Wait until all hosts have ended, but for some; return how."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            ends = self.ended()
+            if all(end is not None for number, end in enumerate(ends) if number not in but):
+                return ends
+            time.sleep(0.005)
+        raise AssertionError(f"{self.ended()} after {seconds} s: {[self.said(n)[-2000:] for n in range(self.hosts)]}")
+
+    def run(self, output: str, *arguments: str) -> None:
+        """Start the program on all hosts, and wait until all have done their work."""
+        self.start(output, *arguments)
+        ends = self.wait()
+        assert ends == [0] * self.hosts, [self.said(number)[-2000:] for number in range(self.hosts)]
+
+    def kill(self, *numbers: int, signal: int = 9) -> None:
+        """Send hosts a signal."""
+        for number in numbers:
+            os.kill(self.pids[number], signal)
+
+    def close(self) -> None:
+        """End the server."""
+        self.starter.close()

@@ -22,7 +22,7 @@ def joined(monkeypatch):
 
 
 def test_one_process_joins_nobody(joined):
-    hosts.start(False)
+    hosts.start(False, 120.0)
     assert not joined
     hosts.require_same({"data": "a"})
 
@@ -33,8 +33,9 @@ def test_one_process_joins_nobody(joined):
 def test_a_cluster_or_the_environment_says_where_the_others_are(joined, monkeypatch, said, asked):
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    hosts.start(True)
-    assert joined == [dict(zip(("num_processes", "process_id"), asked, strict=True))]
+    hosts.start(True, 120.0)
+    count, number = asked
+    assert joined == [{"num_processes": count, "process_id": number, "heartbeat_timeout_seconds": 300}]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_half_of_it_or_no_number_is_refused(joined, monkeypatch, said):
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="expected JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers both"):
-        hosts.start(True)
+        hosts.start(True, 120.0)
     assert not joined
 
 
@@ -67,7 +68,7 @@ def test_the_hosts_that_differ_from_most_are_named():
 
 
 def test_the_digest_of_the_code_is_that_of_every_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "hosts.py"))
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "hosts" / "__init__.py"))
     empty = hosts.code()
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "step.py").write_text("x = 1\n")

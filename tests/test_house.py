@@ -53,8 +53,8 @@ KEYS = """
     generate.prompts generate.rows generate.samples generate.second generate.slots generate.split generate.stop
     generate.temperature generate.to generate.top_k generate.top_p judge.name keep_best keep_last learning_rate
     log_every lora.alpha lora.beside lora.rank lora.rank_stabilized lora.targets mesh.data mesh.distributed mesh.fsdp
-    mesh.tensor model.attention model.dtype model.family model.frozen_dtype model.head model.path model.remat
-    model.weights moments nonfinite nonfinite_limit objective.name online.answers online.follow online.keep
+    mesh.patience mesh.tensor model.attention model.dtype model.family model.frozen_dtype model.head model.path
+    model.remat model.weights moments nonfinite nonfinite_limit objective.name online.answers online.follow online.keep
     online.segments online.serve optimizer.name output plan.cache plan.examples plan.lengths plan.model plan.programs
     plan.search plan.topology plan.tries profile ranking reference.batch_size reference.bias_power reference.cache
     reference.ema_power reference.every reference.lag reference.mix reference.mode reference.path reference.previous

@@ -1,24 +1,35 @@
-"""The hosts of a run: how they find each other, and whether they are about to do the same.
+"""The hosts of a run: how they find each other, whether they are about to do the same, and how all end where one does.
 
 Knows processes; knows no configuration and no data.
 """
 
+import atexit
 import hashlib
+import importlib
 import json
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed as of_jax  # its store of keys and values has no public door
 from jax.experimental import multihost_utils
+
+from slpojax.hosts.relay import Relay
+from slpojax.hosts.watch import Watch
 
 # Where no cluster says it: how many processes there are, and which this is. JAX reads JAX_COORDINATOR_ADDRESS itself.
 _COUNT, _NUMBER = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def start(distributed: bool) -> None:
+_runtime: Any = importlib.import_module("jaxlib._jax")  # what JAX asks for its connection to the first host
+_watch: Watch | None = None  # of this process, from `start` to `leave`
+
+
+def start(distributed: bool, patience: float) -> None:
     """Join the other hosts of a run, before anything asks for a device.
 
     Cloud TPU, GKE, Slurm and Open MPI say by themselves where the others are. Anywhere else the environment of each
@@ -26,6 +37,7 @@ def start(distributed: bool) -> None:
 
     Args:
         distributed: whether there are others.
+        patience: seconds that one of them may give no sign of life before all end.
 
     Raises:
         ValueError: nothing says where they are; or only one of the two numbers is there, or it is no number.
@@ -39,14 +51,63 @@ def start(distributed: bool) -> None:
             f"{_COUNT} and {_NUMBER}, whole numbers both, beside JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process"
         )
     count, number = (int(said[name]) if said else None for name in (_COUNT, _NUMBER))
-    try:
-        jax.distributed.initialize(num_processes=count, process_id=number)
+    relays: list[Relay] = []
+    joined = _runtime.get_distributed_runtime_client
+
+    def by_relay(address: str, *arguments: Any, **options: Any) -> Any:
+        if of_jax.global_state.process_id:
+            relays.append(Relay(address))
+            address = relays[0].address
+        return joined(address, *arguments, **options)
+
+    _runtime.get_distributed_runtime_client = by_relay
+    try:  # JAX's own patience is the longer one: what it does of a host that is gone is no line that helps
+        jax.distributed.initialize(
+            num_processes=count, process_id=number, heartbeat_timeout_seconds=int(2 * patience + 60)
+        )
     except ValueError as error:
         raise ValueError(
             f"mesh.distributed=true, but nothing says where the other processes are: {error} On a machine of its own "
             "leave the key out; where no cluster says it, set JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process, "
             f"{_COUNT} and {_NUMBER}"
         ) from error
+    finally:
+        _runtime.get_distributed_runtime_client = joined
+    state = of_jax.global_state
+    if state.client is not None and state.num_processes > 1:
+        global _watch
+        _watch = Watch(state.client, state.process_id, state.num_processes, patience, next(iter(relays), None))
+        atexit.register(_watch.stop)  # before JAX lets go of its client
+
+
+def note(step: int) -> None:
+    """Tell the other hosts that this one has begun a step."""
+    if _watch:
+        _watch.note(step)
+
+
+def failing(error: BaseException) -> None:
+    """Tell the other hosts that this one fails, before it tidies up."""
+    if _watch:
+        _watch.failing(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def fail(said: str) -> None:
+    """End this process as all hosts end, with a line on the one that is why; return where there are no others.
+
+    Args:
+        said: what is printed where no other host is why.
+    """
+    if _watch:
+        _watch.fail(said)
+
+
+def leave() -> None:
+    """Wait until all hosts have done their work; where one has failed, end as `fail` does."""
+    global _watch
+    if _watch:
+        _watch.leave()
+        _watch = None
 
 
 def require_same(what: Mapping[str, str]) -> None:
@@ -91,7 +152,7 @@ def differences(of_hosts: Sequence[Mapping[str, str]]) -> list[str]:
 
 def code() -> str:
     """Return the digest of this package's files, within milliseconds; `cached.code_digest` parses them for seconds."""
-    folder, digest = pathlib.Path(__file__).parent, hashlib.sha256()
+    folder, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""A host of a run dies or hangs: the others end soon, with one line that names it, and the next start goes on."""
+
+import signal
+import socket
+import time
+
+import pytest
+from starter import Fleet
+from test_resume import losses, workplace  # noqa: F401  a fixture
+
+pytestmark = [pytest.mark.check, pytest.mark.optimised]
+
+HOSTS, PATIENCE, STEPS = 3, 3.0, 24
+KEYS = {"mesh.patience": PATIENCE, "steps": STEPS, "checkpoint_every": 4, "warmup_steps": 2, "reference.batch_size": 3}
+# What is under way, what happens to which host, and what the others say of it.
+SILENT = f"has given no sign of life for {PATIENCE:g} s (config.mesh.patience): it was killed, hangs, or is cut off"
+CLOSED = "has ended, or is cut off: it closed its connection"
+FAULTS = (
+    ("reference", signal.SIGKILL, 1, SILENT),
+    ("step", signal.SIGSTOP, 2, SILENT),
+    ("checkpoint", signal.SIGKILL, 0, CLOSED),
+    ("checkpoint", signal.SIGKILL, 2, SILENT),
+    ("step", signal.SIGSTOP, 0, SILENT),
+)
+
+
+def under_way(what, fleet, output):
+    """Say whether a part of the work is under way."""
+    return {
+        "reference": lambda: "reference log-probs (train): computing" in fleet.said(),
+        "step": lambda: '"train"' in written(output / "metrics.jsonl")[fleet.begun :],
+        "checkpoint": lambda: any((output / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
+        "sampling": lambda: written(output / "samples.part")[fleet.begun :].count("\n") > 2,
+    }[what]()
+
+
+def written(path):
+    return path.read_text() if path.exists() else ""
+
+
+def broken(fleet, output, what, number, host):
+    """Start; let a signal reach a host while something is under way; return what the others say when they end."""
+    file = output / ("samples.part" if what == "sampling" else "metrics.jsonl")
+    fleet.begun = len(written(file))
+    fleet.start(output.name)
+    while not under_way(what, fleet, output):
+        assert fleet.ended() == [None] * fleet.hosts, [fleet.said(n)[-2000:] for n in range(fleet.hosts)]
+        time.sleep(0.002)
+    fleet.kill(host, signal=number)
+    begun = time.monotonic()
+    others = [n for n in range(fleet.hosts) if n != host]
+    ends = fleet.wait(host, seconds=60)
+    took = time.monotonic() - begun
+    if number == signal.SIGSTOP:  # it holds its folder
+        fleet.kill(host)
+    fleet.wait()
+    assert all(ends[n] == 1 for n in others), ends
+    return [fleet.said(n) for n in others], took
+
+
+def require_one_line(said, host, reason):
+    """Each host that is left says once why it ends, and nothing else."""
+    for text in said:
+        (line,) = [line for line in text.splitlines() if line.startswith("error")]
+        assert line.startswith(f"error: host {host} ({socket.gethostname()}"), line
+        assert reason in line and "start all hosts with the same command" in line, line
+        assert "Traceback" not in text and "stack trace" not in text
+
+
+@pytest.mark.timeout(900)
+def test_a_run_whose_hosts_die_and_hang_goes_on_and_ends_with_the_same_numbers(workplace):  # noqa: F811
+    fleet = Fleet("train", workplace, HOSTS, arguments=[f"--config.{key}={value}" for key, value in KEYS.items()])
+    whole, output = workplace / "hosts whole", workplace / "hosts gone"
+    fleet.run(whole.name)
+    for what, number, host, reason in FAULTS:
+        said, took = broken(fleet, output, what, number, host)
+        require_one_line(said, host, reason)
+        assert took < 2 * PATIENCE + 10
+    fleet.run(output.name)
+    assert "resumed behind step" in fleet.said()
+    fleet.close()
+    assert losses(output) == losses(whole)
+    one, other = (folder / "hf" / "model.safetensors" for folder in (output, whole))
+    assert one.read_bytes() == other.read_bytes()
