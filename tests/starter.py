@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+import hurry
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -73,28 +75,34 @@ class Starter:
 class Fleet:
     """The program, started as several processes that work together, as on several hosts, by one `Starter`."""
 
-    def __init__(self, program: str, folder: pathlib.Path, hosts: int, devices: int = 1, arguments: Sequence[str] = ()):
-        self.starter, self.hosts = Starter(program, folder, devices, arguments), hosts
+    def __init__(self, program: str, folder: pathlib.Path, arguments: Sequence[str] = ()):
+        self.starter = Starter(program, folder, arguments=arguments)
         self.pids: list[int] = []
         self.logs: list[pathlib.Path] = []
-        self.begun = 0  # for who watches: how much of a file was there before this start
+        self.begun, self.before = 0, set()  # for who watches: what of its files was there before this start
 
-    def start(self, output: str, *arguments: str) -> None:
-        """Start the program on all hosts."""
+    def start(self, output: str, *arguments: str, hosts: int, devices: int = 1) -> None:
+        """Start the program on so many hosts with so many devices each."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.pids, self.logs = [], []
-        for number in range(self.hosts):
-            several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(self.hosts)}
-            several = several | {"JAX_PROCESS_ID": str(number)} if self.hosts > 1 else {}
-            distributed = [f"--config.mesh.distributed={self.hosts > 1}"]
-            self.logs.append(self.starter.start(output, [*distributed, *arguments], several))
+        # Most of a start is compilation.
+        shared = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {hurry.FLAGS}"}
+        shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)} if hosts > 1 else {}
+        for number in range(hosts):
+            own = {"JAX_PROCESS_ID": str(number)} if hosts > 1 else {}
+            distributed = f"--config.mesh.distributed={hosts > 1}"
+            self.logs.append(self.starter.start(output, [distributed, *arguments], shared | own))
             self.pids.append(self.starter.pid)
 
     def said(self, number: int = 0) -> str:
         """Return what a host has said so far."""
         return self.logs[number].read_text()
+
+    def all_said(self) -> list[str]:
+        """Return the end of what each host has said, for an error."""
+        return [log.read_text()[-2000:] for log in self.logs]
 
     def ended(self) -> list[int | None]:
         """Return how each host ended, None while it runs."""
@@ -109,13 +117,13 @@ class Fleet:
             if all(end is not None for number, end in enumerate(ends) if number not in but):
                 return ends
             time.sleep(0.005)
-        raise AssertionError(f"{self.ended()} after {seconds} s: {[self.said(n)[-2000:] for n in range(self.hosts)]}")
+        raise AssertionError(f"{self.ended()} after {seconds} s: {self.all_said()}")
 
-    def run(self, output: str, *arguments: str) -> None:
-        """Start the program on all hosts, and wait until all have done their work."""
-        self.start(output, *arguments)
+    def run(self, output: str, *arguments: str, hosts: int, devices: int = 1) -> None:
+        """Start the program on so many hosts, and wait until all have done their work."""
+        self.start(output, *arguments, hosts=hosts, devices=devices)
         ends = self.wait()
-        assert ends == [0] * self.hosts, [self.said(number)[-2000:] for number in range(self.hosts)]
+        assert ends == [0] * hosts, self.all_said()
 
     def kill(self, *numbers: int, signal: int = 9) -> None:
         """Send hosts a signal."""
