@@ -6,7 +6,8 @@ The rates that a data sheet would give are measured first: a large float32 matri
 no cache holds. Then DPO's step of `configs/dpo_hh.py` in float32 on pairs of HH's lengths: what a plan counts of it
 (operations of the padded rows, weights and state moved), the bound that follows, and the time that it takes. Their
 ratio is what the bound leaves out: attention, norms, activations that are written and read, and products too small for
-the full rate. It says nothing of other devices than that the counts are those of a step.
+the full rate. It says nothing of other devices than that the counts are those of a step. All times are of the
+processor, over its cores, so that other work on the machine does not count.
 """
 
 import argparse
@@ -46,10 +47,10 @@ def rates(args: argparse.Namespace) -> tuple[float, float]:
     a, x = jnp.ones((side, side), jnp.float32), jnp.ones(args.product * args.product * 16, jnp.float32)
     runs = {"product": parts.runner(jax.jit(jnp.dot), a, a), "copy": parts.runner(jax.jit(lambda x: x + 1), x)}
     times = in_turn(runs, args.rounds)
-    product = [2 * side**3 / seconds for seconds in times["product"].wall]
-    copied = [2 * x.nbytes / seconds for seconds in times["copy"].wall]
-    print(f"float32 product of {side}: {spread((rate / 1e9 for rate in product), 0)} GFLOP/s")
-    print(f"copy of {x.nbytes / 1e6:.0f} MB: {spread((rate / 1e9 for rate in copied), 1)} GB/s\n", flush=True)
+    product = [2 * side**3 / seconds for seconds in times["product"].cpu]
+    copied = [2 * x.nbytes / seconds for seconds in times["copy"].cpu]
+    print(f"float32 product of {side}: {spread((rate / 1e9 for rate in product), 0)} GFLOP a second of a core")
+    print(f"copy of {x.nbytes / 1e6:.0f} MB: {spread((rate / 1e9 for rate in copied), 1)} GB a second of a core\n")
     return statistics.median(product), statistics.median(copied)
 
 
@@ -66,7 +67,7 @@ def measured(args: argparse.Namespace, remat: str, product: float, memory: float
         placed = grid.put_batch(at.grid, data.pack([planned.examples[i] for i in chosen], shapes))
         batches.append(placed._replace(ref=parts.scorer(at, shapes)(first, placed)))
     run = parts.repeated(setup, [setup.first(first, None)], batches, Frozen())
-    taken = in_turn({"step": run}, args.rounds)["step"].wall
+    taken = in_turn({"step": run}, args.rounds)["step"].cpu
     bound = Bound(products=work.executed / product, memory=work.moved / memory, links=0.0)
     return (
         f"{work.executed / 1e9:.0f} | {work.moved / 1e9:.2f} | {1e3 * bound.products:.0f} | {1e3 * bound.memory:.0f} | "

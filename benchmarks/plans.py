@@ -76,10 +76,15 @@ def main() -> None:
     print(f"{len(asked)} lines, {len(missing)} to be compiled", flush=True)
     for model, name in missing[: args.most]:
         known[named(model, name)] = line(model, name)
-        file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        file.write_text(as_text(known))
         print(named(model, name), *row(known, model, name), sep=" | ", flush=True)
     draw(known, args.page)
     args.page.with_suffix(".md").write_text(page(known, args.page.name))
+
+
+def as_text(known: Mapping[str, Any]) -> str:
+    """Return the numbers as JSON, a row for each line of the page."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in sorted(known.items())) + "\n}\n"
 
 
 # ---- a line ----------------------------------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def row(known: Mapping[str, Any], model: str, name: str) -> list[str]:
         share,
         f"{made.work.examples:,}",
         f"{micro} x {rows}",
-        f"{sent(made) / 1e9:.1f}",
+        f"{sent(made) / 1e9:.1f}" + f", {network(made) / 1e9:.2f} of it to other slices" * (made.slices > 1),
         f"{least.seconds:.2f} to {most.seconds:.2f} ({bound.limit})",
         f"{least.mfu:.0%} ({most.mfu:.0%})",
         f"{least.tokens / 1e3:,.0f} ({most.tokens / 1e3:,.0f})",
@@ -159,14 +164,23 @@ def row(known: Mapping[str, Any], model: str, name: str) -> list[str]:
 
 def sent(made: Result) -> float:
     """Return the bytes that a device sends in a step."""
-    return sum(one.sent for program in made.programs.values() for one in program.exchanges)
+    return network(made) + sum(one.sent for program in made.programs.values() for one in program.exchanges)
+
+
+def network(made: Result) -> float:
+    """Return the bytes that a device sends to other slices."""
+    return sum(one.network for program in made.programs.values() for one in program.exchanges)
 
 
 def page(known: Mapping[str, Any], stem: str) -> str:
     """Return the page as Markdown."""
     done = [(model, name) for model, name in LINES if named(model, name) in known]
     ordered = sorted(done, key=lambda one: ((*PYTHIAS, *LLAMAS).index(one[0]), LINES.index(one)))
-    missing = [named(*one) for one in LINES if one not in done]
+    missing: dict[str, list[str]] = {}
+    for model, name in LINES:
+        if (model, name) not in done:
+            missing.setdefault(model, []).append(name)
+    listed = "; ".join(f"{model} on {', '.join(names)}" for model, names in missing.items())
     lines = [
         "| model | devices | fits | GB a device | pairs a batch | micro-batches x rows | GB sent | s a step, at least "
         "| MFU at most | thousand tokens/s | chip-hours a pass |",
@@ -178,10 +192,10 @@ def page(known: Mapping[str, Any], stem: str) -> str:
     return text.format(
         table="\n".join(lines),
         scaling="\n".join(scaling(known)),
-        missing=f"Not compiled yet: {', '.join(missing)}." if missing else "All lines are compiled.",
+        missing=f"Lines that are not compiled yet: {listed}." if missing else "All lines are compiled.",
         versions="; ".join(versions),
         assumptions="\n".join(f"- {line}" for line in report.ASSUMPTIONS),
-        pairs=", ".join(f"{count} on {device}" for device, count in PAIRS.items()),
+        pairs=", ".join(f"{count} ({device})" for device, count in PAIRS.items()),
         stem=stem,
     )
 
@@ -262,11 +276,12 @@ def _axes(axes: Axes, title: str, label: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("chips; the batch grows with them")
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1 if axes.lines else 1)
     axes.set_xticks([16, 32, 64, 128, 256, 512], labels=["16", "32", "64", "128", "256", "512"])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if axes.lines:
+        axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -456,6 +456,24 @@ def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
 
 @pytest.mark.check
 @pytest.mark.skipif(NO_TPU, reason="`make check` installs libtpu and points TPU_LIBRARY_PATH at it")
+def test_a_search_with_the_compiler_ranks_what_fits(tmp_path, capsys):
+    """Two meshes of four chips: weights over all of them, and over pairs. Nothing is compiled but the step."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    tried = {"plan.topology": "v5e-4", "plan.search": True, "plan.tries": 2, "plan.cache": str(tmp_path / "plans")}
+    config = configured(tried | {"model.path": str(tmp_path), "model.dtype": "float32"})
+    text = plan.plan(config)
+    assert text.count("| yes |") == 2 and text.count("model.attention=tiles") == 2
+    ranked = [line for line in text.splitlines() if line.startswith("| yes |")]
+    seconds = [float(line.split("|")[4]) for line in ranked]
+    assert seconds == sorted(seconds)
+    assert {line.split("mesh.fsdp=")[1][0] for line in ranked} == {"4", "2"}
+    said = capsys.readouterr().out
+    assert "search: 12 plans" in said and said.count("compiling for v5e-4") == 2 and "reference" not in said
+    assert plan.plan(config) == text and "compiling for" not in capsys.readouterr().out  # from the cache
+
+
+@pytest.mark.check
+@pytest.mark.skipif(NO_TPU, reason="`make check` installs libtpu and points TPU_LIBRARY_PATH at it")
 @pytest.mark.parametrize("name", ["v4-8", "v5e-8", "v5p-8", "v6e-1", "tpu7x-8"])
 def test_the_compiler_knows_the_devices_that_a_name_stands_for(name):
     target, made = topology.parse(name), topology.make(name, data=-1, fsdp=1, tensor=1)

@@ -21,6 +21,8 @@ ASSUMPTIONS = (
     "collectives are rings, one after the other, each at the full rate of the links between its devices; latency is "
     "not counted",
     "data loading, evaluation and checkpoints take no time",
+    "a step is slower than its bound: by 1.6 to 1.9 times where both are known, on a CPU whose rates were measured "
+    "(benchmarks/RESULTS.md); no TPU and no GPU was timed",
 )
 
 
