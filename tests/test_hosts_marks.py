@@ -107,6 +107,19 @@ def test_a_relay_passes_on_bytes_and_notes_that_the_other_end_has_closed():
             assert here.recv(1) == b""
 
 
+def test_a_connection_that_this_process_closes_is_no_end_of_the_first_host():
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        way = relay.Relay(f"127.0.0.1:{there.getsockname()[1]}")
+        host, _, port = way.address.partition(":")
+        with socket.create_connection((host, int(port))) as here:
+            far, _ = there.accept()
+            here.sendall(b"last")
+        assert far.recv(100) == b"last" and far.recv(100) == b""
+        far.close()
+        assert not way.lost.wait(0.3)
+    way.close()
+
+
 def test_a_relay_waits_for_the_first_host_to_start():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -56,23 +56,35 @@ class Relay:
         with here, there:
             for end in (here, there):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            other = _begin(functools.partial(_pump, here, there))
-            _pump(there, here, before_closing=self._wait)
-            other.join()
+            closed = threading.Event()  # by this process, as it does of a connection that came too early
+            asks = _begin(functools.partial(_ask, here, there, closed))
+            _pump(there, here)
+            if not closed.is_set():
+                self.lost.set()
+                self._over.wait()
+                with contextlib.suppress(OSError):
+                    here.shutdown(socket.SHUT_RDWR)
+            asks.join()
 
-    def _wait(self) -> None:
-        self.lost.set()
-        self._over.wait()
 
-
-def _pump(source: socket.socket, sink: socket.socket, before_closing: Callable[[], None] = lambda: None) -> None:
-    """Pass on bytes until the source has closed; then close the sink, too."""
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on bytes until one of the two has closed."""
     with contextlib.suppress(OSError):
         while data := source.recv(2**16):
             sink.sendall(data)
-    before_closing()
+
+
+def _ask(here: socket.socket, there: socket.socket, closed: threading.Event) -> None:
+    """Pass on what this process sends, and that it has closed."""
     with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        while data := here.recv(2**16):
+            try:
+                there.sendall(data)
+            except OSError:
+                return  # the other end has closed first
+    closed.set()
+    with contextlib.suppress(OSError):
+        there.shutdown(socket.SHUT_RDWR)
 
 
 def _begin(work: Callable[[], None]) -> threading.Thread:
