@@ -13,6 +13,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -29,6 +30,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from slpojax import places
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -50,7 +53,7 @@ class Entry(NamedTuple):
         setting: the key of a configuration that names the folder.
     """
 
-    folder: pathlib.Path
+    folder: places.Path
     name: str
     key: Mapping[str, str]
     setting: str = "reference.cache"
@@ -67,7 +70,7 @@ class Stored(NamedTuple):
     """
 
     whole: Arrays | None
-    parts: dict[pathlib.Path, Arrays]
+    parts: dict[places.Path, Arrays]
     reason: str
 
 
@@ -81,7 +84,7 @@ def digest(key: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def file(entry: Entry) -> pathlib.Path:
+def file(entry: Entry) -> places.Path:
     """Return where the whole of an entry lies, or would lie."""
     return entry.folder / f"{entry.name}-{digest(entry.key)}.npz"
 
@@ -92,6 +95,11 @@ def load(entry: Entry) -> Stored:
     Raises:
         ValueError: a folder stands where the file belongs, or a file where the folder does.
     """
+    with places.reaching(entry.folder, "read", entry.setting):
+        return _load(entry)
+
+
+def _load(entry: Entry) -> Stored:
     path = file(entry)
     if path.is_dir() or (entry.folder.exists() and not entry.folder.is_dir()):
         at, kind = (path, "folder") if path.is_dir() else (entry.folder, "file")
@@ -111,20 +119,23 @@ def save(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the whole of an entry, from the first host, and remove its parts."""
     if jax.process_index() == 0:
         save_here(entry, arrays)
-        for part in _parts(entry):
-            part.unlink(missing_ok=True)
+        with places.reaching(entry.folder, "written", entry.setting):
+            for part in _parts(entry):
+                part.unlink(missing_ok=True)
 
 
 def save_here(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the whole of an entry from this host, for what every host computes by itself and may find or not."""
-    _write(file(entry), entry.key, arrays)
+    with places.reaching(entry.folder, "written", entry.setting):
+        _write(file(entry), entry.key, arrays)
 
 
 def save_part(entry: Entry, arrays: Mapping[str, np.ndarray]) -> None:
     """Write another part of an entry, from the first host."""
     if jax.process_index() == 0:
-        number = 1 + max((int(part.suffixes[-2][1:]) for part in _parts(entry)), default=-1)
-        _write(file(entry).with_suffix(f".{number:04}.part"), entry.key, arrays)
+        with places.reaching(entry.folder, "written", entry.setting):
+            number = 1 + max((int(part.suffixes[-2][1:]) for part in _parts(entry)), default=-1)
+            _write(file(entry).with_suffix(f".{number:04}.part"), entry.key, arrays)
 
 
 def get(
@@ -202,10 +213,22 @@ def module_digest(module: ModuleType) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(path: pathlib.Path, key: Mapping[str, str]) -> Arrays | None:
+def _opened(path: places.Path) -> io.BufferedIOBase:
+    """Open a file; of a bucket all of it, since arrays lie in no order of their reading."""
+    if not places.is_bucket(path):
+        return open(path, "rb")  # noqa: SIM115  closed by who reads
+    try:
+        return io.BytesIO(path.read_bytes())
+    except Exception as error:
+        if places.out_of_reach(error):  # no word about what the file holds
+            raise places.OutOfReach(str(error)) from error
+        raise
+
+
+def _read(path: places.Path, key: Mapping[str, str]) -> Arrays | None:
     """Return the arrays of a file by name; None where there is no file, or a damaged one, or one of another key."""
     try:
-        with open(path, "rb") as f, np.load(f) as arrays:
+        with _opened(path) as f, np.load(f) as arrays:
             if json.loads(str(arrays[_KEY])) != dict(key):
                 return None
             return {name: arrays[name] for name in arrays.files if name != _KEY}
@@ -213,27 +236,35 @@ def _read(path: pathlib.Path, key: Mapping[str, str]) -> Arrays | None:
         return None
 
 
-def _read_key(path: pathlib.Path) -> dict[str, str] | None:
+def _read_key(path: places.Path) -> dict[str, str] | None:
     """Return the key of a file without reading its arrays; None where it cannot be read."""
     try:
-        with open(path, "rb") as f, np.load(f) as arrays:
+        with _opened(path) as f, np.load(f) as arrays:
             key = json.loads(str(arrays[_KEY]))
             return key if isinstance(key, dict) else None
     except _DAMAGED:
         return None
 
 
-def _write(path: pathlib.Path, key: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file: under another name first, which no other process uses, then rename it."""
+def _write(path: places.Path, key: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file: under another name first, which no other process uses, then rename it.
+
+    An object of a bucket is there as a whole or not at all.
+    """
+    content: dict[str, Any] = {_KEY: np.array(json.dumps(dict(key))), **arrays}
+    if places.is_bucket(path):
+        held = io.BytesIO()
+        np.savez(held, **content)
+        path.write_bytes(held.getvalue())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     with open(unfinished, "wb") as f:
-        content: dict[str, Any] = {_KEY: np.array(json.dumps(dict(key))), **arrays}
         np.savez(f, **content)
     os.replace(unfinished, path)
 
 
-def _parts(entry: Entry) -> list[pathlib.Path]:
+def _parts(entry: Entry) -> list[places.Path]:
     """Return the files of an entry's own parts."""
     pattern = re.compile(re.escape(file(entry).stem) + r"\.\d+\.part")
     return sorted(path for path in _files(entry.folder) if pattern.fullmatch(path.name))
@@ -252,7 +283,7 @@ def _why_none(entry: Entry) -> str:
     return f"no cached {entry.name} for these settings; nearest differs in: {', '.join(nearest)}"
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _files(folder: places.Path) -> list[places.Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 

@@ -1,17 +1,15 @@
 """Checkpoints: everything a run needs to go on bit for bit, saved in the background, whole or not at all.
 
-A checkpoint is a folder `<step>` that orbax writes under another name and renames when it is complete, so a process
-killed at any moment leaves the older ones as they were. Deleting renames first, too. Beside the state it holds what the
-state belongs to, and sums over the bits of every array, see `slpojax.sums`: numbers that are not those that were saved
-are never trained on. Knows states, JSON and orbax; knows no model, no objective and no mesh beyond the shardings it is
-handed.
+A checkpoint is a folder `<step>` that orbax writes under another name and renames when it is complete, or in a bucket
+(gs://) marks by a last object, so a process killed at any moment leaves the older ones as they were. Beside the state
+it holds what the state belongs to, and sums over the bits of every array, see `slpojax.sums`: numbers that are not
+those that were saved are never trained on. Knows states, JSON and orbax; knows no model, no objective and no mesh
+beyond the shardings it is handed.
 """
 
 import hashlib
 import json
 import math
-import pathlib
-import shutil
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from slpojax import log, resuming, sums, torn, wording
+from slpojax import log, places, resuming, sums, torn, wording
 from slpojax.base import Params, State
 
 MODEL = "model that training starts from"  # the name of its digest among the contents
@@ -41,7 +39,7 @@ class Checkpoints(NamedTuple):
         saved: steps that this process has saved and not yet opened again.
     """
 
-    folder: pathlib.Path
+    folder: places.Path
     manager: ocp.CheckpointManager
     best_metric: str
     saved: list[int]
@@ -73,12 +71,12 @@ class Restored(NamedTuple):
 
 
 def open_folder(
-    folder: str | pathlib.Path, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "eval/loss"
+    folder: str | places.Path, *, keep_last: int = 2, keep_best: int = 1, best_metric: str = "eval/loss"
 ) -> Checkpoints:
     """Open a folder of checkpoints, making it if need be. What a killed process left half done is set aside, loudly.
 
     Args:
-        folder: where; a local path.
+        folder: where; a local path, or one in a bucket (gs://).
         keep_last: how many of the newest stay, at least 1.
         keep_best: how many of the best stay besides.
         best_metric: the metric that ranks them, lower is better; "-name" for higher is better.
@@ -88,13 +86,9 @@ def open_folder(
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, expected at least 1: a run resumes from its newest checkpoint")
-    folder = pathlib.Path(folder).absolute()
+    folder = places.absolute(folder)
     if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{folder} cannot hold checkpoints: {error.strerror}; move away what is there") from error
-        torn.set_aside(folder, _ITEMS, _TRASH)
+        torn.prepare(folder, _ITEMS, _TRASH)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints are tidy")
 
@@ -106,7 +100,8 @@ def open_folder(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies), best_fn=cost, best_mode="min", todelete_subdir=_TRASH
     )
-    return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric, [])
+    with places.reaching(folder, "read"):
+        return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric, [])
 
 
 def save(
@@ -139,7 +134,7 @@ def save(
     if broken:
         raise FloatingPointError(f"the state behind step {step} is not finite: {wording.few(broken, 3)}")
     if jax.process_index() == 0:
-        shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
+        torn.empty(checkpoints.folder, _TRASH)
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(stored),
         run=ocp.args.JsonSave(_sealed({**run._asdict(), "step": step, "sums": bits})),
@@ -184,6 +179,7 @@ def restore(
             if state is not None:
                 _set_aside(checkpoints, damaged)
                 return Restored(step, state, run["data"], run["notes"])
+        torn.require_reached(checkpoints.folder, step, reason)
         damaged[step] = reason
     if damaged:
         listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -276,7 +272,7 @@ def last_contents(run: str) -> Mapping[str, str]:
 
 def _newest(run: str) -> tuple[Checkpoints, int, Mapping[str, Any]]:
     """Return another run's folder, its newest step, and what that state belongs to."""
-    folder = pathlib.Path(run) / "checkpoints"
+    folder = places.path(run) / "checkpoints"
     if not folder.is_dir():
         raise ValueError(f"config.start={run}: no checkpoints there; give the output folder of a run")
     checkpoints = open_folder(folder)
@@ -318,9 +314,10 @@ def close(checkpoints: Checkpoints) -> None:
     try:
         wait(checkpoints)
     finally:
-        checkpoints.manager.close()
+        with places.reaching(checkpoints.folder, "written"):
+            checkpoints.manager.close()
     if jax.process_index() == 0:
-        shutil.rmtree(checkpoints.folder / _TRASH, ignore_errors=True)
+        torn.empty(checkpoints.folder, _TRASH)
 
 
 def check_best_metric(best_metric: str, names: Collection[str], groups: Collection[str] = ()) -> None:
@@ -378,15 +375,18 @@ def wait(checkpoints: Checkpoints) -> None:
     try:
         checkpoints.manager.wait_until_finished()
         if step is not None:
+            torn.require_whole(checkpoints.folder / str(step))
             checkpoints.manager.item_metadata(step)
     except Exception as error:
         raise _not_written(checkpoints, step, error) from error
 
 
 def _not_written(checkpoints: Checkpoints, step: int | None, error: Exception) -> ValueError:
+    folder = checkpoints.folder
+    said = places.advice(folder, error) if places.is_bucket(folder) else _first_line(error)
     return ValueError(
-        f"checkpoint {step} could not be written to {checkpoints.folder}: {_first_line(error)}. The older ones are as "
-        "they were: mend this and repeat the command"
+        f"checkpoint {step} could not be written to {folder}: {said}. The older ones are as they were: mend this and "
+        "repeat the command"
     )
 
 

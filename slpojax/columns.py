@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax import cached, data, grid
+from slpojax import cached, data, grid, places
 from slpojax.base import Batch, Logps, Shapes
 from slpojax.grid import Grid
 
@@ -162,7 +162,7 @@ def join(pieces: Sequence[Piece], response_lengths: np.ndarray) -> Columns:
 
 
 def load_or_compute(
-    folder: pathlib.Path,
+    folder: places.Path,
     name: str,
     split: str,
     key: dict[str, str],

@@ -4,27 +4,26 @@ A run exports its last step by itself; this is for the best one, or any other th
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from slpojax import bench as benches
-from slpojax import errors, outputs, settings
+from slpojax import errors, outputs, places, settings
 from slpojax import parts as data
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m slpojax.export", description=__doc__)
-    parser.add_argument("run", type=pathlib.Path, help="the output folder of a run")
+    parser.add_argument("run", type=places.path, help="the output folder of a run")
     parser.add_argument("--step", default="best", help="best (by the run's best_metric), newest, or a number")
-    parser.add_argument("--to", type=pathlib.Path, help="the folder to write; RUN/hf-STEP unless set")
+    parser.add_argument("--to", type=places.path, help="the folder to write; RUN/hf-STEP unless set")
     asked = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with errors.as_lines(), outputs.alone(asked.run):
         export(asked.run, asked.step, asked.to)
 
 
-def export(run: pathlib.Path, step: str = "best", to: pathlib.Path | None = None) -> pathlib.Path:
+def export(run: places.Path, step: str = "best", to: places.Path | None = None) -> places.Path:
     """Write the policy of a checkpoint; return the folder.
 
     Args:

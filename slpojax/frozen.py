@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from slpojax import adapters, cached, columns, data, hf, log, models, prompts, scores, trained, vocabulary
+from slpojax import adapters, cached, columns, data, hf, log, models, places, prompts, scores, trained, vocabulary
 from slpojax import bench as benches
 from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes
 from slpojax.bench import Bench
@@ -107,7 +107,7 @@ def prepare(
         ValueError: a folder is no model, or a log-prob is not finite.
     """
     mode, needs, parts = config.reference.mode, method.needs, list(parts)
-    cache = pathlib.Path(config.reference.cache or pathlib.Path(config.output) / "reference_cache")
+    cache = places.path(config.reference.cache or places.path(config.output) / "reference_cache")
     of_weights = scores.takes_weights(needs)
     used = {
         "reference.previous": "previous" in needs,
@@ -274,7 +274,7 @@ def log_probs(
     score: Callable[[Batch], Logps],
     *,
     name: str,
-    cache: pathlib.Path,
+    cache: places.Path,
     key: dict[str, str],
 ) -> Columns:
     """Return a frozen model's log-probs of a part, from the cache if it has them.
@@ -303,7 +303,7 @@ def log_probs(
 
 
 def match_prompts(
-    bench: Bench, parts: list[Part], source: Source, *, cache: pathlib.Path, batch: int, seed: int
+    bench: Bench, parts: list[Part], source: Source, *, cache: places.Path, batch: int, seed: int
 ) -> list[Part]:
     """Weigh the undesirable examples so that their prompts are as the desirable ones'; the first part decides for all.
 

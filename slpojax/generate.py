@@ -23,7 +23,6 @@ from slpojax import (
     data,
     engines,
     errors,
-    folders,
     frozen,
     hosts,
     log,
@@ -31,6 +30,7 @@ from slpojax import (
     named,
     outputs,
     parts,
+    places,
     samples,
     sampling,
     servers,
@@ -127,7 +127,7 @@ def check(config: Config) -> None:
     """
     g = config.generate
     for key in ("prompts", "to"):
-        folders.require_local(f"generate.{key}", g[key])
+        places.require(f"generate.{key}", g[key])
     heat, count = g.temperature, g.samples
     good = heat and all(isinstance(t, int | float) and 0 <= t <= _HOTTEST for t in heat)
     named.require(bool(good), "config.generate.temperature", heat, f"numbers from 0 (greedy) to {_HOTTEST:g}")

@@ -7,7 +7,6 @@ and the names of metrics; knows no model and no objective.
 import contextlib
 import dataclasses
 import math
-import pathlib
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from slpojax import checkpoint, data, flops, hosts, log, metrics, settings, stopping, sums, tracing, wording
+from slpojax import checkpoint, data, flops, hosts, log, metrics, places, settings, stopping, sums, tracing, wording
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
+from slpojax.places import sending
 from slpojax.settings import Config
 
 Measure = Callable[[int, State], Mapping[str, float]]  # (step, state) -> metrics
@@ -42,6 +42,7 @@ class Loop:
         measure: (step, state) -> metrics.
         request: a signal that asks the run to end.
         opened: what is let go of at the end.
+        mirror: sends the files of a run whose folder is in a bucket.
         owed: whether the evaluation behind the restored step is still to come.
         skipped: steps that were not finite and left the state as it was, of the whole run.
         indices: the examples of the newest batches, by step.
@@ -61,6 +62,7 @@ class Loop:
     measure: Measure
     request: stopping.Request
     opened: contextlib.ExitStack
+    mirror: sending.Mirror = dataclasses.field(default_factory=lambda: sending.Mirror("", writes=False))
     owed: bool = False
     skipped: list[int] = dataclasses.field(default_factory=list)
     indices: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -114,6 +116,7 @@ class Loop:
         config, last = self.config, n == self.total
         self.last = metrics
         self.log.write(n, metrics, dispatched=asked, **counts)
+        self.mirror.due()
         self._look_at_broken()
         due = last or bool(config.eval_every and n % config.eval_every == 0)
         if number := self.request.at(n):
@@ -136,16 +139,18 @@ class Loop:
             hosts.failing(error)
         self.trace.close()
         self.log.close()
-        try:
-            checkpoint.close(self.checkpoints)
-        finally:
-            self.opened.close()
+        with self.opened:
+            try:
+                self.mirror.send()
+            finally:
+                checkpoint.close(self.checkpoints)
         if self.skipped:
             log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {wording.few(self.skipped)}")
 
     def _save(self, n: int, state: State, measured: Mapping[str, float] | None, *, owed: bool = False) -> None:
-        """Save the state, once all is known of the steps that led to it."""
+        """Save the state, once all is known of the steps that led to it, and said where the run lies."""
         self.log.flush()
+        self.mirror.send()
         self._look_at_broken()
         run = checkpoint.Run(
             data=self.stream.get_state(),
@@ -261,7 +266,7 @@ def start(
     Raises:
         ValueError: the folder holds another run.
     """
-    output = pathlib.Path(config.output)
+    output, here = places.path(config.output), sending.here(config.output)
     checkpoints = checkpoint.open_folder(
         output / "checkpoints",
         keep_last=config.keep_last,
@@ -284,8 +289,9 @@ def start(
     )
     if restored:
         stream.set_state(restored.data)
+    mirror = sending.mirror(config.output, jax.process_index() == 0)
     lines = metrics.open_log(
-        output,
+        here,
         total=total,
         step=restored.step if restored else None,
         every=config.log_every,
@@ -294,9 +300,9 @@ def start(
         config=config.to_dict(),
         peak=flops.peak(jax.devices()[0].device_kind, jax.device_count()),
     )
-    trace = tracing.tracer(output / "profile", config.profile)
+    trace = tracing.tracer(here / "profile", config.profile)
     if jax.process_index() == 0:
-        (output / "config.json").write_text(settings.dump(config))
+        (here / "config.json").write_text(settings.dump(config))
     opened = contextlib.ExitStack()
     request = opened.enter_context(stopping.listening())
     run = Loop(
@@ -312,6 +318,7 @@ def start(
         trace=trace,
         measure=measure,
         request=request,
+        mirror=mirror,
         opened=opened,
     )
     if restored:

@@ -68,6 +68,7 @@ def online(config: Config, score: measure.Score | None = None) -> pathlib.Path:
         Stopped: a signal asked the run to end, and it can go on.
     """
     refuse(config)
+    outputs.check(config.output)
     with outputs.alone(config.output, lock="online.lock"):
         for number in range(1, config.online.segments + 1):
             part = segment(config, number)

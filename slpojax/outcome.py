@@ -9,7 +9,8 @@ import jax
 from rich import box
 from rich.table import Column, Table
 
-from slpojax import log, metrics, plots, quantities
+from slpojax import log, metrics, places, plots, quantities
+from slpojax.places import sending
 
 FAR = 0.2  # difference of accuracies above which training and held-out pairs have parted
 
@@ -23,8 +24,8 @@ def show(output: str | pathlib.Path, title: str) -> None:
     """
     if jax.process_index() != 0:
         return
-    output = pathlib.Path(output)
-    rows = metrics.read_jsonl(output / "metrics.jsonl")
+    folder = sending.here(output)
+    rows = metrics.read_jsonl(folder / "metrics.jsonl")
     made = table(title, rows)
     if made is None:
         return
@@ -32,8 +33,10 @@ def show(output: str | pathlib.Path, title: str) -> None:
     if said := parted(rows):
         log.say(said)
     try:
-        plots.curves([output], output / "curves.png", title=title)
-        log.say(f"curves: {output / 'curves.png'}")
+        plots.curves([folder], folder / "curves.png", title=title)
+        if places.is_bucket(output):
+            sending.send(folder / "curves.png", f"{output}/curves.png")
+        log.say(f"curves: {places.path(output) / 'curves.png'}")
     except ImportError as error:
         log.say(f"no picture of the curves: {error}")
 

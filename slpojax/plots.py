@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slpojax import wording
+from slpojax import log, wording
 from slpojax.calibration import Reliability
+from slpojax.places import fetching, is_bucket
 from slpojax.quantities import FRONTIERS, QUANTITIES, Quantity, find, label
 
 _USAGE = "usage: python -m slpojax.plots RUN [RUN ...] [--to=FILE]; RUN is the output folder of a run"
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str]) -> str:
     """Draw the runs that a command line names, and return what there is to say.
 
     Args:
-        arguments: folders of runs or their metrics.jsonl, and perhaps `--to=FILE`. The picture of one run goes to its
-            folder, that of several to the working directory, as curves.png.
+        arguments: folders of runs or their metrics.jsonl, here or in buckets, and perhaps `--to=FILE`. The picture of
+            one run here goes to its folder, any other to the working directory, as curves.png.
 
     Raises:
         ValueError: there is no such run, or it holds nothing to draw.
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> str:
     options = [argument for argument in arguments if argument.startswith("--")]
     if not paths or any(not option.startswith("--to=") for option in options):
         raise ValueError(_USAGE)
-    alone = pathlib.Path(paths[0]) if len(paths) == 1 else None
+    alone = pathlib.Path(paths[0]) if len(paths) == 1 and not is_bucket(paths[0]) else None
     folder = alone.parent if alone and alone.is_file() else alone or pathlib.Path()
     to = pathlib.Path(options[-1].removeprefix("--to=")) if options else folder / "curves.png"
     if to.suffix not in (".png", ".pdf", ".svg"):
@@ -124,6 +125,9 @@ def load(path: str | pathlib.Path) -> dict[tuple[str, str], Points]:
     Raises:
         ValueError: there is no such file, or a line of it is no row of metrics.
     """
+    if is_bucket(path):
+        name = str(path).rstrip("/")
+        path = fetching.fetched(name if name.endswith(".jsonl") else f"{name}/metrics.jsonl", log.say)
     file = pathlib.Path(path)
     file = file / "metrics.jsonl" if file.is_dir() else file
     if not file.is_file():

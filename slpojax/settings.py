@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from slpojax import named, wording
+from slpojax import named, places, wording
 from slpojax.defaults import FLOAT32, RANGES, SOURCE, WORDS, get_config
 
 # Group of the configuration -> (name -> that function's keyword arguments and their defaults). Raises ValueError for a
@@ -243,17 +243,19 @@ def load(text: str) -> FrozenConfigDict:
     return FrozenConfigDict(_with_tuples(json.loads(text)))
 
 
-def of_run(folder: str | pathlib.Path) -> FrozenConfigDict:
+def of_run(folder: str | places.Path) -> FrozenConfigDict:
     """Return the configuration of the run whose output folder this is.
 
     Raises:
         ValueError: it holds no config.json, or a damaged one, or that of another version of slpojax.
     """
-    file = pathlib.Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} holds no config.json; give the output folder of a run")
+    file = places.path(folder) / "config.json"
+    with places.reaching(file, "read"):
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no config.json; give the output folder of a run")
+        text = file.read_bytes()
     try:
-        config = load(file.read_text(encoding="utf-8"))
+        config = load(text.decode())
         has = named.flatten(config.to_dict(), ".")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}); bring it back from a copy") from error

@@ -3,7 +3,6 @@
 The whole run from top to bottom: bench, method, data, frozen models, the step, the loop, the export.
 """
 
-import pathlib
 import sys
 
 from slpojax import bench as benches
@@ -17,6 +16,7 @@ from slpojax import (
     measure,
     outcome,
     outputs,
+    places,
     settings,
     simulate,
     training,
@@ -96,13 +96,13 @@ def _train(config: Config, method: Method, score: measure.Score | None) -> None:
         run.close()
     if config.export:
         policy = setup.views.policy(state.params, weights)
-        benches.export(bench, pathlib.Path(config.output) / "hf", policy, parts[0].examples)
+        benches.export(bench, places.path(config.output) / "hf", policy, parts[0].examples)
 
 
 def check(config: Config, method: Method) -> None:
     """Refuse what the configuration alone shows to be wrong, before anything takes time."""
     benches.refuse(config)
-    outputs.check(config.output)
+    outputs.check(config.output, stores=() if config.world else ("gs",))
     frozen.refuse(config, method.asked)
     metrics = ["loss", *method.objective.metrics, *(simulate.METRICS if config.world else ())]
     data.check(config)

@@ -150,11 +150,17 @@ def test_a_random_model_downloads_no_weights(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["output", "compiled", "model.path", "data.tokenizer", "reference.path", "reference.previous"]
+    "key", ["compiled", "model.path", "data.path", "data.tokenizer", "reference.path", "reference.previous"]
 )
-def test_buckets_are_refused_at_once(key):
+def test_urls_that_are_not_read_are_refused_at_once(key):
+    config = settings.resolve(base.get_config(), {key: "az://box/run"}, choices=train.CHOICES)
+    refused(lambda: bench.refuse(config), f"config.{key}='az://box/run'", "a local path, or gs:// or s3://")
+
+
+@pytest.mark.parametrize("key", ["data.cache", "data.samples"])
+def test_keys_that_are_local_refuse_buckets(key):
     config = settings.resolve(base.get_config(), {key: "gs://bucket/run"}, choices=train.CHOICES)
-    refused(lambda: bench.refuse(config), f"config.{key}='gs://bucket/run'", "local path")
+    refused(lambda: bench.refuse(config), f"config.{key}='gs://bucket/run'", "expected a local path")
 
 
 def test_the_dtype_of_an_export_is_that_of_the_folder_or_refused(folder, model, params):

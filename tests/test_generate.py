@@ -472,7 +472,7 @@ SECOND = {"generate__second": "reference", "generate__samples": 2}
         ({"generate__rows": "9:12"}, "of 7 prompts none is left"),
         ({"generate__rows": "a"}, "expected 'start:stop'"),
         ({"generate__prompts": "nowhere.jsonl"}, "no such file: nowhere.jsonl"),
-        ({"generate__prompts": "s3://bucket/x.jsonl"}, "buckets and URLs"),
+        ({"generate__prompts": "s3://bucket/x.jsonl"}, "s3:// is neither read nor written here"),
         ({"generate__prompts": ""}, "config.generate.prompts is empty"),
         ({"generate__format": "pears"}, "unknown data.format 'pears'"),
         ({"generate__engine": "localhost"}, "'localhost' is no URL of a server"),

@@ -19,6 +19,7 @@ from slpojax import (
     hf,
     hosts,
     models,
+    places,
     quantised,
     resuming,
     trained,
@@ -28,15 +29,12 @@ from slpojax.data import templates
 from slpojax.grid import Grid
 from slpojax.settings import Config
 
-_PATHS = (
-    "output",
-    "compiled",
-    "model.path",
-    "data.tokenizer",
-    "reference.path",
-    "reference.previous",
-    "reference.cache",
+# Keys whose paths may lie in a bucket, and those whose may not.
+_ANYWHERE = (
+    *("compiled", "model.path", "data.tokenizer", "data.path", "data.eval_path"),
+    *("reference.path", "reference.previous", "reference.cache"),
 )
+_HERE = ("data.cache", "data.samples")
 
 STEPS = ("best", "newest")  # words for checkpoints of a run
 
@@ -247,7 +245,7 @@ def model(
 
 
 def refuse(config: Config) -> None:
-    """Refuse paths that are not on this machine, what does not go with a score head, and what freezes nothing.
+    """Refuse URLs that are not read, what does not go with a score head, and what freezes nothing.
 
     Raises:
         ValueError: names the key.
@@ -279,15 +277,15 @@ def refuse(config: Config) -> None:
             "config.model.weights=random draws a model that no folder holds, which an adapter's folder would name; set "
             "--config.export_merged=true, or export=false"
         )
-    for key in _PATHS:
+    for key in (*_ANYWHERE, *_HERE):
         group, _, leaf = key.rpartition(".")
-        folders.require_local(key, config[group][leaf] if group else config[leaf])
+        places.require(key, config[group][leaf] if group else config[leaf], () if key in _HERE else places.STORES)
 
 
 def set_up_jax(config: Config) -> None:
     """Have JAX compute and keep compiled programs as a configuration says."""
     if config.compiled:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.compiled).absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(places.absolute(config.compiled)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs add up
         compilation_cache.reset_cache()  # JAX settles at the first program of a process whether there is a cache
     if config.model.dtype == "float32":  # TPUs and GPUs would round the operands of a float32 product

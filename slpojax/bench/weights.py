@@ -24,6 +24,8 @@ from slpojax import (
     hf,
     log,
     named,
+    outputs,
+    places,
     quantised,
     readers,
     trained,
@@ -32,6 +34,7 @@ from slpojax import (
 from slpojax.base import NARROW, Model, Params
 from slpojax.bench.making import STEPS, Bench
 from slpojax.grid import Grid
+from slpojax.places import sending
 from slpojax.settings import Config
 
 
@@ -294,7 +297,7 @@ def _placed(bench: Bench, model: Model, shapes: Params) -> Params:
     return grid.placed(shapes, grid.tree(bench.grid, model.sharding, shapes)[0])
 
 
-def restore_params(config: Config, bench: Bench, run: pathlib.Path, step: str) -> tuple[int, Params]:
+def restore_params(config: Config, bench: Bench, run: places.Path, step: str) -> tuple[int, Params]:
     """Return the step that a word or a number names, and the policy of that checkpoint, each parameter on its devices.
 
     Args:
@@ -338,17 +341,18 @@ def _where(bench: Bench) -> Any:
     return grid.tree(bench.grid, bench.model.sharding, jax.eval_shape(bench.model.init, bench.keys.init))[0]
 
 
-def export(bench: Bench, path: pathlib.Path, params: Params, examples: data.Examples) -> None:
+def export(bench: Bench, path: places.Path, params: Params, examples: data.Examples) -> None:
     """Write the parameters as a folder that transformers loads, with the tokenizer and template that made the tokens.
 
     Adapters are written as a folder that peft loads beside the model, unless `bench.merged` adds them to its weights.
 
     Args:
         bench: model and tokenizer.
-        path: the folder.
+        path: the folder; one in a bucket is written on this machine first.
         params: the policy's, on their devices; those of readers are left out.
         examples: that were trained on; generation from the folder stops at what ended their responses.
     """
+    here = sending.here(path)
     params, dtype, ends = readers.without(params), bench.dtype, vocabulary.ends(examples, bench.tokenizer)
     kept = "" if dtype == "float32" else ", rounded from float32 (export_dtype=float32 keeps all digits)"
     config, beside = bench.hf_config, bench.beside._replace(ends=ends)
@@ -359,12 +363,14 @@ def export(bench: Bench, path: pathlib.Path, params: Params, examples: data.Exam
         config, beside, said = _of_rewards(bench, ends)
     if bench.plan.lora and not bench.merged:
         base, whole = bench.base, bench.plan.layers
-        adapters.save(path, params, bench.model, bench.plan.lora, whole=whole, base=base, dtype=dtype, beside=beside)
+        adapters.save(here, params, bench.model, bench.plan.lora, whole=whole, base=base, dtype=dtype, beside=beside)
+        outputs.publish(here, path)
         kept += f"; {said}" if bench.model.score is not None else ""
         log.say(f"wrote {path}, which peft loads beside {base}: {dtype}{kept}; export_merged=true writes whole weights")
         return
     whole_weights = named.nested(trained.pairs.lazily_merged(named.flatten(params)))
-    hf.save(path, whole_weights, bench.model, config, dtype=dtype, beside=beside)
+    hf.save(here, whole_weights, bench.model, config, dtype=dtype, beside=beside)
+    outputs.publish(here, path)
     log.say(f"wrote {path}, which transformers loads: {dtype}{kept}; {said}")
 
 

@@ -19,7 +19,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from slpojax import wording
+from slpojax import log, places, wording
+from slpojax.places import fetching
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".parquet")
 _LOCAL = "a folder written by datasets.save_to_disk, a folder in hub layout, or files: " + ", ".join(FILES)
@@ -72,7 +73,7 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
             a folder, written by `datasets.save_to_disk` or in hub layout;
             files: JSON lines (.jsonl, .jsonl.gz), one JSON array (.json), CSV whose first line names the fields (.csv,
             .csv.gz), or .parquet. A comma-separated list, whose rows are counted through, blank lines left out; globs
-            allowed.
+            allowed. Files and folders may lie in a bucket (gs://, s3://): what they hold is fetched.
         split: the split of a hub or saved data set; files have none.
         rows: "start:stop", the rows to take, counted from 0; "" takes all.
 
@@ -83,6 +84,7 @@ def read(path: str, *, split: str = "train", rows: str = "") -> Records:
     start, stop = parse_range(rows)
     if not path.strip(", "):
         raise ValueError(f"data.path is empty; give a hub name, {_LOCAL}")
+    path = _here(path)
     parts = _parts(path)
     are_files = [part.lower().endswith(FILES) for part in parts]
     if all(are_files):
@@ -112,6 +114,7 @@ def digest(path: str, *, split: str = "train") -> str | None:
     Raises:
         ValueError: as `read` does for what is not there.
     """
+    path = _here(path)
     parts = _parts(path)
     if parts and all(part.lower().endswith(FILES) for part in parts):
         files = [(os.path.basename(name), name) for name in _names(parts)]
@@ -131,6 +134,15 @@ def digest(path: str, *, split: str = "train") -> str | None:
     except OSError:
         return None
     return sha.hexdigest() if files else None
+
+
+def _here(path: str) -> str:
+    """Return a path in which copies on this machine stand for what lies in buckets."""
+    if not any(places.is_bucket(part.strip()) for part in path.split(",")):
+        return path
+    urls = [url for part in path.split(",") for url in fetching.listed(part.strip(), "data.path")]
+    found = [fetching.fetched(url, log.say, key="data.path") if places.is_bucket(url) else url for url in urls]
+    return ",".join(map(str, found))
 
 
 def _parts(path: str) -> list[str]:

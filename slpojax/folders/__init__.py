@@ -13,7 +13,8 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
-from slpojax import log, wording
+from slpojax import log, places, wording
+from slpojax.places import fetching
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,27 +50,13 @@ _OTHER_FORMATS = {
 }
 
 
-def require_local(key: str, path: str | pathlib.Path) -> None:
-    """Refuse a bucket, such as gs://..., where a path on this machine is expected.
-
-    Args:
-        key: of the configuration, which gave it.
-        path: of a folder or file, or a name on the hub.
-    """
-    if re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
-        raise ValueError(
-            f"config.{key}={str(path)!r}: buckets and URLs are neither read nor written; give a local path, and "
-            "copy to or from it"
-        )
-
-
 def resolve(
     path_or_hub_name: str | pathlib.Path, *, key: str = "model.path", files: Sequence[str] = ALL
 ) -> pathlib.Path:
-    """The local folder of a model; a hub name is downloaded, or found in the hub's cache.
+    """The local folder of a model; what lies in a bucket or on the hub is fetched, or found in the cache.
 
     Args:
-        path_or_hub_name: a folder, or "owner/name".
+        path_or_hub_name: a folder, here or in a bucket, or "owner/name".
         key: of the configuration, which gave it, for the error.
         files: patterns of what is downloaded.
 
@@ -81,7 +68,9 @@ def resolve(
     """
     if not str(path_or_hub_name):
         raise ValueError(f"no model given; set config.{key} to a local folder or a hub name.")
-    require_local(key, path_or_hub_name)
+    places.require(key, path_or_hub_name, places.STORES)
+    if places.is_bucket(path_or_hub_name):
+        return fetching.fetched(str(path_or_hub_name), log.say, files=files, key=key)
     name, folder = str(path_or_hub_name), pathlib.Path(path_or_hub_name).expanduser()
     try:
         if folder.is_dir():
