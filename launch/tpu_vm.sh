@@ -92,7 +92,7 @@ cd "$(dirname "$0")"
 [ .venv/.installed -nt pyproject.toml ] && exit
 for python in python3.13 python3.12 python3.11 python3; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
-        "$python" -m venv .venv && .venv/bin/pip install -q -e '.[tpu,logging]' && touch .venv/.installed
+        "$python" -m venv .venv && .venv/bin/pip install -q -e '.[tpu,logging,buckets]' && touch .venv/.installed
         exit
     fi
 done

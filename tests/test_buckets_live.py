@@ -4,20 +4,15 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 
 import buckets
-import hurry
 import jax
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from starter import ROOT, Starter
+from starter import Fleet
 from test_resume import losses
 
 from slpojax import hf, models
@@ -77,15 +72,21 @@ def other(folder):
 
 
 @pytest.fixture(scope="module")
-def starter(folder, store, other):
+def fleet(folder, store, other):
     """The program, beside both stores."""
     with pytest.MonkeyPatch.context() as patch:
         places = {"SLPOJAX_CACHE": str(folder / "copies")}
         for name, value in {**store.environment, **other.environment, **places}.items():
             patch.setenv(name, value)
-        starter = Starter("train", folder)
-    yield starter
-    starter.close()
+        fleet = Fleet("train", folder)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture(scope="module")
+def starter(fleet):
+    """The same, as one process."""
+    return fleet.starter
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(starter, store, who
     # Behind a checkpoint, and amid another one; each time a machine goes on that has nothing of the run.
     amid = 0
     for reached in (lambda: saved(2), lambda: "8" in steps() and not saved(8)):
-        said = starter.start("killed", *there(store, "killed"))
+        said = starter.start("killed", there(store, "killed"))
         until = time.monotonic() + 120
         while not reached():
             assert starter.poll() is None and time.monotonic() < until, said.read_text()[-3000:]
@@ -159,7 +160,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(starter, store, who
         assert starter.wait() == -signal.SIGKILL
         amid += any(not saved(n) for n in steps())
         shutil.rmtree(folder / "copies")
-    said = starter.start("killed", *there(store, "killed"))
+    said = starter.start("killed", there(store, "killed"))
     assert starter.wait() == 0, said.read_text()[-3000:]
     assert amid and "resumed behind step" in said.read_text() and "fetched 4 files" in said.read_text()
     assert "reference log-probs (train): read from gs://bucket/killed-cache" in said.read_text()
@@ -168,7 +169,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(starter, store, who
 
 def refused(starter, *arguments) -> str:
     """Start what is refused; return its error line, the last that it says."""
-    said = starter.start("refused", *arguments)
+    said = starter.start("refused", arguments)
     assert starter.wait() == 1, said.read_text()[-3000:]
     *_, line = said.read_text().splitlines()
     assert line.startswith("error: "), said.read_text()[-3000:]
@@ -212,7 +213,7 @@ def test_a_bucket_that_fails_leaves_the_last_good_state(starter, store, whole, t
         return buckets.BROKEN if count[0] in (40, 90, 150, 210) else 0.005
 
     store.rule[0] = unsteady
-    said = starter.start("faults", *asked)
+    said = starter.start("faults", asked)
     assert starter.wait() == 0, said.read_text()[-3000:]
     assert "skipped checkpoint 6: the process ended while it was written" in said.read_text()
     assert "resumed behind step 4 of" in said.read_text() and count[0] > 210
@@ -220,7 +221,7 @@ def test_a_bucket_that_fails_leaves_the_last_good_state(starter, store, whole, t
     # A part of the newest checkpoint is gone: the one before is taken, and the run ends with the same.
     names = [name for name in store.files() if name.startswith(f"faults/checkpoints/{STEPS}/state/d/")]
     store.remove(max(names, key=lambda name: len(store.files()[name])))
-    said = starter.start("faults", *asked)
+    said = starter.start("faults", asked)
     assert starter.wait() == 0, said.read_text()[-3000:]
     assert f"skipped checkpoint {STEPS}: " in said.read_text()
     found = brought(store, "faults", tmp_path / "again")
@@ -230,43 +231,23 @@ def test_a_bucket_that_fails_leaves_the_last_good_state(starter, store, whole, t
 
 def test_data_models_caches_and_compiled_programs_lie_in_amazons_store_too(starter, other, whole):
     keys = {"model.path": "in/model", "data.path": "in/pai*.jsonl", "reference.cache": "cache", "compiled": "compiled"}
-    said = starter.start("amazon", *(f"--config.{key}={other.url}/{name}" for key, name in keys.items()))
+    said = starter.start("amazon", [f"--config.{key}={other.url}/{name}" for key, name in keys.items()])
     assert starter.wait() == 0, said.read_text()[-3000:]
     assert losses(starter.folder / "amazon") == losses(whole)
     kinds = {name.partition("/")[0] for name in other.files()}
     assert kinds == {"in", "cache", "compiled"}
 
 
-def hosts(store, folder, *arguments):
-    """Start two processes of one device each, as on two machines."""
-    shared = os.environ | store.environment | {"PYTHONPATH": str(ROOT), "JAX_NUM_PROCESSES": "2"}
-    shared |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count=1 {hurry.FLAGS}"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "slpojax.train", "--config=tiny.py", *arguments]
-    command += ["--config.mesh.distributed=true", "--config.mesh.data=2"]
-    logs = [tempfile.TemporaryFile("w+") for _ in range(2)]
-    own = [{"JAX_PROCESS_ID": str(i), "SLPOJAX_CACHE": str(folder / f"host{i}")} for i in range(2)]
-    return logs, [
-        subprocess.Popen(command, cwd=folder, env=shared | one, stdout=log, stderr=subprocess.STDOUT)
-        for log, one in zip(logs, own, strict=True)
-    ]
-
-
-def test_two_hosts_write_one_run_in_a_bucket_and_resume(store, folder, whole, tmp_path):
-    asked = there(store, "two", compiled=f"{store.url}/compiled")
-    _, running = hosts(store, folder, *asked)
+def test_two_hosts_write_one_run_in_a_bucket_and_resume(fleet, store, folder, whole, tmp_path):
+    asked = [*there(store, "two"), "--config.mesh.data=2"]
+    fleet.start("two", *asked, hosts=2)
     while "two/checkpoints/4/commit_success.txt" not in store.files():
-        assert all(process.poll() is None for process in running)
-        time.sleep(0.05)
-    for process in running:
-        process.kill()
-        process.wait()
-    logs, running = hosts(store, folder, *asked)
-    assert [process.wait(300) for process in running] == [0, 0], [log.seek(0) or log.read()[-3000:] for log in logs]
-    logs[0].seek(0)
-    assert "resumed behind step" in logs[0].read() and (folder / "host1" / "fetched").is_dir()
+        assert fleet.ended() == [None, None], fleet.all_said()
+        time.sleep(0.01)
+    fleet.kill(0, 1)
+    assert fleet.wait() == [-signal.SIGKILL] * 2
+    fleet.run("two", *asked, hosts=2)
+    assert "resumed behind step" in fleet.said()
     found, expected = losses(brought(store, "two", tmp_path / "two")), losses(whole)
     assert found.keys() == expected.keys()
     for step, values in expected.items():
