@@ -376,7 +376,9 @@ def wait(checkpoints: Checkpoints) -> None:
         checkpoints.manager.wait_until_finished()
         if step is not None:
             torn.require_whole(checkpoints.folder / str(step))
-            checkpoints.manager.item_metadata(step)
+            # In a bucket orbax takes for unfinished on the other hosts what the first one has finished.
+            if jax.process_index() == 0 or not places.is_bucket(checkpoints.folder):
+                checkpoints.manager.item_metadata(step)
     except Exception as error:
         raise _not_written(checkpoints, step, error) from error
 
