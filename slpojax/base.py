@@ -25,6 +25,8 @@ Scalar: TypeAlias = float | Float[Array, ""]  # a hyperparameter: a Python numbe
 
 # log(1 - p) where there is no token. exp() of it is 0, and sums of thousands of it stay finite in float32.
 ABSENT = -1e30
+# Before the names of a step's metrics that are of every example, [B], and no means.
+EACH = "each/"
 # An adapter's pair and its scale, by their names beside the weight of a linear map.
 ADAPTER = ("lora_a", "lora_b", "lora_scale")
 # The scales of a weight that is kept as codes of few bits, by their name beside it.
@@ -241,6 +243,7 @@ class Model(NamedTuple):
 __all__ = [
     "ABSENT",
     "ADAPTER",
+    "EACH",
     "NARROW",
     "Array",
     "Batch",

@@ -35,6 +35,8 @@ class Loop:
         config: every key of slpojax/defaults.py.
         contents: digests of what the configuration names by its place.
         rows: [N] what a message calls the source records of the examples.
+        source: [N] of each example the number of its source in `names`.
+        names: of the sources of a mixture; () where there is one source alone.
         stream: the batches from there on.
         log: where metrics go.
         checkpoints: the folder.
@@ -55,6 +57,8 @@ class Loop:
     config: Config
     contents: Mapping[str, str]
     rows: Sequence[int] | Sequence[str]
+    source: np.ndarray
+    names: Sequence[str]
     stream: Any  # an iterator of batches whose position `get_state` gives
     log: metrics.Log
     checkpoints: checkpoint.Checkpoints
@@ -115,7 +119,7 @@ class Loop:
         """
         config, last = self.config, n == self.total
         self.last = metrics
-        self.log.write(n, metrics, dispatched=asked, **counts)
+        self.log.write(n, metrics, dispatched=asked, sources=self._sources(n), **counts)
         self.mirror.due()
         self._look_at_broken()
         due = last or bool(config.eval_every and n % config.eval_every == 0)
@@ -130,6 +134,12 @@ class Loop:
             self._look_at_broken()
             if broken := sums.of_floats(state.params):
                 raise FloatingPointError(f"the weights behind step {n} are not finite: {', '.join(broken[:3])}")
+
+    def _sources(self, n: int) -> dict[str, np.ndarray]:
+        """Return the places in the batch of a step of each source's examples."""
+        index = self.indices[n]
+        of_batch = np.where(index >= 0, self.source[index], -1)
+        return {name: np.flatnonzero(of_batch == k) for k, name in enumerate(self.names)}
 
     def close(self) -> None:
         """Write what is held, wait for the last checkpoint, and let go of the folder."""
@@ -312,6 +322,8 @@ def start(
         config=config,
         contents=contents,
         rows=part.examples.places(),
+        source=part.examples.source,
+        names=part.examples.names,
         stream=stream,
         log=lines,
         checkpoints=checkpoints,

@@ -17,14 +17,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import rich
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from slpojax import log
+from slpojax.base import EACH
 
 # What the console shows of a step where it is there, under a shorter name.
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "logp chosen"}
@@ -95,6 +98,7 @@ class Pending(NamedTuple):
     counts: dict[str, int | float]
     dispatched: float | None
     ended: concurrent.futures.Future[float]
+    sources: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -127,20 +131,27 @@ class Log:
     printed: float = -math.inf
 
     def write(
-        self, step: int, metrics: Mapping[str, Any], *, dispatched: float | None = None, **counts: int | float
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        *,
+        dispatched: float | None = None,
+        sources: Mapping[str, np.ndarray] = MappingProxyType({}),
+        **counts: int | float,
     ) -> None:
         """Hand over the metrics of a training step that has been dispatched; those of the step before are written.
 
         Args:
             step: the number of finished steps, so the first one is 1.
-            metrics: scalars, still on the device.
+            metrics: scalars, and `each/NAME` of every example, [B]; still on the device.
             dispatched: `time.perf_counter()` just before the step was dispatched; gives device_waited_share, the share
                 of the time in which no step was under way: the device waited for a batch.
+            sources: of a mixture, name of a source -> its examples' places in the batch, for means of their own.
             **counts: what the batch holds, each written as a rate: examples, tokens, flops (which gives mfu, the share
                 of `peak`), ...; "slots" is the room in its rows and gives padding_share.
         """
         before = self.pending
-        self.pending = Pending(step, metrics, counts, dispatched, self.watcher.submit(_end, metrics))
+        self.pending = Pending(step, metrics, counts, dispatched, self.watcher.submit(_end, metrics), sources)
         if before is not None:
             self._finish(before)
 
@@ -171,7 +182,7 @@ class Log:
                 self.bar[0].stop()
 
     def _finish(self, pending: Pending) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(pending.metrics)).items()}
+        values = _values(jax.device_get(dict(pending.metrics)), pending.sources)
         step, now = pending.step, pending.ended.result()
         self.begun = self.begun or (step, now)
         self.meter.add(now, pending.counts, pending.dispatched)
@@ -204,6 +215,17 @@ class Log:
         elif now - self.printed >= log.PATIENCE or step >= self.total:
             self.printed = now
             log.say(f"step {step}/{self.total}  {text}" + f"  {left}" * bool(left), console=self.console)
+
+
+def _values(fetched: Mapping[str, Any], sources: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the scalars, and of every source that the batch has examples of the means `source/SOURCE/NAME`."""
+    values = {name: float(value) for name, value in fetched.items() if not name.startswith(EACH)}
+    for source, places in sources.items():
+        for name, each in fetched.items():
+            if name.startswith(EACH) and len(places):
+                mean = np.mean(each[places], dtype=np.float64)
+                values[f"source/{source}/{name.removeprefix(EACH)}"] = float(mean)
+    return values
 
 
 def open_log(

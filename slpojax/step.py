@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from slpojax import following, needs, selectors, trained
-from slpojax.base import Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
+from slpojax.base import EACH, Array, Batch, Frozen, Int, Key, Logps, Model, Params, Rows, Scored, Shapes, State
 from slpojax.grid import Grid, constrain, sum_over_data
 from slpojax.head import TokenScores
 from slpojax.objectives import Objective, blank
@@ -211,6 +211,8 @@ def update(
     optimizer: optax.GradientTransformationExtraArgs,
     shapes: Shapes,
     grid: Grid,
+    *,
+    each: bool = False,
 ) -> Update:
     """Return the pure (state, frozen, batch, hyper) -> (state, metrics): one step.
 
@@ -222,6 +224,7 @@ def update(
         shapes: the batch's sizes; with P where the objective asks for the prompts' log-probs. A group of rows is what
             one device holds of one micro-batch, so the step has as many micro-batches as a device has groups.
         grid: the devices.
+        each: whether the loss and the metrics of every example are among the metrics, `each/NAME`, [B].
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), the objective's own and the selector's, each
     the mean over the global batch. With `batch.ref` the reference's log-probs are taken from there.
@@ -236,7 +239,7 @@ def update(
         return score(views.policy(params, context.frozen), rows, scored, context.reference)
 
     def mean_loss(tokens: TokenScores, context: Context, scored: Scored) -> tuple[Array, tuple[Metrics, Any]]:
-        return _mean_loss(method, shapes, constrain(tokens, grid.everywhere), context, scored)
+        return _mean_loss(method, shapes, constrain(tokens, grid.everywhere), context, scored, each)
 
     def loss_of(params: Params, context: Context, x: tuple[Rows, Scored]) -> tuple[Array, tuple[Metrics, Any]]:
         return mean_loss(tokens(params, context, *x), context, x[1])
@@ -336,6 +339,7 @@ def _mean_loss(
     tokens: TokenScores,
     context: Context,
     scored: Scored,
+    each: bool,
 ) -> tuple[Array, tuple[Metrics, Any]]:
     """Return the mean loss over the global batch of the examples that are scored here, the metrics and the state."""
     # A micro-batch holds whole examples; those of the other micro-batches get no length here and count as zero. The
@@ -347,10 +351,14 @@ def _mean_loss(
     selector, hyper = method.selector, context.hyper
     losses, metrics, state = on_examples(method.objective, inputs, context.key, selector=selector, hyper=hyper)
 
-    def mean(x: Array) -> Array:
-        return jnp.sum(jnp.where(present, x, 0.0)) / shapes.examples
+    def here(x: Array) -> Array:
+        return jnp.where(present, x, 0.0)
 
-    return mean(losses), (jax.tree.map(mean, metrics), state)
+    def mean(x: Array) -> Array:
+        return jnp.sum(here(x)) / shapes.examples
+
+    of_examples = {f"{EACH}{name}": here(x) for name, x in {"loss": losses, **metrics}.items()} if each else {}
+    return mean(losses), (jax.tree.map(mean, metrics) | of_examples, state)
 
 
 def _micro_batches(x: Any, count: int, groups: int) -> Any:

@@ -270,7 +270,8 @@ def make(
     notes = [f"sharding: {note}" for note in notes]
 
     trained = method._replace(selector=None) if layout.picked else method
-    update = step.update(model, views, trained, rule, layout.picked or layout.train, devices)
+    shapes, by_source = layout.picked or layout.train, bool(config.data.mixture)
+    update = step.update(model, views, trained, rule, shapes, devices, each=by_source)
     if config.nonfinite == "skip":
         update = step.skipping(update)
     update = _with_rate(config, scheduled, update)

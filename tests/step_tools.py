@@ -38,13 +38,14 @@ def prepare(
     *,
     selector: Selector | None = None,
     donate: bool = True,
+    each: bool = False,
 ) -> Prepared:
     """Place the parameters and all that training adds to them on a mesh."""
     statistics = jax.tree.map(jnp.float32, objective.state)
     state = State(jnp.int32(0), params, optimizer.init(params), statistics, jax.random.key(0))
     where, _ = grid.tree(devices, model.sharding, state)
     optimizer = optax.with_extra_args_support(optimizer)
-    update = step.update(model, step.WHOLE, step.Method(objective, selector), optimizer, shapes, devices)
+    update = step.update(model, step.WHOLE, step.Method(objective, selector), optimizer, shapes, devices, each=each)
     out = (where, devices.everywhere)
     train_step = jax.jit(update, donate_argnums=0 if donate else (), out_shardings=out)
     return Prepared(train_step, jax.tree.map(jax.device_put, state, where), where)

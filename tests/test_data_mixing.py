@@ -123,6 +123,17 @@ def test_a_run_trains_on_a_mixture_and_evaluates_each_source(folder, capsys):
             both = (2 * row[f"source/a/{name}"] + 3 * row[f"source/b/{name}"]) / 5
             assert both == pytest.approx(row[name], rel=1e-5, abs=1e-6)
     assert end["source/a/loss"] != end["source/b/loss"]
+    # A step's means are of the examples that its batch has of a source: a whole number, the same for all metrics.
+    for row in metrics.read_jsonl(folder / "run" / "metrics.jsonl", "train"):
+        sources = [of for of in ("a", "b") if f"source/{of}/loss" in row]
+        assert sources and "each/loss" not in row
+        counts = []
+        for name in ("loss", "logps/chosen", "logps/rejected"):
+            a, b = (row.get(f"source/{of}/{name}", 0.0) for of in ("a", "b"))
+            if abs(a - b) > 1e-3:  # before the first step all losses are log 2
+                counts.append(4 * (row[name] - b) / (a - b))
+        assert len(counts) > 1
+        np.testing.assert_allclose(counts, np.round(counts[-1]), atol=1e-2)
     # A source that moved is the same; another share is not.
     (folder / "moved.jsonl").write_text((folder / "a.jsonl").read_text())
     train.train(configuration(folder, "run", steps=3, **{"data.mixture.a.path": str(folder / "moved.jsonl")}))

@@ -55,6 +55,8 @@ def start(folder, request=None, **changes) -> tuple[loop.Loop, list[int]]:
         config=config,
         contents={},
         rows=range(100, 100 + 2 * TOTAL),
+        source=np.zeros(2 * TOTAL, int),
+        names=(),
         stream=Stream(restored.data["at"] if restored else 0),
         log=metrics.open_log(folder, total=TOTAL, step=restored.step if restored else None),
         checkpoints=checkpoints,

@@ -8,6 +8,7 @@ import threading
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -33,6 +34,20 @@ def test_a_step_is_written_when_the_next_one_is_under_way(tmp_path):
     log.record(2, "eval", {"loss": 0.25})
     log.close()
     assert [(row["step"], row["split"]) for row in lines(tmp_path)] == [(1, "train"), (2, "train"), (2, "eval")]
+
+
+def test_each_source_of_a_mixture_has_means_of_its_own(tmp_path):
+    """Of the examples that a batch has of it; a source without one has none."""
+    log = metrics.open_log(tmp_path, total=1, console=QUIET)
+    each = {"each/loss": jnp.float32([1.0, 2.0, 6.0, 4.0]), "each/rewards/margins": jnp.float32([0.0, 1.0, 2.0, 3.0])}
+    places = {"hh": np.array([0, 2]), "shp": np.array([1]), "webgpt": np.zeros(0, int)}
+    log.write(1, {"loss": jnp.float32(3.25)} | each, sources=places)
+    log.close()
+    (line,) = lines(tmp_path)
+    line.pop("process_peak_bytes")
+    of_sources = {"hh/loss": 3.5, "hh/rewards/margins": 1.0, "shp/loss": 2.0, "shp/rewards/margins": 1.0}
+    expected = {f"source/{name}": value for name, value in of_sources.items()}
+    assert line == {"step": 1, "split": "train", "loss": 3.25, **expected}
 
 
 def test_every_nth_step_and_the_last_have_a_line(tmp_path):

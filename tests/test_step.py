@@ -32,7 +32,7 @@ from slpojax import (
     topology,
     training,
 )
-from slpojax.base import Batch, Frozen, Logps, Model, Params, Shapes, State
+from slpojax.base import EACH, Batch, Frozen, Logps, Model, Params, Shapes, State
 from slpojax.data.examples import Example
 from slpojax.models import attention
 
@@ -99,7 +99,10 @@ def examples(count: int, candidates: int = 2, times: int = 1) -> data.Examples:
 def two_steps(
     name, *, mesh_sizes=(1, 1, 1), accumulate=1, online=False, pack=True, lengths=(), dtype="float32", rounds=False
 ):
-    """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state."""
+    """Two SGD steps of the same batches; returns the metrics of both, the final parameters and the state.
+
+    Every mean that has the values of its examples beside it is theirs.
+    """
     objective, steps, devices = objectives.build(name), 2, grid_of(*mesh_sizes)
     if rounds:
         devices = devices._replace(rounds=grid.in_rounds(devices.mesh))
@@ -111,7 +114,7 @@ def two_steps(
     shapes = data.plan(pairs, order, row_length=64, pack=pack, multiple_of=groups, prompts=prompts)
     shapes = shapes._replace(lengths=tuple((length, shapes.scored) for length in lengths))
     params, ref_params = (drawn(seed) for seed in (0, 1))
-    ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, devices)
+    ready = prepare(model, objective, optax.sgd(0.05, momentum=0.9), shapes, params, devices, each=True)
     ref_params = jax.tree.map(jax.device_put, ref_params, ready.where.params)
     batches = [
         grid.put_batch(devices, data.pack([pairs[int(i)] for i in index], shapes, index.astype(np.int32)))
@@ -124,7 +127,10 @@ def two_steps(
     train_step = ready.train_step if lengths else compiled(ready.train_step, state, frozen, batches[0])
     for batch in batches:
         state, metrics = train_step(state, frozen, batch)
-        seen.append({k: float(v) for k, v in metrics.items()})
+        seen.append({name: np.asarray(value) for name, value in metrics.items()})
+        for name in metrics.keys() - {"grad_norm"}:
+            if not name.startswith(EACH):
+                np.testing.assert_allclose(seen[-1][f"{EACH}{name}"].mean(), seen[-1][name], rtol=1e-5, atol=1e-6)
     return seen, jax.tree.map(np.asarray, state.params), state
 
 
