@@ -139,7 +139,8 @@ def test_the_pass_of_a_reference_is_the_function_that_makes_the_cached_log_probs
     assert grid.held(weights) == grid.held(planned.setup.like.params)
     assert passes.passes(programs.prepare(configured({"reference.mode": "online"}), LLAMA, devices)) == {}
     elsewhere = programs.prepare(configured({"reference.path": "absent/model"}), LLAMA, devices)
-    assert "with the policy's shape, as reference.path=absent/model" in passes.assumed(elsewhere)
+    (note,) = passes.assumed(elsewhere)
+    assert "with the policy's shape, as reference.path=absent/model" in note
 
 
 def test_sampling_is_planned_with_what_a_run_gives_to_the_functions_that_it_calls(monkeypatch):

@@ -195,7 +195,7 @@ def _compile(config: Config, hf_config: dict[str, Any], model: str, examples: Ex
     steps, others = programs.programs(planned), {}
     if config.plan.programs == "all":
         others = passes.passes(planned)
-        if note := passes.assumed(planned):
+        for note in passes.assumed(planned):
             log.say(note)
     for program, one in steps.items():
         compile_one(program, one.function, one.inputs)

@@ -74,12 +74,15 @@ def samples(planned: Planned) -> bool:
     return bool((c.generate.prompts or c.judge.name) and not c.generate.engine and planned.bench.model.score is None)
 
 
-def assumed(planned: Planned) -> str:
-    """Say what of a frozen model's pass is not known here; "" where all is."""
-    path = planned.config.reference.path
-    if not path or folders.here(path) or planned.frozen.reference is not None:
-        return ""
-    return f"reference's pass: with the policy's shape, as reference.path={path} is not on this machine"
+def assumed(planned: Planned) -> list[str]:
+    """Return lines on what of these programs is not known here, and on what a run has beside them."""
+    path, second = planned.config.reference.path, planned.config.generate.second
+    notes = []
+    if path and not folders.here(path) and planned.frozen.reference is None:
+        notes.append(f"reference's pass: with the policy's shape, as reference.path={path} is not on this machine")
+    if second and samples(planned):
+        notes.append(f"sampling: the policy's; another model gives the last answers (generate.second={second})")
+    return notes
 
 
 def _of_reference(planned: Planned) -> Pass:
