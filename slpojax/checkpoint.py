@@ -98,7 +98,11 @@ def open_folder(
     # BestN keeps the end of its sorted list. orbax stores metrics only where there is a best_fn.
     policies = [LatestN(keep_last), BestN(get_metric_fn=cost, reverse=True, n=keep_best)]
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(policies), best_fn=cost, best_mode="min", todelete_subdir=_TRASH
+        preservation_policy=AnyPreservationPolicy(policies),
+        best_fn=cost,
+        best_mode="min",
+        todelete_subdir=_TRASH,  # hosts may see other folders for a while:
+        single_host_load_and_broadcast=jax.process_count() > 1,
     )
     with places.reaching(folder, "read"):
         return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric, [])
@@ -337,16 +341,16 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
 
 
 def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | None, str]:
-    """Return what a checkpoint's state belongs to, or None and why it cannot be told."""
+    """Return what a checkpoint's state belongs to, or None on all hosts and why it cannot be told."""
+    run: Any = None
     try:
         run = checkpoints.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        reason = "" if run["step"] == step else f"it holds step {run['step']}"
         if run != _sealed({name: value for name, value in run.items() if name != "digest"}):
-            return None, "what it says of its run is not what was saved"
+            reason = "what it says of its run is not what was saved"
     except Exception as error:  # whatever a damaged file makes of a reader
-        return None, _first_line(error)
-    if run["step"] != step:
-        return None, f"it holds step {run['step']}"
-    return run, ""
+        reason = _first_line(error)
+    return (run, "") if _all_hosts(not reason) else (None, reason or "another host cannot read it")
 
 
 def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping[str, int]) -> tuple[State | None, str]:

@@ -70,7 +70,7 @@ def prepare(config: Config, run: Run) -> Config:
     data = f"pools-{size}" if size else "pairs"
     files = {"model.path": _MODEL, "data.path": _TRAIN.format(data), "data.eval_path": _HELD_OUT.format(data)}
     made = settings.replace(config, {name: str(folder / file) for name, file in files.items()})
-    if (output / "checkpoints").is_dir():  # before minutes go into a reference for a run that is refused
+    if agreed((output / "checkpoints").is_dir()):  # before minutes go into a reference for a run that is refused
         with alone(output):
             checkpoints = checkpoint.open_folder(output / "checkpoints")
             checkpoint.require_same_config(checkpoints, made.to_dict(), force=config.resume == "force")

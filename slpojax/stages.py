@@ -9,6 +9,7 @@ Knows files and hosts; knows nothing of what the records say.
 import hashlib
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 
 from slpojax import cached, log, wording
+
+_SHOWN, _AGAIN = 60.0, 0.2  # seconds until storage shows to a host what another has written; between looks
 
 Record: TypeAlias = Mapping[str, Any]
 Records: TypeAlias = Sequence[Record]
@@ -47,9 +50,10 @@ def fill(stage: Stage, count: int, produce: Callable[[int], Iterable[Records]]) 
         ValueError: the file is there and was made from something else, or was changed since; names the file, what
             differs and what to do.
     """
-    if found := made(stage):
+    there = cached.from_first_host([np.array([made(stage) != ""], np.int32)])
+    if there is not None and there[0][0]:
         log.say(f"{stage.path}: found, {count:,} {stage.what}")
-        return found
+        return _as_first(stage)
     part = stage.path.with_suffix(".part")
     done = _agreed_start(stage, part, count)
     if done:
@@ -69,7 +73,24 @@ def fill(stage: Stage, count: int, produce: Callable[[int], Iterable[Records]]) 
     if writes:
         _finish(stage, part)
     cached.from_first_host([np.zeros(1, np.int32)])  # the other hosts read what the first one has written
-    return str(made(stage))
+    return _as_first(stage)
+
+
+def _as_first(stage: Stage) -> str:
+    """Return the digest of the lines of a file that is there, once this host sees it: storage may show it later.
+
+    Raises:
+        ValueError: it does not see it.
+    """
+    until = time.monotonic() + _SHOWN
+    while not (found := made(stage)):
+        if time.monotonic() > until:
+            raise ValueError(
+                f"{stage.path}: the first host has it, and host {jax.process_index()} has not seen it for {_SHOWN:g} "
+                "s; set config.output to a folder that every machine sees"
+            )
+        time.sleep(_AGAIN)
+    return found
 
 
 def made(stage: Stage) -> str:

@@ -1,0 +1,65 @@
+"""Many ends of a run over four hosts: killed, one host or all, or asked to end, at random moments; nothing changes.
+
+As many as `SLPOJAX_HOST_ENDS` says, by hand; the result of two hundred is in benchmarks/RESULTS.md.
+"""
+
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from starter import Fleet
+from test_resume import losses, newest, workplace  # noqa: F401  a fixture
+
+HOSTS, PATIENCE = 4, 3.0
+ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "5"))
+STEPS = 8 * (ENDS + 2)
+KEYS = {"mesh.patience": PATIENCE, "mesh.fsdp": 2, "steps": STEPS, "checkpoint_every": 3, "reference.batch_size": 4}
+# What ends a start, in turn: a signal, and whether it reaches all hosts or one.
+WAYS = ((signal.SIGKILL, False), (signal.SIGTERM, True), (signal.SIGKILL, True), (signal.SIGTERM, False))
+
+
+def end(fleet, output, rng, way, limit):
+    """Start; end the run at a random moment, behind the step `limit` at the latest; return how many steps it took."""
+    number, all_of_them = way
+    path, before = output / "metrics.jsonl", newest(output / "metrics.jsonl")
+    fleet.start(output.name, hosts=HOSTS)
+    early, more = rng.random() < 0.25, rng.integers(1, 8)  # early: as soon as the hosts have come together
+    while not (fleet.said() and early):
+        assert fleet.ended() == [None] * HOSTS, fleet.all_said()
+        if begun(fleet) is not None and newest(path) >= min(before + more, limit):
+            break
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.5 if early else 0.05))
+    hosts = range(HOSTS) if all_of_them else [int(rng.integers(HOSTS))]
+    fleet.kill(*hosts, signal=number)
+    ends = fleet.wait(seconds=120)
+    killed = number == signal.SIGKILL
+    wanted = [(-9 if n in hosts else 1) if killed else 128 + number for n in range(HOSTS)]
+    assert ends == wanted, fleet.all_said()
+    return 0 if begun(fleet) is None else newest(path) - begun(fleet)
+
+
+def begun(fleet):
+    """Return the step behind which a start takes steps, None where it has not come so far."""
+    found = re.search(r"resumed behind step (\d+) ", fleet.said())
+    return int(found[1]) if found else 0 if "parameters on" in fleet.said() else None
+
+
+@pytest.mark.check
+@pytest.mark.timeout(36_000)
+def test_a_run_over_four_hosts_ends_bit_for_bit_however_often_it_was_ended(workplace, capsys):  # noqa: F811
+    fleet = Fleet("train", workplace, [f"--config.{key}={value}" for key, value in KEYS.items()])
+    rng, whole, output = np.random.default_rng(0), workplace / "never", workplace / "often"
+    fleet.run(whole.name, hosts=HOSTS)
+    taken = sum(end(fleet, output, rng, WAYS[i % len(WAYS)], STEPS * (i + 1) // (ENDS + 2)) for i in range(ENDS))
+    fleet.run(output.name, hosts=HOSTS)
+    taken += STEPS - begun(fleet)
+    fleet.close()
+    with capsys.disabled():
+        print(f"\n{ENDS} ends over {HOSTS} hosts: {taken} steps for {STEPS}, {1 - STEPS / taken:.1%} of the work lost")
+    assert losses(output) == losses(whole)
+    one, other = (folder / "hf" / "model.safetensors" for folder in (output, whole))
+    assert one.read_bytes() == other.read_bytes()
