@@ -96,13 +96,13 @@ def open_folder(
         return _cost(best_metric, metrics) if metrics else math.inf
 
     # BestN keeps the end of its sorted list. orbax stores metrics only where there is a best_fn.
-    policies = [LatestN(keep_last), BestN(get_metric_fn=cost, reverse=True, n=keep_best)]
+    best = BestN(get_metric_fn=cost, reverse=True, n=keep_best)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(policies),
+        preservation_policy=AnyPreservationPolicy([LatestN(keep_last), best]),
         best_fn=cost,
         best_mode="min",
-        todelete_subdir=_TRASH,  # hosts may see other folders for a while:
-        single_host_load_and_broadcast=jax.process_count() > 1,
+        todelete_subdir=_TRASH,
+        single_host_load_and_broadcast=jax.process_count() > 1,  # hosts may not see the same at once
     )
     with places.reaching(folder, "read"):
         return Checkpoints(folder, ocp.CheckpointManager(folder, item_names=_ITEMS, options=options), best_metric, [])
@@ -342,7 +342,6 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
 
 def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | None, str]:
     """Return what a checkpoint's state belongs to, or None on all hosts and why it cannot be told."""
-    run: Any = None
     try:
         run = checkpoints.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         reason = "" if run["step"] == step else f"it holds step {run['step']}"
@@ -415,9 +414,8 @@ def _all_hosts(value: bool) -> bool:
 
 def _set_aside(checkpoints: Checkpoints, damaged: Mapping[int, str]) -> None:
     """Rename damaged checkpoints, newer than the one that is restored, and say so."""
-    for step, reason in damaged.items():
-        if jax.process_index() == 0:
-            torn.rename(checkpoints.folder / str(step), reason)
+    for step, reason in damaged.items() if jax.process_index() == 0 else ():
+        torn.rename(checkpoints.folder / str(step), reason)
     if damaged:
         _all_hosts(True)
         checkpoints.manager.reload()
