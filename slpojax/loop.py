@@ -18,6 +18,7 @@ import numpy as np
 from slpojax import checkpoint, data, flops, hosts, log, metrics, places, settings, stopping, sums, tracing, wording
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
+from slpojax.hosts.stops import Stops
 from slpojax.places import sending
 from slpojax.settings import Config
 
@@ -64,7 +65,7 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     trace: tracing.Tracer
     measure: Measure
-    request: stopping.Request
+    request: stopping.Request | Stops
     opened: contextlib.ExitStack
     mirror: sending.Mirror = dataclasses.field(default_factory=lambda: sending.Mirror("", writes=False))
     owed: bool = False
@@ -154,6 +155,10 @@ class Loop:
                 self.mirror.send()
             finally:
                 checkpoint.close(self.checkpoints)
+                number = self.request.leave()
+        if number and error is None:
+            name = signal.Signals(number).name
+            raise stopping.Stopped(f"stopped by {name} behind the last step; the same command goes on from it", number)
         if self.skipped:
             log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {wording.few(self.skipped)}")
 
@@ -314,7 +319,10 @@ def start(
     if jax.process_index() == 0:
         (here / "config.json").write_text(settings.dump(config))
     opened = contextlib.ExitStack()
-    request = opened.enter_context(stopping.listening())
+    together = hosts.together()
+    if together:
+        together.enter(restored.step if restored else 0)
+    request = together or opened.enter_context(stopping.listening())
     run = Loop(
         total=total,
         restored=restored.state if restored else None,

@@ -1,17 +1,13 @@
 """Signals that ask a run to end: they are noted, and the loop ends where nothing is lost.
 
-Knows signals and hosts; knows nothing of the loop.
+Knows signals; knows nothing of the loop.
 """
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-
-import jax
-from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,31 +25,23 @@ class Stopped(Exception):  # noqa: N818  it is no error
 
 
 class Request:
-    """What was asked for while `listening`: the signal, or None."""
+    """What was asked for while `listening`: the signal, or None. Of several hosts see `slpojax.hosts.stops`."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def at(self, step: int) -> int | None:
-        """Return the number of the signal that all hosts have heard of by a step, or None.
+        """Return the number of the signal that was heard of by a step, or None."""
+        return self.number
 
-        A signal reaches hosts at different times, and one of them may be the only one that gets it; they agree on the
-        step, which JAX's runtime sees to.
-
-        Args:
-            step: the number of the finished step, the same on every host.
-        """
-        if jax.process_count() == 1:
-            return self.number
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+    def leave(self) -> int | None:
+        """Take no more steps; return the number of a signal for which the run is still to end: none."""
+        return None
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Request]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once.
-
-    With several hosts SIGTERM belongs to JAX's runtime, which tells the others, and SIGINT is turned into it.
-    """
+    """Note SIGTERM and SIGINT instead of dying of them; a second one is obeyed at once."""
     request = Request()
     if threading.current_thread() is not threading.main_thread():  # nobody else may set handlers
         yield request
@@ -64,13 +52,7 @@ def listening() -> Iterator[Request]:
         for each in before:
             signal.signal(each, before[each])
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if jax.process_count() == 1:
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-    else:
-        before = {signal.SIGINT: signal.signal(signal.SIGINT, pass_on)}
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield request
     finally:

@@ -5,6 +5,7 @@ in a fork, which has the modules and no JAX backend yet. Lines on stdout: {"pid"
 "status": ...} for an end.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -52,6 +53,7 @@ def start(line: str) -> int:
             status = run(*json.loads(line))
         except BaseException:
             traceback.print_exc()
+        atexit._run_exitfuncs()  # where hosts wait for each other
         sys.stderr.flush()
         os._exit(status)
     tell(pid=pid)

@@ -3,11 +3,9 @@
 import json
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import hurry
 import numpy as np
@@ -31,8 +29,8 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(commands, *, devices, flags="", environments=None, then=None, status=0):
-    """Start processes, each with as many devices, do what `then` says to them; wait; return what they printed."""
+def start(commands, *, devices, flags="", environments=None, status=0):
+    """Start processes, each with as many devices; wait; return what they printed."""
     shared = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
         "PYTHONPATH": str(ROOT),
@@ -41,8 +39,6 @@ def start(commands, *, devices, flags="", environments=None, then=None, status=0
         subprocess.Popen(command, env=shared | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for command, more in zip(commands, environments or [{}] * len(commands), strict=True)
     ]
-    if then:
-        then(running)
     shown = [process.communicate(timeout=1500)[0] for process in running]
     assert all(process.returncode == status for process in running), "\n".join(shown)
     return shown
@@ -57,12 +53,7 @@ def slurm(processes):
     return [shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"} for i in range(processes)]
 
 
-def by_hand(processes):
-    """Return what says the same where there is no cluster."""
-    return [{"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)} for i in range(processes)]
-
-
-def train_on(path, output, processes, steps, then=None, status=0, cluster=slurm, last=None, **more):
+def train_on(path, output, processes, steps, status=0, last=None, **more):
     """Start the program `processes` times with eight devices in all; return what they printed.
 
     `last` are changes of the last process alone.
@@ -77,25 +68,8 @@ def train_on(path, output, processes, steps, then=None, status=0, cluster=slurm,
     # A cache on a disk that no other host sees.
     commands = [[*command, f"--config.reference.cache={path / output / f'cache{i}'}"] for i in range(processes)]
     commands[-1] += [f"--config.{key}={value}" for key, value in (last or {}).items()]
-    environments = [shared | of_process for of_process in cluster(processes)]
-    return start(commands, devices=8 // processes, environments=environments, then=then, status=status)
-
-
-@pytest.mark.timeout(900)
-def test_an_interrupt_of_one_host_ends_all_behind_the_same_step(tmp_path):
-    folder = tiny.make(tmp_path)
-    written = folder / "run" / "metrics.jsonl"
-
-    def interrupt(running):
-        while not (written.exists() and metrics.read_jsonl(written, "train")):
-            assert all(process.poll() is None for process in running)
-            time.sleep(0.05)
-        running[1].send_signal(signal.SIGINT)
-
-    asked = {"then": interrupt, "status": 128 + signal.SIGTERM, "checkpoint_every": 0, "cluster": by_hand}
-    shown = train_on(folder, "run", 2, 2000, **asked)
-    (step,) = (path.name for path in (folder / "run" / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM behind step {step} of 2000: checkpoint" in shown[0]
+    environments = [shared | of_process for of_process in slurm(processes)]
+    return start(commands, devices=8 // processes, environments=environments, status=status)
 
 
 @pytest.mark.timeout(900)

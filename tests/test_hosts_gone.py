@@ -27,11 +27,16 @@ FAULTS = (
 def under_way(what, fleet, output):
     """Say whether a part of the work is under way."""
     return {
-        "reference": lambda: "reference log-probs (train): computing" in fleet.said(),
+        "reference": lambda: "reference log-probs (train): " in fleet.said(),
         "step": lambda: '"train"' in written(output / "metrics.jsonl")[fleet.begun :],
         "checkpoint": lambda: unfinished(output) - fleet.before,
-        "sampling": lambda: written(output / "samples.part")[fleet.begun :].count("\n") > 2,
+        "sampling": lambda: written(part(output))[fleet.begun :].count("\n") > 2,
     }[what]()
+
+
+def part(output):
+    """Return the answers of the first segment of an online run, as far as they are sampled."""
+    return output / "segment-1" / "samples.part"
 
 
 def unfinished(output):
@@ -43,17 +48,17 @@ def written(path):
     return path.read_text() if path.exists() else ""
 
 
-def broken(fleet, output, what, number, host):
+def broken(fleet, output, what, number, host, hosts=HOSTS):
     """Start; let a signal reach a host while something is under way; return what the others say when they end."""
-    file = output / ("samples.part" if what == "sampling" else "metrics.jsonl")
+    file = part(output) if what == "sampling" else output / "metrics.jsonl"
     fleet.begun, fleet.before = len(written(file)), unfinished(output)
-    fleet.start(output.name, hosts=HOSTS)
+    fleet.start(output.name, hosts=hosts)
     while not under_way(what, fleet, output):
-        assert fleet.ended() == [None] * HOSTS, fleet.all_said()
+        assert fleet.ended() == [None] * hosts, fleet.all_said()
         time.sleep(0.002)
     fleet.kill(host, signal=number)
     begun = time.monotonic()
-    others = [n for n in range(HOSTS) if n != host]
+    others = [n for n in range(hosts) if n != host]
     ends = fleet.wait(host, seconds=60)
     took = time.monotonic() - begun
     if number == signal.SIGSTOP:  # it holds its folder

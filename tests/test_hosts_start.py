@@ -1,6 +1,8 @@
 """How processes find each other where no cluster says it, and which of them differ; real ones are in test_hosts.py."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 
@@ -35,7 +37,8 @@ def test_a_cluster_or_the_environment_says_where_the_others_are(joined, monkeypa
         monkeypatch.setenv(name, value)
     hosts.start(True, 120.0)
     count, number = asked
-    assert joined == [{"num_processes": count, "process_id": number, "heartbeat_timeout_seconds": 300}]
+    patience = {"initialization_timeout": 360, "heartbeat_timeout_seconds": 300}
+    assert joined == [{"num_processes": count, "process_id": number, **patience}]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,19 @@ def test_where_nothing_says_it_the_program_ends_with_one_line():
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: mesh.distributed=true, but nothing says where the other processes are: " in done.stderr
+
+
+@pytest.mark.check
+def test_where_a_host_does_not_come_the_others_end_with_one_line():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    program = "from slpojax import hosts, train; hosts._LONGEST_START = 2; train.main()"
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", program, "--config.mesh.distributed=true"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.match(rf"error: host 0 of 2 \(.*\) has waited 2 s for the others at {address}, and not", done.stderr)
 
 
 def test_the_hosts_that_differ_from_most_are_named():

@@ -9,6 +9,8 @@ import importlib
 import json
 import os
 import pathlib
+import socket
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from jax._src import distributed as of_jax  # its store of keys and values has n
 from jax.experimental import multihost_utils
 
 from slpojax.hosts.relay import Relay
+from slpojax.hosts.stops import Stops, said
 from slpojax.hosts.watch import Watch
 
 # Where no cluster says it: how many processes there are, and which this is. JAX reads JAX_COORDINATOR_ADDRESS itself.
@@ -26,7 +29,9 @@ _COUNT, _NUMBER = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 _runtime: Any = importlib.import_module("jaxlib._jax")  # what JAX asks for its connection to the first host
-_watch: Watch | None = None  # of this process, from `start` to `leave`
+_watch: Watch | None = None  # of this process, from `start` to `leave`, as is the next one
+_stops: Stops | None = None
+_LONGEST_START = 300.0  # seconds until all hosts have come together
 
 
 def start(distributed: bool, patience: float) -> None:
@@ -44,13 +49,13 @@ def start(distributed: bool, patience: float) -> None:
     """
     if not distributed:
         return
-    said = {name: os.environ[name] for name in (_COUNT, _NUMBER) if os.environ.get(name)}
-    if said and (len(said) < 2 or not all(value.isdecimal() for value in said.values())):
+    told = {name: os.environ[name] for name in (_COUNT, _NUMBER) if os.environ.get(name)}
+    if told and (len(told) < 2 or not all(value.isdecimal() for value in told.values())):
         raise ValueError(
-            f"mesh.distributed: the environment has {', '.join(f'{k}={v[:20]}' for k, v in said.items())}; expected "
+            f"mesh.distributed: the environment has {', '.join(f'{k}={v[:20]}' for k, v in told.items())}; expected "
             f"{_COUNT} and {_NUMBER}, whole numbers both, beside JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process"
         )
-    count, number = (int(said[name]) if said else None for name in (_COUNT, _NUMBER))
+    count, number = (int(told[name]) if told else None for name in (_COUNT, _NUMBER))
     relays: list[Relay] = []
     joined = _runtime.get_distributed_runtime_client
 
@@ -61,9 +66,15 @@ def start(distributed: bool, patience: float) -> None:
         return joined(address, *arguments, **options)
 
     _runtime.get_distributed_runtime_client = by_relay
+    jax.config.update("jax_enable_preemption_service", False)  # it hears of no signal between the steps
+    give_up = threading.Timer(_LONGEST_START, _give_up)
+    give_up.start()
     try:  # JAX's own patience is the longer one: what it does of a host that is gone is no line that helps
         jax.distributed.initialize(
-            num_processes=count, process_id=number, heartbeat_timeout_seconds=int(2 * patience + 60)
+            num_processes=count,
+            process_id=number,
+            initialization_timeout=int(_LONGEST_START + 60),
+            heartbeat_timeout_seconds=int(2 * patience + 60),
         )
     except ValueError as error:
         raise ValueError(
@@ -72,12 +83,40 @@ def start(distributed: bool, patience: float) -> None:
             f"{_COUNT} and {_NUMBER}"
         ) from error
     finally:
+        give_up.cancel()
         _runtime.get_distributed_runtime_client = joined
     state = of_jax.global_state
     if state.client is not None and state.num_processes > 1:
-        global _watch
-        _watch = Watch(state.client, state.process_id, state.num_processes, patience, next(iter(relays), None))
-        atexit.register(_watch.stop)  # before JAX lets go of its client
+        _begin(state.client, state.process_id, state.num_processes, patience, next(iter(relays), None))
+
+
+def _begin(client: Any, number: int, count: int, patience: float, relay: Relay | None) -> None:
+    """Begin to watch the other hosts, and to hear of signals."""
+    global _watch, _stops
+
+    def end(signal: int) -> None:
+        watch.end(f"{said(signal)}: between steps; the same command goes on from what is whole\n", 128 + signal)
+
+    _watch = watch = Watch(client, number, count, patience, relay)
+    _stops = Stops(client, number, count, end)
+    atexit.register(watch.stop)  # before JAX lets go of its client
+
+
+def _give_up() -> None:
+    """End this process, as not all hosts have come."""
+    number, count = of_jax.global_state.process_id, of_jax.global_state.num_processes
+    line = (
+        f"error: host {number} of {count} ({socket.gethostname()}) has waited {_LONGEST_START:g} s for the others at "
+        f"{of_jax.global_state.coordinator_address}, and not all have come. See what they print; then start all hosts "
+        "with the same command"
+    )
+    os.write(2, f"{line}\n".encode())
+    os._exit(1)
+
+
+def together() -> Stops | None:
+    """Return what says where all hosts end once one is asked to; None where this one is alone."""
+    return _stops
 
 
 def note(step: int) -> None:
@@ -92,22 +131,23 @@ def failing(error: BaseException) -> None:
         _watch.failing(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def fail(said: str) -> None:
+def fail(text: str) -> None:
     """End this process as all hosts end, with a line on the one that is why; return where there are no others.
 
     Args:
-        said: what is printed where no other host is why.
+        text: what is printed where no other host is why.
     """
     if _watch:
-        _watch.fail(said)
+        _watch.fail(text)
 
 
 def leave() -> None:
     """Wait until all hosts have done their work; where one has failed, end as `fail` does."""
-    global _watch
-    if _watch:
+    global _watch, _stops
+    if _watch and _stops:
         _watch.leave()
-        _watch = None
+        _stops.close()
+        _watch = _stops = None
 
 
 def require_same(what: Mapping[str, str]) -> None:

@@ -27,14 +27,12 @@ class Relay:
         host, _, port = target.rpartition(":")
         self._target = host.strip("[]"), int(port)
         self._server = socket.create_server(("127.0.0.1", 0))
-        self._over = threading.Event()
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self.lost = threading.Event()
         _begin(self._accept)
 
     def close(self) -> None:
-        """Take no more connections, and from now on pass on that the other end has closed: the work is done."""
-        self._over.set()
+        """Take no more connections."""
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)  # which wakes the thread that waits for connections
         self._server.close()
@@ -58,30 +56,20 @@ class Relay:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             closed = threading.Event()  # by this process, as it does of a connection that came too early
             asks = _begin(functools.partial(_ask, here, there, closed))
-            _pump(there, here)
+            with contextlib.suppress(OSError):
+                while data := there.recv(2**16):
+                    here.sendall(data)
             if not closed.is_set():
                 self.lost.set()
-                self._over.wait()
-                with contextlib.suppress(OSError):
-                    here.shutdown(socket.SHUT_RDWR)
             asks.join()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on bytes until one of the two has closed."""
-    with contextlib.suppress(OSError):
-        while data := source.recv(2**16):
-            sink.sendall(data)
 
 
 def _ask(here: socket.socket, there: socket.socket, closed: threading.Event) -> None:
     """Pass on what this process sends, and that it has closed."""
     with contextlib.suppress(OSError):
         while data := here.recv(2**16):
-            try:
+            with contextlib.suppress(OSError):  # once the other end has closed, nobody hears it
                 there.sendall(data)
-            except OSError:
-                return  # the other end has closed first
     closed.set()
     with contextlib.suppress(OSError):
         there.shutdown(socket.SHUT_RDWR)

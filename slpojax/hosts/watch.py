@@ -21,6 +21,7 @@ from slpojax.hosts.relay import Relay
 # Keys of the store: of the hosts, and of what the first one says.
 _MARKS, _FIRST = "slpojax/hosts/mark/", "slpojax/hosts/first"
 _MOST_BETWEEN = 2.0  # seconds between beats, at most; with little patience a tenth of it
+_NEWS, _SOON = 5.0, 0.1  # seconds during which something is news, and those between beats then
 _LONGEST = 300  # characters of why a host fails, for the others
 _LAST = 10.0  # seconds that the first host stays for the others to read why all end
 
@@ -47,6 +48,7 @@ class Watch:
         self._told: Verdict | None = None
         self._verdict: Verdict | None = None
         self._stop, self._ending = threading.Event(), threading.Lock()
+        self._news = 0.0  # when something happened that others should read soon
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._look)]
         for thread in self._threads:
             thread.start()
@@ -63,6 +65,7 @@ class Watch:
         """
         if self._state != marks.FAILED:
             self._said, self._text, self._state = f"error: {why}", why[:_LONGEST], marks.FAILED
+            self._news = time.monotonic()
 
     def fail(self, said: str) -> NoReturn:
         """End this process with a status of 1, once it is known whether another host is why.
@@ -76,10 +79,11 @@ class Watch:
 
     def leave(self) -> None:
         """Wait until all hosts have done their work, and stop watching; where one fails until then, end as all do."""
-        self._state = marks.DONE
+        self._state, self._news = marks.DONE, time.monotonic()
         verdict = self._wait()
         if verdict.line:
             self._end(verdict)
+        self._part(marks.ENDED, heard=True, longest=self._patience)
         self.stop()
 
     def stop(self) -> None:
@@ -101,7 +105,7 @@ class Watch:
 
     def _beat(self) -> None:
         """Leave a mark and ask, again and again; where the first host hangs, this hangs, too."""
-        while not self._stop.wait(self._every):
+        while self._rest():
             with contextlib.suppress(Exception):  # a request that fails is no answer, which the other thread sees
                 self._beats += 1
                 mark = Mark(self._beats, socket.gethostname(), self._state, self._step, self._text)
@@ -112,6 +116,14 @@ class Watch:
                 else:
                     self._ask()
                 self._answered = time.monotonic()
+
+    def _rest(self) -> bool:
+        """Wait until the next mark is due, which is soon where something has happened; False once nobody watches."""
+        until = time.monotonic() + self._every
+        while time.monotonic() < until and not (self._news and time.monotonic() < self._news + _NEWS):
+            if self._stop.wait(min(_SOON, self._every)):
+                return False
+        return not self._stop.wait(min(_SOON, self._every))
 
     def _read_marks(self) -> None:
         now, seen = time.monotonic(), dict(self._seen)
@@ -136,6 +148,7 @@ class Watch:
             self._verdict = verdict = self._judge(now)
             if verdict is None:
                 continue
+            self._news = self._news or now
             everybody = everybody or now
             # The main thread is about to end by itself, unless what it tidies up waits for another host.
             if verdict.kind != marks.ALL or now - everybody > marks.STALLED * self._patience:
@@ -150,24 +163,43 @@ class Watch:
             return Verdict(marks.SILENT, marks.gone(0, self._first, self._patience))
         return self._told
 
+    def end(self, said: str, status: int) -> None:
+        """End this process, as the others do at this moment, unless it ends already; the first host says something."""
+        if self._state == marks.RUNS:
+            self._exit(said if self._number == 0 else "", 1, status, heard=True)
+
     def _end(self, verdict: Verdict) -> NoReturn:
-        """Print why, once; let the others know; end the process, whatever its other threads wait for."""
-        self._ending.acquire()  # and never released: one line
+        """Print why all end, once, and end this process."""
         of_another = verdict.kind in (marks.SILENT, marks.BEHIND)
         said = f"error: {verdict.line}" if of_another or not self._said else self._said
         if of_another and self._text:
             said += f". Here it showed as: {self._text}"
-        with contextlib.suppress(OSError):
-            os.write(2, f"{said}\n".encode())
-        self._state, beats, until = marks.ENDED, self._beats, time.monotonic() + _LAST
-        while time.monotonic() < until and self._has_to_stay(beats):
-            time.sleep(self._every / 4)
-        os._exit(1)
+        self._exit(f"{said}\n", 2, 1, heard=self._told is not None)
 
-    def _has_to_stay(self, beats: int) -> bool:
-        """Whether a host that is alive has still to read why all end, or that this one does."""
-        if self._number:
-            return self._told is not None and self._beats < beats + 2
+    def _exit(self, said: str, to: int, status: int, *, heard: bool) -> NoReturn:
+        """Print, let the others know, and end the process, whatever its other threads wait for.
+
+        Args:
+            said: a line; "" for none.
+            to: the number of the file that it goes to.
+            status: of the process.
+            heard: whether the first host is there.
+        """
+        self._ending.acquire()  # and never released: one line
+        with contextlib.suppress(OSError):
+            os.write(to, said.encode())
+        self._part(marks.ENDED, heard=heard, longest=_LAST)
+        os._exit(status)
+
+    def _part(self, state: str, *, heard: bool, longest: float) -> None:
+        """Stay until the others have read of a state, and the first host until they say so; at most so many seconds."""
+        self._state, self._news = state, time.monotonic()
+        beats, until = self._beats, time.monotonic() + longest
+        while time.monotonic() < until and (self._beats < beats + 2 and heard if self._number else self._awaited()):
+            time.sleep(_SOON / 2)
+
+    def _awaited(self) -> bool:
+        """Whether a host has still to read why all end, and gives signs of life."""
         now = time.monotonic()
         others = [one for host, one in self._seen.items() if host]
         return any(one.mark.state != marks.ENDED and now - one.heard < 3 * self._every for one in others)
