@@ -1,6 +1,7 @@
 """Many ends of a run over four hosts: killed, one host or all, or asked to end, at random moments; nothing changes.
 
-As many as `SLPOJAX_HOST_ENDS` says, by hand; the result of two hundred is in benchmarks/RESULTS.md.
+`SLPOJAX_HOST_ENDS=200 pytest -m check tests/test_hosts_killed.py` are as many as a run of hours may see; what came of
+such runs is in benchmarks/RESULTS.md.
 """
 
 import os
