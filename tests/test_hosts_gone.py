@@ -10,7 +10,7 @@ from test_resume import losses, workplace  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.check
 
-HOSTS, PATIENCE, STEPS = 3, 3.0, 24
+HOSTS, PATIENCE, STEPS = 3, 8.0, 24  # patience: more than a busy machine lets a process wait
 KEYS = {"mesh.patience": PATIENCE, "steps": STEPS, "checkpoint_every": 4, "warmup_steps": 2, "reference.batch_size": 3}
 # What is under way, what happens to which host, and what the others say of it.
 SILENT = f"has given no sign of life for {PATIENCE:g} s (config.mesh.patience): it was killed, hangs, or is cut off"

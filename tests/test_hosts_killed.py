@@ -14,7 +14,7 @@ import pytest
 from starter import Fleet
 from test_resume import losses, newest, workplace  # noqa: F401  a fixture
 
-HOSTS, PATIENCE = 4, 3.0
+HOSTS, PATIENCE = 4, 8.0
 ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "5"))
 STEPS = 8 * (ENDS + 2)
 KEYS = {"mesh.patience": PATIENCE, "mesh.fsdp": 2, "steps": STEPS, "checkpoint_every": 3, "reference.batch_size": 4}
