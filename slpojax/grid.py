@@ -281,7 +281,8 @@ def held(x: Any) -> int:
     """Return the bytes that each device holds of a pytree of arrays, or of their shapes with the places they will have.
 
     Args:
-        x: arrays, or shapes; what says of no place lies whole on every device. Random keys count with their words.
+        x: arrays, or shapes; what says of no place lies whole on every device. Random keys count with their words, and
+            codes of 4 bits as half a byte, which is how devices hold them.
     """
 
     def one(leaf: Any) -> int:
@@ -290,7 +291,7 @@ def held(x: Any) -> int:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             of_one = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
             return math.prod(shape) * math.prod(of_one.shape) * of_one.dtype.itemsize
-        return math.prod(shape) * leaf.dtype.itemsize
+        return -(-math.prod(shape) * jax.dtypes.itemsize_bits(leaf.dtype) // 8)
 
     return sum(map(one, jax.tree.leaves(x)))
 

@@ -1,9 +1,10 @@
 """Meshes of eight fake devices, and the way from a path to a partition."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from slpojax import grid
 
@@ -57,3 +58,11 @@ def test_a_placed_batch_splits_its_rows_and_repeats_the_rest():
     assert placed.rows.token.sharding.shard_shape((8, 5)) == (2, 5)
     assert placed.length.sharding.is_fully_replicated
     jax.tree.map(np.testing.assert_array_equal, placed, batch)
+
+
+def test_codes_of_four_bits_take_half_a_byte():
+    devices = grid.make(1, 2, 1, devices=jax.devices()[:2])
+    split = NamedSharding(devices.mesh, PartitionSpec("fsdp"))
+    codes = {name: jax.ShapeDtypeStruct((6, 5), name, sharding=split) for name in ("int4", "uint4", "int8", "bfloat16")}
+    assert {name: grid.held(x) for name, x in codes.items()} == {"int4": 8, "uint4": 8, "int8": 15, "bfloat16": 30}
+    assert grid.held(jnp.zeros(3, bool)) == 3 and grid.held(jax.random.key(0)) == 8
