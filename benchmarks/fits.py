@@ -62,7 +62,8 @@ def measured(args: argparse.Namespace, hf_config: dict[str, Any], where: str) ->
     step = programs.programs(planned)[programs.STEP]
     said, held = compiling.compile_for(devices, step.function, *step.inputs), programs.held(planned, step)
     if said.memory is None:
-        return f"does not fit: {said.excess}"
+        used, room = (x / 1e9 for x in (said.excess.used, said.excess.room))
+        return f"{used:.1f}, and {room:.1f} are there: does not fit | | | | {said.seconds:.0f}"
     state = held["parameters"] + held["moments"]
     return (
         f"{said.memory.peak / 1e9:.1f} | {held['frozen weights'] / 1e9:.1f} | {state / 1e6:.0f} | "
