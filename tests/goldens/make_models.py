@@ -91,6 +91,20 @@ CASES |= {
     "mistral_window": _MISTRAL | {"sliding_window": 5},
     "qwen2_window": _QWEN2 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     "qwen3_yarn": _QWEN3 | {"rope_scaling": _YARN},
+    "qwen3_window": _QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "qwen3_window_listed": _QWEN3
+    | {
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "layer_types": [_SLIDING, _FULL, _SLIDING],
+        "num_hidden_layers": 3,
+    },
+    "qwen3_window_off": _QWEN3 | {"use_sliding_window": False, "sliding_window": 4, "tie_word_embeddings": True},
+    "qwen3_one_key_head": _QWEN3 | {"num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    "qwen3_all_key_heads": _QWEN3 | {"num_key_value_heads": 4, "hidden_act": "gelu"},
+    "qwen3_wide_heads": _QWEN3 | {"head_dim": 16, "hidden_size": 64, "num_attention_heads": 8},
+    "qwen3_linear": _QWEN3 | {"rope_scaling": {"type": "linear", "factor": 2.5}, "rope_theta": 1000.0},
+    "qwen3_parameters": _QWEN3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 200.0}},
     "llama_yarn": _LLAMA | {"rope_scaling": _YARN | {"beta_fast": 4, "beta_slow": 2, "attention_factor": 1.3}},
     # Caps low enough to matter, and windows shorter than the text.
     "gemma2": _GEMMA2 | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "sliding_window": 5},
