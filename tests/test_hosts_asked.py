@@ -18,7 +18,6 @@ BETWEEN, BEHIND = "between steps; the same command goes on from what is whole", 
 ASKED = (
     ("reference", signal.SIGTERM, (3,), BETWEEN),
     ("step", signal.SIGTERM, (0, 1, 2, 3), BEHIND),
-    ("reference", signal.SIGINT, (0, 1, 2, 3), ""),  # which is read by now: between steps, or behind one
     ("step", signal.SIGINT, (1,), BEHIND),
 )
 

@@ -19,7 +19,6 @@ FAULTS = (
     ("reference", signal.SIGKILL, 1, SILENT),
     ("step", signal.SIGSTOP, 2, SILENT),
     ("checkpoint", signal.SIGKILL, 0, CLOSED),
-    ("checkpoint", signal.SIGKILL, 2, SILENT),
     ("step", signal.SIGSTOP, 0, SILENT),
 )
 

@@ -15,7 +15,7 @@ from starter import Fleet
 from test_resume import losses, newest, workplace  # noqa: F401  a fixture
 
 HOSTS, PATIENCE = 4, 8.0
-ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "5"))
+ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "3"))
 STEPS = 8 * (ENDS + 2)
 KEYS = {"mesh.patience": PATIENCE, "mesh.fsdp": 2, "steps": STEPS, "checkpoint_every": 3, "reference.batch_size": 4}
 # What ends a start, in turn: a signal, and whether it reaches all hosts or one.
