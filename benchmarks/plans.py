@@ -175,7 +175,7 @@ def network(made: Result) -> float:
 def page(known: Mapping[str, Any], stem: str) -> str:
     """Return the page as Markdown."""
     done = [(model, name) for model, name in LINES if named(model, name) in known]
-    ordered = sorted(done, key=lambda one: ((*PYTHIAS, *LLAMAS).index(one[0]), LINES.index(one)))
+    ordered = sorted(done, key=_place)
     missing: dict[str, list[str]] = {}
     for model, name in LINES:
         if (model, name) not in done:
@@ -198,6 +198,12 @@ def page(known: Mapping[str, Any], stem: str) -> str:
         pairs=", ".join(f"{count} ({device})" for device, count in PAIRS.items()),
         stem=stem,
     )
+
+
+def _place(one: tuple[str, str]) -> tuple[int, int, int]:
+    """Return by what lines are ordered: the model, the kind of chip, their number."""
+    target = topology.parse(one[1])
+    return (*PYTHIAS, *LLAMAS).index(one[0]), list(PAIRS).index(target.device), target.number
 
 
 class Point(NamedTuple):
@@ -248,9 +254,7 @@ def draw(known: Mapping[str, Any], to: pathlib.Path) -> None:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     memory, links = (figure.add_subplot(1, 2, i) for i in (1, 2))
     for model, device, points in grown(known):
-        style = {"marker": "os"[SCALED.index(model)], "linestyle": "-" if device == "v5e" else "--"}
-        style |= {"color": f"C{SCALED.index(model)}", "label": f"{model}, {device} ({PAIRS[device]} pairs a chip)"}
-        chips = [point.chips for point in points]
+        style, chips = _style(model, device), [point.chips for point in points]
         memory.plot(chips, [making.fit(point.made).used / 1e9 for point in points], **style)
         links.plot(chips, [sent(point.made) / 1e9 for point in points], **style)
     _axes(memory, "peak memory of a device", "GB")
@@ -262,13 +266,25 @@ def draw(known: Mapping[str, Any], to: pathlib.Path) -> None:
     for place, (bound, title) in enumerate((("least", "all goes on at once"), ("most", "one after the other")), 1):
         axes = figure.add_subplot(1, 2, place)
         for model, device, points in grown(known):
-            style = {"marker": "os"[SCALED.index(model)], "linestyle": "-" if device == "v5e" else "--"}
             shown = [(chips, share) for chips, share in efficiency(points, bound) if chips <= 256]
-            axes.plot(*zip(*shown, strict=True), color=f"C{SCALED.index(model)}", label=f"{model}, {device}", **style)
+            axes.plot(*zip(*shown, strict=True), **_style(model, device))
         axes.axhline(0.9, color="0.6", linewidth=0.8, linestyle=":")
         _axes(axes, f"weak scaling, {title}", "time of a step on 16 chips / its own")
     figure.suptitle("bounds by data sheets for TPUs that are not there; nothing ran", fontsize=10)
     figure.savefig(to.parent / f"{to.name}_scaling.png", dpi=120)
+
+
+def _style(model: str, device: str) -> dict[str, Any]:
+    """Return how a model on a kind of chip is drawn: a colour and a marker for the model, a line for the chip."""
+    number = SCALED.index(model)
+    return {
+        "color": f"C{number}",
+        "marker": "os"[number],
+        "markersize": (9, 5)[number],
+        "markerfacecolor": "none",
+        "linestyle": "-" if device == "v5e" else "--",
+        "label": f"{model}, {device} ({PAIRS[device]} pairs a chip)",
+    }
 
 
 def _axes(axes: Axes, title: str, label: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import published
 import pytest
 import tiny
+from conftest import REPOSITORY
 
 from slpojax import bench as benches
 from slpojax import compiling, data, flops, frozen, grid, plan, sampling, scores, settings, topology, train, training
@@ -351,6 +352,16 @@ def test_what_does_not_fit_says_by_how_much(on_v5e):
     fit = making.fit(on_v5e._replace(programs={"first pass": on_v5e.programs["step"], "step": grown}))
     assert (fit.fits, fit.program, fit.room) == (False, "step", 15.75 * 2**30)
     assert fit.used == pytest.approx(20e9 + memory.peak - memory.temporaries - on_v5e.shared)
+
+
+def test_the_numbers_behind_the_page_of_plans_are_read():
+    """Of another commit, perhaps: what is compiled is not compiled again, so a field that is added has to be there."""
+    known = json.loads((REPOSITORY / "docs" / "results" / "plans.json").read_text())
+    plans = [making.from_json(one["plan"]) for one in known.values() if "plan" in one]
+    assert plans
+    for one in plans:
+        assert making.from_json(json.loads(making.as_json(one))) == one
+        assert report.verdict(one) in report.render(one)
 
 
 # ---- the program -----------------------------------------------------------------------------------------------------
