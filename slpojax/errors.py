@@ -5,6 +5,7 @@ Knows exceptions; knows nothing of what raised them.
 
 import contextlib
 import errno
+import logging
 import pathlib
 import traceback
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ def as_lines() -> Iterator[None]:
     What this package raises is about the input, and the message says all. Anything else shows where it arose. Of
     several hosts all end, where one does, and the line is about the one that is why.
     """
+    logging.getLogger("absl").addFilter(_is_no_echo)
     try:
         with _one_line():
             yield
@@ -37,6 +39,13 @@ def as_lines() -> Iterator[None]:
         hosts.fail(traceback.format_exc())
         raise
     hosts.leave()
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Say whether a record is no error of orbax's threads: each is logged with its trace, even behind the last line of
+    a program, and those that matter are raised as well.
+    """
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 @contextlib.contextmanager
