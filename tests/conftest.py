@@ -65,12 +65,12 @@ def made_once(tmp_path_factory, request):
 
 @pytest.fixture(autouse=True)
 def _precision():
-    """What a run in this process says of the precision of products is over with its test."""
+    """What a run in this process says of the precision of products is over with its test, or the fixture it ran in."""
     import jax
 
-    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None)
     yield
-    jax.config.update("jax_default_matmul_precision", before)
+    jax.config.update("jax_default_matmul_precision", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

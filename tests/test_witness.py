@@ -259,7 +259,7 @@ def package(draw: Draw, listed: list[Example], row_length: int):
 @pytest.mark.parametrize("draw", DRAWS, ids=described)
 def test_the_same_loss_and_gradients_as_one_response_per_row(draw, monkeypatch):
     monkeypatch.setattr(head, "POSITIONS_AT_ONCE", draw.positions)
-    scores._scorer.cache_clear()
+    scores.scoring.cache_clear()
     listed, row_length = batch_of(draw)
     loss, gradient = package(draw, listed, row_length)
     expected, truth = plain(draw, listed)

@@ -166,7 +166,7 @@ def programs(
             donate(burst),
             jax.jit(_move, donate_argnums=0),
         )
-    where = _shardings(grid, like)
+    where = jax.tree.broadcast(_shardings(grid, like), like)  # two models may have keys and values, each its own
     donate = functools.partial(jax.jit, donate_argnums=1)
     return Programs(
         placed(like, where),
