@@ -1,7 +1,8 @@
 """Many ends of a run over four hosts: killed, one host or all, or asked to end, at random moments; nothing changes.
 
-`SLPOJAX_HOST_ENDS=200 pytest -m check tests/test_hosts_killed.py` are as many as a run of hours may see; what came of
-such runs is in benchmarks/RESULTS.md.
+By hand alone, for time: `SLPOJAX_HOST_ENDS=200 pytest -m "check and not optimised" tests/test_hosts_killed.py` are as
+many as a run of hours may see; what came of such runs is in benchmarks/RESULTS.md. In `make check` hosts are ended one
+kind after the other, in tests/test_hosts_gone.py and tests/test_hosts_asked.py.
 """
 
 import os
@@ -15,7 +16,7 @@ from starter import Fleet
 from test_resume import losses, newest, workplace  # noqa: F401  a fixture
 
 HOSTS, PATIENCE = 4, 8.0
-ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "3"))
+ENDS = int(os.environ.get("SLPOJAX_HOST_ENDS", "0"))
 STEPS = 8 * (ENDS + 2)
 KEYS = {"mesh.patience": PATIENCE, "mesh.fsdp": 2, "steps": STEPS, "checkpoint_every": 3, "reference.batch_size": 4}
 # What ends a start, in turn: a signal, and whether it reaches all hosts or one.
@@ -50,6 +51,7 @@ def begun(fleet):
 
 
 @pytest.mark.check
+@pytest.mark.skipif(not ENDS, reason="SLPOJAX_HOST_ENDS=200 ends a run over hosts so many times")
 @pytest.mark.timeout(36_000)
 def test_a_run_over_four_hosts_ends_bit_for_bit_however_often_it_was_ended(workplace, capsys):  # noqa: F811
     fleet = Fleet("train", workplace, [f"--config.{key}={value}" for key, value in KEYS.items()])

@@ -13,7 +13,6 @@ LEGS = (
     (1, 8, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}),
     (4, 1, {"mesh.data": 2, "mesh.fsdp": 2, "accumulate": 8}),
     (1, 1, {"accumulate": 2}),
-    (4, 1, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}),
     (2, 4, {"mesh.data": 1, "mesh.fsdp": 8}),
 )
 STEPS = 3
