@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slpojax import roofline, topology
+from slpojax import grid, roofline, topology
 from slpojax.grid import Grid
 from slpojax.roofline import Device
 
@@ -151,7 +151,7 @@ def said_of(
         int(found.alias_size_in_bytes),
         int(found.host_temp_size_in_bytes),
     )
-    slices = len({getattr(device, "slice_index", 0) for device in devices.mesh.devices.flat})
+    slices = grid.count_slices([*devices.mesh.devices.flat])
     sent = topology.collectives(text, rounds, slices) if devices.mesh.size > 1 else ()
     return Compiled(memory, None, exchanges(devices, sent), seconds)
 

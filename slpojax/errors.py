@@ -7,8 +7,11 @@ import contextlib
 import errno
 import logging
 import pathlib
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from slpojax import hosts, log
 from slpojax.stopping import Stopped
@@ -32,6 +35,7 @@ def as_lines() -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end.code, str):
             hosts.fail(end.code)
+            sys.stderr = _OfMainThread(sys.stderr)  # type: ignore[assignment]
         hosts.leave()
         raise
     except BaseException as error:
@@ -39,6 +43,23 @@ def as_lines() -> Iterator[None]:
         hosts.fail(traceback.format_exc())
         raise
     hosts.leave()
+
+
+class _OfMainThread:
+    """Standard error to which the main thread alone writes, so that a program's last line is the last one.
+
+    Threads that orbax leaves behind when a save fails print traces of their own, which follow from what the line says.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what the main thread says; of other threads say that it was."""
+        return self._stream.write(text) if threading.current_thread() is threading.main_thread() else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _is_no_echo(record: logging.LogRecord) -> bool:

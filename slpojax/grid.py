@@ -85,10 +85,15 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
     )
 
 
+def count_slices(devices: Sequence[Any]) -> int:
+    """Return how many slices of TPUs, joined by a network, some devices are of; others are one."""
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
+
+
 def _mesh(sizes: Sequence[int], devices: list) -> Mesh:
     """Return the mesh of devices, with `data` over their slices where TPUs come in several, joined by a network."""
     kinds = (AxisType.Auto,) * 3
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = count_slices(devices)
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
     if sizes[0] % slices:

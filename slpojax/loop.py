@@ -7,7 +7,6 @@ and the names of metrics; knows no model and no objective.
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from slpojax import checkpoint, data, flops, hosts, log, metrics, places, settings, stopping, sums, tracing, wording
 from slpojax.base import Batch, Shapes, Share, State
 from slpojax.columns import Part
-from slpojax.hosts.stops import Stops
+from slpojax.hosts import stops
 from slpojax.places import sending
 from slpojax.settings import Config
 
@@ -65,7 +64,7 @@ class Loop:
     checkpoints: checkpoint.Checkpoints
     trace: tracing.Tracer
     measure: Measure
-    request: stopping.Request | Stops
+    request: stopping.Request | stops.Stops
     opened: contextlib.ExitStack
     mirror: sending.Mirror = dataclasses.field(default_factory=lambda: sending.Mirror("", writes=False))
     owed: bool = False
@@ -157,8 +156,8 @@ class Loop:
                 checkpoint.close(self.checkpoints)
                 number = self.request.leave()
         if number and error is None:
-            name = signal.Signals(number).name
-            raise stopping.Stopped(f"stopped by {name} behind the last step; the same command goes on from it", number)
+            said = stops.said(number)
+            raise stopping.Stopped(f"{said} behind the last step; the same command goes on from it", number)
         if self.skipped:
             log.say(f"{len(self.skipped)} step(s) were not finite and were skipped: {wording.few(self.skipped)}")
 
@@ -190,8 +189,7 @@ class Loop:
             self._save(n, state, None, owed=owed)
             checkpoint.wait(self.checkpoints)
             where = f"checkpoint {self.checkpoints.folder / str(n)}; the same command goes on from there"
-        name = signal.Signals(number).name
-        raise stopping.Stopped(f"stopped by {name} behind step {n} of {self.total}: {where}", number)
+        raise stopping.Stopped(f"{stops.said(number)} behind step {n} of {self.total}: {where}", number)
 
     def _look_at_broken(self) -> None:
         """Stop, or count and say what was skipped, where steps were not finite.

@@ -53,22 +53,25 @@ def folder(tmp_path_factory):
     return folder
 
 
+def filled(store, folder):
+    """Put the model and the pairs into a bucket; return it."""
+    store.send(folder / "model", "in/model")
+    store.put("in/pairs.jsonl", (folder / "pairs.jsonl").read_bytes())
+    return store
+
+
 @pytest.fixture(scope="module")
 def store(folder):
     """A bucket of Google's store with the model and the pairs, which misbehaves as `rule` says."""
     with buckets.gcs() as store:
-        store.send(folder / "model", "in/model")
-        store.put("in/pairs.jsonl", (folder / "pairs.jsonl").read_bytes())
-        yield store
+        yield filled(store, folder)
 
 
 @pytest.fixture(scope="module")
 def other(folder):
     """A bucket of Amazon's store with the same."""
     with buckets.s3() as store:
-        store.send(folder / "model", "in/model")
-        store.put("in/pairs.jsonl", (folder / "pairs.jsonl").read_bytes())
-        yield store
+        yield filled(store, folder)
 
 
 @pytest.fixture(scope="module")

@@ -87,11 +87,16 @@ def test_a_mark_is_read_as_it_was_written_and_its_reader_keeps_the_time():
     assert marks.update(seen, Mark(2, "m", DONE), 20.0)[1:] == (20.0, 20.0, 10.0)
 
 
+def connected(way):
+    """Connect to a relay, as JAX's client does."""
+    host, _, port = way.address.partition(":")
+    return socket.create_connection((host, int(port)))
+
+
 def test_a_relay_passes_on_bytes_and_notes_that_the_other_end_has_closed():
     with socket.create_server(("127.0.0.1", 0)) as there:
         way = relay.Relay(f"127.0.0.1:{there.getsockname()[1]}")
-        host, _, port = way.address.partition(":")
-        with socket.create_connection((host, int(port))) as here:
+        with connected(way) as here:
             far, _ = there.accept()
             here.sendall(b"question")
             assert far.recv(100) == b"question"
@@ -110,8 +115,7 @@ def test_a_relay_passes_on_bytes_and_notes_that_the_other_end_has_closed():
 def test_a_connection_that_this_process_closes_is_no_end_of_the_first_host():
     with socket.create_server(("127.0.0.1", 0)) as there:
         way = relay.Relay(f"127.0.0.1:{there.getsockname()[1]}")
-        host, _, port = way.address.partition(":")
-        with socket.create_connection((host, int(port))) as here:
+        with connected(way) as here:
             far, _ = there.accept()
             here.sendall(b"last")
         assert far.recv(100) == b"last" and far.recv(100) == b""
@@ -124,8 +128,7 @@ def test_a_relay_waits_for_the_first_host_to_start():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     way = relay.Relay(f"[127.0.0.1]:{port}")
-    host, _, own = way.address.partition(":")
-    with socket.create_connection((host, int(own))) as here:
+    with connected(way) as here:
         here.sendall(b"early")
         with socket.create_server(("127.0.0.1", port)) as there:
             there.settimeout(10)

@@ -6,12 +6,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import rich
 from rich.console import Console
 
-from slpojax import log
+from slpojax import errors, log
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -69,3 +70,13 @@ def test_programs_that_are_read_back_bring_no_pages_of_warnings(tmp_path):
         done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
         assert done.stderr == "" and done.stdout
     assert list(tmp_path.iterdir()), "nothing was kept"
+
+
+def test_behind_a_programs_last_line_no_other_thread_says_anything(capsys):
+    with pytest.raises(SystemExit, match="error: why"), errors.as_lines():
+        raise SystemExit("error: why")
+    thread = threading.Thread(target=lambda: print("a trace", file=sys.stderr))
+    thread.start()
+    thread.join()
+    print("error: why", file=sys.stderr)
+    assert capsys.readouterr().err == "error: why\n"

@@ -18,8 +18,8 @@ from slpojax import places
 EVERY = 60.0  # seconds between files that are sent without a checkpoint
 _TRIES = 3  # to write an object that is then not there
 LOCK = "lock"
-# Not sent with the rest: the lock has a life of its own, exports are sent whole, W&B has a server.
 _DECISIVE = ("config.json", "adapter_config.json")  # of an export: without them a folder is no model
+# Not sent with the rest: the lock has a life of its own, exports are sent whole, W&B has a server.
 _APART = (LOCK, "hf", "wandb")
 _KEPT = ("metrics*.jsonl", "wandb_id")  # what a run goes on with
 
