@@ -43,7 +43,7 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
         elif n >= first:
             if not running:
                 jax.block_until_ready(last)
-                jax.profiler.start_trace(str(folder))
+                jax.profiler.start_trace(str(folder), profiler_options=_options())
                 running = True
             traced.append(n)
 
@@ -61,3 +61,14 @@ def tracer(folder: pathlib.Path, steps: str) -> Tracer:
             log.say(f"no trace: this start of the program took none of steps {first} to {end} (config.profile)")
 
     return Tracer(before, close)
+
+
+def _options() -> jax.profiler.ProfileOptions:
+    """Return what a trace holds: what devices and JAX's runtime do, and no calls of Python.
+
+    To record those, JAX sets a hook in every thread, also in one that begins or ends at that moment (orbax's, the
+    loader's), which now and then kills the program with a segmentation fault.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
