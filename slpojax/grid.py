@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from slpojax.base import Array, Batch, Float, Int, Share
@@ -87,7 +87,12 @@ def make(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list | None
 
 def count_slices(devices: Sequence[Any]) -> int:
     """Return how many slices of TPUs, joined by a network, some devices are of; others are one."""
-    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
+    return len({slice_of(device) for device in devices})
+
+
+def slice_of(device: Any) -> int:
+    """Return the number of the slice of TPUs that a device is of; 0 for others."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def _mesh(sizes: Sequence[int], devices: list) -> Mesh:
@@ -101,9 +106,12 @@ def _mesh(sizes: Sequence[int], devices: list) -> Mesh:
             f"mesh.data={sizes[0]} is not divisible by {slices} slices: weights are split within a slice, and repeated "
             f"over slices; set --config.mesh.data={slices} and --config.mesh.fsdp=-1"
         )
-    within = (sizes[0] // slices, *sizes[1:])
-    ordered = create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
-    return Mesh(ordered, AXES, axis_types=kinds)
+    within: dict[int, list] = {}
+    for device in devices:
+        within.setdefault(slice_of(device), []).append(device)
+    shape = (sizes[0] // slices, *sizes[1:])
+    ordered = [create_device_mesh(shape, within[n], allow_split_physical_axes=True) for n in sorted(within)]
+    return Mesh(np.concatenate(ordered), AXES, axis_types=kinds)
 
 
 def one_device(device: jax.Device | None = None) -> Grid:

@@ -2,7 +2,7 @@
 
 A line is a JSON list: a file for what the program says, its command line, and what its environment has besides. It runs
 in a fork, which has the modules and no JAX backend yet. Lines on stdout: {"pid": ...} for a start, and {"pid": ...,
-"status": ...} for an end.
+"status": ...} for an end. What `machine` takes may be in the environment of a start, as JSON in `SLPOJAX_MACHINE`.
 """
 
 import atexit
@@ -11,9 +11,10 @@ import json
 import os
 import select
 import sys
+import time
 import traceback
 
-from slpojax import frozen
+from slpojax import frozen, grid
 
 # Everything that a start would import, and the digest of the code that it would make, once for all starts.
 program = importlib.import_module(f"slpojax.{sys.argv[1]}") if __name__ == "__main__" else None
@@ -29,6 +30,7 @@ def run(log: str, arguments: list[str], environment: dict[str, str]) -> int:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    machine(**json.loads(environment.get("SLPOJAX_MACHINE", "{}")))
     sys.argv = [program.__name__, *arguments]
     try:
         program.main()
@@ -37,6 +39,20 @@ def run(log: str, arguments: list[str], environment: dict[str, str]) -> int:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr, flush=True)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def machine(folder: str = ".", clock: float = 0.0, slices: int = 1) -> None:
+    """Let this process believe that it runs on a machine of its own.
+
+    Args:
+        folder: where it works.
+        clock: seconds that its clock is ahead.
+        slices: of TPUs; the processes belong to them in turn.
+    """
+    os.chdir(folder)
+    now, now_ns = time.time, time.time_ns
+    time.time, time.time_ns = lambda: now() + clock, lambda: now_ns() + int(clock * 1e9)
+    grid.slice_of = lambda device: device.process_index % slices
 
 
 def tell(**values: int) -> None:

@@ -1,5 +1,6 @@
 """A program of slpojax that a test starts as often as it likes, to kill it: a server has the imports, and forks."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import hurry
 
@@ -32,6 +35,7 @@ class Starter:
         command = [sys.executable, str(ROOT / "tests" / "killed.py"), program]
         self.server = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.set_blocking(self.server.stdout.fileno(), False)
+        self.close = weakref.finalize(self, _close, self.server)  # of a test that fails, too
         self.told, self.status, self.pid = b"", {}, 0
 
     def start(self, output: str, arguments: Sequence[str] = (), environment: Mapping[str, str] = {}) -> pathlib.Path:
@@ -65,11 +69,12 @@ class Starter:
             time.sleep(0.002)
         return self.status[self.pid]
 
-    def close(self) -> None:
-        """End the server."""
-        self.server.stdin.close()
-        self.server.wait(60)
-        self.server.stdout.close()
+
+def _close(server: subprocess.Popen) -> None:
+    """End a server."""
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
 
 
 class Fleet:
@@ -77,8 +82,10 @@ class Fleet:
 
     def __init__(self, program: str, folder: pathlib.Path, arguments: Sequence[str] = ()):
         self.starter = Starter(program, folder, arguments=arguments)
+        self.again = lambda number: None  # starts a host's process once more, as it was started last
         self.pids: list[int] = []
         self.logs: list[pathlib.Path] = []
+        self.machines: list[Mapping[str, Any]] = []  # what hosts take for their own, as tests/killed.py says
         self.begun, self.before = 0, set()  # for who watches: what of its files was there before this start
 
     def start(self, output: str, *arguments: str, hosts: int, devices: int = 1) -> None:
@@ -86,15 +93,21 @@ class Fleet:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.pids, self.logs = [], []
         # Most of a start is compilation.
         shared = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {hurry.FLAGS}"}
         shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)} if hosts > 1 else {}
+        arguments = (f"--config.mesh.distributed={hosts > 1}", *arguments)
+        self.pids, self.logs = [0] * hosts, [pathlib.Path()] * hosts
+        self.again = functools.partial(self._begin, output, arguments, shared)
         for number in range(hosts):
-            own = {"JAX_PROCESS_ID": str(number)} if hosts > 1 else {}
-            distributed = f"--config.mesh.distributed={hosts > 1}"
-            self.logs.append(self.starter.start(output, [distributed, *arguments], shared | own))
-            self.pids.append(self.starter.pid)
+            self.again(number)
+
+    def _begin(self, output: str, arguments: Sequence[str], shared: Mapping[str, str], number: int) -> None:
+        """Start a host's process."""
+        own = {"JAX_PROCESS_ID": str(number)} if "JAX_NUM_PROCESSES" in shared else {}
+        own |= {"SLPOJAX_MACHINE": json.dumps(self.machines[number])} if self.machines else {}
+        self.logs[number] = self.starter.start(output, arguments, {**shared, **own})
+        self.pids[number] = self.starter.pid
 
     def said(self, number: int = 0) -> str:
         """Return what a host has said so far."""

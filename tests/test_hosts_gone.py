@@ -14,12 +14,13 @@ HOSTS, PATIENCE, STEPS = 3, 8.0, 24  # patience: more than a busy machine lets a
 KEYS = {"mesh.patience": PATIENCE, "steps": STEPS, "checkpoint_every": 4, "warmup_steps": 2, "reference.batch_size": 3}
 # What is under way, what happens to which host, and what the others say of it.
 SILENT = f"has given no sign of life for {PATIENCE:g} s (config.mesh.patience): it was killed, hangs, or is cut off"
+AGAIN = "killed, and started again at once"
 CLOSED = "has ended, or is cut off: it closed its connection"
 FAULTS = (
     ("reference", signal.SIGKILL, 1, SILENT),
-    ("step", signal.SIGSTOP, 2, SILENT),
+    ("step", AGAIN, 2, "has been started again while the others went on"),
     ("checkpoint", signal.SIGKILL, 0, CLOSED),
-    ("step", signal.SIGSTOP, 0, SILENT),
+    ("step behind a checkpoint", signal.SIGSTOP, 0, SILENT),
 )
 
 
@@ -28,6 +29,7 @@ def under_way(what, fleet, output):
     return {
         "reference": lambda: "reference log-probs (train): " in fleet.said(),
         "step": lambda: '"train"' in written(output / "metrics.jsonl")[fleet.begun :],
+        "step behind a checkpoint": lambda: any(path.name.isdigit() for path in (output / "checkpoints").glob("*")),
         "checkpoint": lambda: unfinished(output) - fleet.before,
         "sampling": lambda: written(part(output))[fleet.begun :].count("\n") > 2,
     }[what]()
@@ -55,10 +57,12 @@ def broken(fleet, output, what, number, host, hosts=HOSTS):
     while not under_way(what, fleet, output):
         assert fleet.ended() == [None] * hosts, fleet.all_said()
         time.sleep(0.002)
-    fleet.kill(host, signal=number)
+    fleet.kill(host, signal=signal.SIGKILL if number == AGAIN else number)
+    if number == AGAIN:
+        fleet.again(host)
     begun = time.monotonic()
-    others = [n for n in range(hosts) if n != host]
-    ends = fleet.wait(host, seconds=60)
+    others = [n for n in range(hosts) if n != host or number == AGAIN]
+    ends = fleet.wait(*{host}.difference(others), seconds=60)
     took = time.monotonic() - begun
     if number == signal.SIGSTOP:  # it holds its folder
         fleet.kill(host)

@@ -88,16 +88,28 @@ def test_a_mark_is_read_as_it_was_written_and_its_reader_keeps_the_time():
 
 
 def connected(way):
-    """Connect to a relay, as JAX's client does."""
+    """Connect to a relay or a door, as JAX's client does."""
     host, _, port = way.address.partition(":")
     return socket.create_connection((host, int(port)))
 
 
+def opened(there):
+    """Let in who comes to a first host."""
+    far, _ = there.accept()
+    assert far.recv(64).split()[:2] == [b"slpojax", b"1"]
+    far.sendall(b"+")
+    return far
+
+
+def at(server):
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
 def test_a_relay_passes_on_bytes_and_notes_that_the_other_end_has_closed():
     with socket.create_server(("127.0.0.1", 0)) as there:
-        way = relay.Relay(f"127.0.0.1:{there.getsockname()[1]}")
+        way = relay.Relay(at(there), 1)
         with connected(way) as here:
-            far, _ = there.accept()
+            far = opened(there)
             here.sendall(b"question")
             assert far.recv(100) == b"question"
             far.sendall(b"answer")
@@ -114,9 +126,9 @@ def test_a_relay_passes_on_bytes_and_notes_that_the_other_end_has_closed():
 
 def test_a_connection_that_this_process_closes_is_no_end_of_the_first_host():
     with socket.create_server(("127.0.0.1", 0)) as there:
-        way = relay.Relay(f"127.0.0.1:{there.getsockname()[1]}")
+        way = relay.Relay(at(there), 1)
         with connected(way) as here:
-            far, _ = there.accept()
+            far = opened(there)
             here.sendall(b"last")
         assert far.recv(100) == b"last" and far.recv(100) == b""
         far.close()
@@ -127,12 +139,38 @@ def test_a_connection_that_this_process_closes_is_no_end_of_the_first_host():
 def test_a_relay_waits_for_the_first_host_to_start():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    way = relay.Relay(f"[127.0.0.1]:{port}")
+    way = relay.Relay(f"[127.0.0.1]:{port}", 1)
     with connected(way) as here:
         here.sendall(b"early")
         with socket.create_server(("127.0.0.1", port)) as there:
             there.settimeout(10)
-            far, _ = there.accept()
+            far = opened(there)
             assert far.recv(100) == b"early"
             far.close()
     way.close()
+
+
+@pytest.mark.parametrize("address", ["[::]", "0.0.0.0", "127.0.0.1"])
+def test_one_process_of_a_host_is_let_in(address):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        door = relay.Door(f"{address}:{port}", at(service))
+        one, two = (relay.Relay(f"127.0.0.1:{port}", number) for number in (1, 2))
+        assert one.welcome() and two.welcome() and one.welcome() and not door.again
+        for _ in range(3):
+            service.accept()[0].close()
+        with connected(one) as here:
+            far, _ = service.accept()
+            with far:
+                here.sendall(b"question")
+                assert far.recv(100) == b"question"
+                far.sendall(b"answer")
+                assert here.recv(100) == b"answer"
+        another = relay.Relay(f"127.0.0.1:{port}", 1)
+        assert not another.welcome() and door.again == {1}
+        with socket.create_connection(("127.0.0.1", port)) as stranger:  # as who looks which ports there are
+            stranger.sendall(b"GET / HTTP/1.1\r\n".ljust(64))
+            assert stranger.recv(100) == b""
+        for way in (one, two, another):
+            way.close()

@@ -10,6 +10,7 @@ import time
 import tomllib
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 LAUNCH = REPOSITORY / "launch"
@@ -192,6 +193,43 @@ def test_the_others_print_theirs(script, variables, expected):
 
 
 @pytest.mark.check
+@pytest.mark.parametrize(
+    ("variables", "asks"),
+    [
+        ({"GPUS": "8"}, {"nvidia.com/gpu": 8}),
+        ({"TPU": "tpu-v5-lite-podslice", "TOPOLOGY": "4x4", "CHIPS": "4", "ACCOUNT": "mine"}, {"google.com/tpu": 4}),
+    ],
+    ids=["gpus", "tpus"],
+)
+def test_the_manifest_is_one_that_kubernetes_takes(variables, asks):
+    """By the schemas of Kubernetes itself, which refuse a field that they do not know."""
+    schemas = pytest.importorskip("kubernetes_validate")
+    command = ["bash", str(LAUNCH / "kubernetes.sh"), "--dry-run", "--config=a b.py", '--config.objective.name="x\\y"']
+    variables = {"HOSTS": "4", "IMAGE": "registry/slpojax", "NAME": "mine", **variables}
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    service, job = yaml.safe_load_all(done.stdout)
+    for part in (service, job):
+        schemas.validate(part, schemas.latest_version(), strict=True)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "slpojax.train"]
+    assert container["args"] == [*command[3:], "--config.mesh.distributed=true"]
+    assert container["resources"]["limits"] == asks and job["spec"]["completions"] == 4
+    # The names of the pods are those under which they look for the first one.
+    assert pod["subdomain"] == service["metadata"]["name"] == service["spec"]["selector"]["job-name"] == "mine"
+    known = {one["name"]: one.get("value") for one in container["env"]}
+    if "GPUS" in variables:
+        assert known == {
+            "JAX_COORDINATOR_ADDRESS": "mine-0.mine:8476",
+            "JAX_NUM_PROCESSES": "4",
+            "JAX_PROCESS_ID": None,
+        }
+    else:
+        assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+
+
+@pytest.mark.check
 def test_the_image_holds_what_its_installation_and_a_run_need(tmp_path):
     """Its steps, as far as they need no base image: what is copied, the extras, and a start from there."""
     text = (LAUNCH / "Dockerfile").read_text()
@@ -204,7 +242,7 @@ def test_the_image_holds_what_its_installation_and_a_run_need(tmp_path):
             else:
                 shutil.copy(path, tmp_path)
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
-    extras = re.search(r"'\.\[([\w,]+)\]'", text).group(1).split(",")
+    extras = re.search(r'"\.\[([\w,$]+)\]"', text)[1].replace("$EXTRA", "tpu,cuda13").split(",")
     assert set(extras) <= set(project["optional-dependencies"])
     assert all((tmp_path / name).exists() for name in (project["readme"], *project["license-files"]))
     command = [sys.executable, "-m", "slpojax.train", "--config=configs/quickstart.py", "--config.steps=-1"]

@@ -4,6 +4,7 @@ Knows processes; knows no configuration and no data.
 """
 
 import atexit
+import contextlib
 import hashlib
 import importlib
 import json
@@ -12,7 +13,7 @@ import pathlib
 import socket
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ import numpy as np
 from jax._src import distributed as of_jax  # its store of keys and values has no public door
 from jax.experimental import multihost_utils
 
-from slpojax.hosts.relay import Relay
+from slpojax.hosts import marks
+from slpojax.hosts.relay import Door, Relay
 from slpojax.hosts.stops import Stops, said
 from slpojax.hosts.watch import Watch
 
@@ -56,26 +58,17 @@ def start(distributed: bool, patience: float) -> None:
             f"{_COUNT} and {_NUMBER}, whole numbers both, beside JAX_COORDINATOR_ADDRESS=HOST:PORT of the first process"
         )
     count, number = (int(told[name]) if told else None for name in (_COUNT, _NUMBER))
-    relays: list[Relay] = []
-    joined = _runtime.get_distributed_runtime_client
-
-    def by_relay(address: str, *arguments: Any, **options: Any) -> Any:
-        if of_jax.global_state.process_id:
-            relays.append(Relay(address))
-            address = relays[0].address
-        return joined(address, *arguments, **options)
-
-    _runtime.get_distributed_runtime_client = by_relay
     jax.config.update("jax_enable_preemption_service", False)  # it hears of no signal between the steps
     give_up = threading.Timer(_LONGEST_START, _give_up)
     give_up.start()
     try:  # JAX's own patience is the longer one: what it does of a host that is gone is no line that helps
-        jax.distributed.initialize(
-            num_processes=count,
-            process_id=number,
-            initialization_timeout=int(_LONGEST_START + 60),
-            heartbeat_timeout_seconds=int(2 * patience + 60),
-        )
+        with _by_ways_of_ours() as ways:
+            jax.distributed.initialize(
+                num_processes=count,
+                process_id=number,
+                initialization_timeout=int(_LONGEST_START + 60),
+                heartbeat_timeout_seconds=int(2 * patience + 60),
+            )
     except ValueError as error:
         raise ValueError(
             f"mesh.distributed=true, but nothing says where the other processes are: {error} On a machine of its own "
@@ -84,20 +77,55 @@ def start(distributed: bool, patience: float) -> None:
         ) from error
     finally:
         give_up.cancel()
-        _runtime.get_distributed_runtime_client = joined
     state = of_jax.global_state
     if state.client is not None and state.num_processes > 1:
-        _begin(state.client, state.process_id, state.num_processes, patience, next(iter(relays), None))
+        _begin(state.client, state.process_id, state.num_processes, patience, ways)
 
 
-def _begin(client: Any, number: int, count: int, patience: float, relay: Relay | None) -> None:
+class _Ways:
+    """The ways between the hosts: the door of the first one, the relay of another."""
+
+    door: Door | None = None
+    relay: Relay | None = None
+
+
+@contextlib.contextmanager
+def _by_ways_of_ours() -> Iterator[_Ways]:
+    """Have JAX's service listen behind a door, and its client ask through a relay."""
+    serve, join = _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client
+    ways, behind = _Ways(), ""
+
+    def by_door(address: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal behind
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            behind = f"127.0.0.1:{free.getsockname()[1]}"
+        service = serve(behind, *arguments, **options)
+        ways.door = Door(address, behind)
+        return service
+
+    def by_relay(address: str, *arguments: Any, **options: Any) -> Any:
+        if number := of_jax.global_state.process_id:
+            ways.relay = Relay(address, number)
+            if not ways.relay.welcome():
+                raise SystemExit(f"error: {marks.refused(number, socket.gethostname())}")
+            address = ways.relay.address
+        return join(behind or address, *arguments, **options)
+
+    _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client = by_door, by_relay
+    try:
+        yield ways
+    finally:
+        _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client = serve, join
+
+
+def _begin(client: Any, number: int, count: int, patience: float, ways: _Ways) -> None:
     """Begin to watch the other hosts, and to hear of signals."""
     global _watch, _stops
 
     def end(signal: int) -> None:
         watch.end(f"{said(signal)}: between steps; the same command goes on from what is whole\n", 128 + signal)
 
-    _watch = watch = Watch(client, number, count, patience, relay)
+    _watch = watch = Watch(client, number, count, patience, ways.relay, ways.door)
     _stops = Stops(client, number, count, end)
     atexit.register(watch.stop)  # before JAX lets go of its client
 

@@ -131,6 +131,22 @@ def gone(host: int, mark: Mark, patience: float) -> str:
     )
 
 
+def again(host: int, mark: Mark) -> str:
+    """Say that a host has been started again."""
+    return (
+        f"{named(host, mark)} has been started again while the others went on: its process before was killed, or "
+        f"failed. See what that one printed last; then {_AGAIN}"
+    )
+
+
+def refused(host: int, name: str) -> str:
+    """Say to a host that another process was this host before."""
+    return (
+        f"host {host} ({name}) has been started again while the others went on with the process that it was before. "
+        f"They end now; {_AGAIN}"
+    )
+
+
 def ended(host: int, mark: Mark) -> str:
     """Say that a host has ended."""
     return f"{named(host, mark)} has ended, or is cut off: it closed its connection. See what it printed; then {_AGAIN}"

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from slpojax.hosts import marks
 from slpojax.hosts.marks import Mark, Seen, Verdict
-from slpojax.hosts.relay import Relay
+from slpojax.hosts.relay import Door, Relay
 
 # Keys of the store: of the hosts, and of what the first one says.
 _MARKS, _FIRST = "slpojax/hosts/mark/", "slpojax/hosts/first"
@@ -35,10 +35,14 @@ class Watch:
         count: of all.
         patience: seconds that a host may give no sign of life.
         relay: the way to the first host; None on that host itself.
+        door: on the first host, where the others come in.
     """
 
-    def __init__(self, client: Any, number: int, count: int, patience: float, relay: Relay | None):
-        self._client, self._number, self._patience, self._relay = client, number, patience, relay
+    def __init__(
+        self, client: Any, number: int, count: int, patience: float, relay: Relay | None, door: Door | None = None
+    ):
+        self._client, self._number, self._patience = client, number, patience
+        self._relay, self._door = relay, door
         self._every = min(_MOST_BETWEEN, patience / 10)
         self._beats, self._state, self._step, self._text = 0, marks.RUNS, -1, ""
         self._said = ""  # what this host prints at its own end
@@ -156,6 +160,9 @@ class Watch:
 
     def _judge(self, now: float) -> Verdict | None:
         if self._number == 0:
+            if self._door and self._door.again and not self._verdict:
+                host = min(self._door.again)
+                return Verdict(marks.SILENT, marks.again(host, self._seen[host].mark))
             return self._verdict or marks.judge(self._seen, now, patience=self._patience, every=self._every)
         if self._told is None and self._relay and self._relay.lost.is_set():
             return Verdict(marks.SILENT, marks.ended(0, self._first))
