@@ -198,12 +198,18 @@ def code_digest(*modules: str) -> str:
         for path in _sources(name):
             if str(path) in seen:
                 continue
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            seen[str(path)] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()
-            imported = set(_imports(tree, name.partition(".")[0])) - found
+            seen[str(path)], names = _parsed(path.read_text(encoding="utf-8"), name.partition(".")[0])
+            imported = names - found
             waiting += sorted(imported)
             found |= imported
     return hashlib.sha256("".join(sorted(seen.values())).encode()).hexdigest()
+
+
+@functools.cache
+def _parsed(text: str, package: str) -> tuple[str, frozenset[str]]:
+    """Return the digest of a file, and what it imports from a package; several digests of code share most files."""
+    tree = ast.parse(text)
+    return hashlib.sha256(_without_docstrings(tree).encode()).hexdigest(), frozenset(_imports(tree, package))
 
 
 def module_digest(module: ModuleType) -> str:

@@ -16,10 +16,18 @@ import traceback
 
 from slpojax import frozen, grid
 
-# Everything that a start would import, and the digest of the code that it would make, once for all starts.
+# Everything that a start would import, and the digest of the code that it would make, once for all starts. Where torch
+# is there, transformers imports it for a tokenizer and a configuration, which takes seconds.
+IMPORTED = (
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.configuration_llama",
+    "matplotlib.backends.backend_agg",
+)
 program = importlib.import_module(f"slpojax.{sys.argv[1]}") if __name__ == "__main__" else None
 if program:
     importlib.import_module("transformers").PreTrainedTokenizerFast  # noqa: B018 (imported when it is asked for)
+    for name in IMPORTED:
+        importlib.import_module(name)
     frozen.code()
 
 
