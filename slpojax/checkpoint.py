@@ -175,7 +175,7 @@ def restore(
             checkpoints, and all of them are damaged.
     """
     damaged: dict[int, str] = {}
-    for step in sorted(checkpoints.manager.all_steps(), reverse=True):
+    for step in _steps(checkpoints):
         run, reason = _read_run(checkpoints, step)
         if run is not None:
             resuming.require_same(checkpoints.folder, step, run, config=config, contents=contents, force=force)
@@ -205,8 +205,8 @@ def restore_params(checkpoints: Checkpoints, step: int, like: Params) -> Params:
     Raises:
         ValueError: there is no such checkpoint, or it is damaged.
     """
-    if step not in checkpoints.manager.all_steps():
-        known = ", ".join(map(str, sorted(checkpoints.manager.all_steps()))) or "none"
+    if step not in (steps := _steps(checkpoints)):
+        known = ", ".join(map(str, reversed(steps))) or "none"
         raise ValueError(f"{checkpoints.folder} holds no checkpoint of step {step}; there are {known}")
     run, reason = _read_run(checkpoints, step)
     if run is not None:
@@ -223,7 +223,7 @@ def restore_params(checkpoints: Checkpoints, step: int, like: Params) -> Params:
                 return found["params"]
             reason = f"the numbers of {wording.few(differ, 3)} are not those that were saved"
         except Exception as error:  # whatever a damaged file makes of a reader
-            reason = _first_line(error)
+            reason = wording.first_line(error)
     raise ValueError(f"checkpoint {step} in {checkpoints.folder} cannot be read: {reason}; choose another --step")
 
 
@@ -280,9 +280,9 @@ def _newest(run: str) -> tuple[Checkpoints, int, Mapping[str, Any]]:
     if not folder.is_dir():
         raise ValueError(f"config.start={run}: no checkpoints there; give the output folder of a run")
     checkpoints = open_folder(folder)
-    step = checkpoints.manager.latest_step()
-    sealed, reason = (None, "there is none") if step is None else _read_run(checkpoints, step)
-    if step is None or sealed is None:
+    step = next(iter(_steps(checkpoints)), -1)
+    sealed, reason = (None, "there is none") if step < 0 else _read_run(checkpoints, step)
+    if sealed is None:
         checkpoints.manager.close()
         raise ValueError(f"config.start={run}: its newest checkpoint cannot be read ({reason})")
     return checkpoints, step, sealed
@@ -290,7 +290,7 @@ def _newest(run: str) -> tuple[Checkpoints, int, Mapping[str, Any]]:
 
 def require_same_config(checkpoints: Checkpoints, config: Mapping[str, Any], *, force: bool = False) -> None:
     """Refuse to go on with another run's checkpoints, before anything is loaded: see `resuming`."""
-    for step in sorted(checkpoints.manager.all_steps(), reverse=True):
+    for step in _steps(checkpoints):
         run, _ = _read_run(checkpoints, step)
         if run is not None:
             return resuming.require_same(checkpoints.folder, step, run, config=config, contents=None, force=force)
@@ -302,7 +302,7 @@ def require_none(checkpoints: Checkpoints) -> None:
     Raises:
         ValueError: there is a checkpoint.
     """
-    if (step := checkpoints.manager.latest_step()) is not None:
+    for step in _steps(checkpoints):
         raise ValueError(
             f"config.resume is never, but {checkpoints.folder} holds a run up to step {step}: go on with it "
             "(--config.resume=auto), choose another folder (--config.output=...), or move this one away"
@@ -340,6 +340,11 @@ def check_best_metric(best_metric: str, names: Collection[str], groups: Collecti
         raise wording.unknown("config.best_metric", name, sorted(names))
 
 
+def _steps(checkpoints: Checkpoints) -> list[int]:
+    """Return the steps that there are, the newest first; over hosts orbax says them as NumPy's, which no JSON holds."""
+    return sorted(map(int, checkpoints.manager.all_steps()), reverse=True)
+
+
 def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | None, str]:
     """Return what a checkpoint's state belongs to, or None on all hosts and why it cannot be told."""
     try:
@@ -348,7 +353,7 @@ def _read_run(checkpoints: Checkpoints, step: int) -> tuple[Mapping[str, Any] | 
         if run != _sealed({name: value for name, value in run.items() if name != "digest"}):
             reason = "what it says of its run is not what was saved"
     except Exception as error:  # whatever a damaged file makes of a reader
-        reason = _first_line(error)
+        reason = wording.first_line(error)
     return (run, "") if _all_hosts(not reason) else (None, reason or "another host cannot read it")
 
 
@@ -359,7 +364,7 @@ def _read_state(checkpoints: Checkpoints, step: int, like: State, saved: Mapping
         items = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
         found = checkpoints.manager.restore(step, args=items)["state"]
     except Exception as error:
-        reason = _first_line(error)
+        reason = wording.first_line(error)
     if not _all_hosts(found is not None):
         return None, reason or "another host cannot read it"
     differ = sums.differing(saved, sums.of(found).bits)
@@ -388,17 +393,11 @@ def wait(checkpoints: Checkpoints) -> None:
 
 def _not_written(checkpoints: Checkpoints, step: int | None, error: Exception) -> ValueError:
     folder = checkpoints.folder
-    said = places.advice(folder, error) if places.is_bucket(folder) else _first_line(error)
+    said = places.advice(folder, error) if places.is_bucket(folder) else wording.first_line(error)
     return ValueError(
         f"checkpoint {step} could not be written to {folder}: {said}. The older ones are as they were: mend this and "
         "repeat the command"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """Return what an error of another library says, short enough for a line."""
-    text = (str(error).strip().splitlines() or [""])[0].partition(" [")[0]
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _sealed(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,3 +95,9 @@ def near_paths(path: str | pathlib.Path, hub_cache: str = "", kind: str = "") ->
 def _hint(close: Iterable[str]) -> str:
     listed = ", ".join(close)
     return f" (near: {listed})" if listed else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, short enough for a line."""
+    text = (str(error).strip().splitlines() or [""])[0].partition(" [")[0]
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,6 +1,7 @@
 """Checkpoints: equal values on any mesh, the newest complete one, the last and the best kept, nothing lost."""
 
 import errno
+import json
 import os
 import pathlib
 import shutil
@@ -146,6 +147,15 @@ def test_keeps_the_last_and_the_best(tmp_path, best, keeps):
     save(tmp_path, {4: 0.9, 5: 0.8, 6: None}, keep_last=2, **best)  # a restart remembers which was best
     assert kept(tmp_path) == keeps
     assert not (tmp_path / "deleted").exists()
+
+
+def test_a_step_that_another_host_has_said_is_a_number_as_any_other(tmp_path, monkeypatch):
+    save(tmp_path, {2: None, 4: None})
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.all_steps", lambda self: list(np.array([2, 4], np.int32)))
+    c = checkpoint.open_folder(tmp_path)
+    restored = checkpoint.restore(c, abstract(mesh(8, 1)), config=CONFIG)
+    checkpoint.close(c)
+    assert type(restored.step) is int and json.dumps(restored.step) == "4"
 
 
 def test_saving_a_step_twice_keeps_the_first(tmp_path):

@@ -61,6 +61,20 @@ def test_where_nothing_says_it_the_program_ends_with_one_line():
 
 
 @pytest.mark.check
+def test_where_the_port_is_taken_the_first_host_ends_with_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        env |= {"JAX_COORDINATOR_BIND_ADDRESS": address}
+        command = [sys.executable, "-m", "slpojax.train", "--config.mesh.distributed=true"]
+        done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.match(
+        rf"error: host 0 \(.*\) cannot wait for the others at {address}: .*in use.* another port", done.stderr
+    )
+
+
+@pytest.mark.check
 def test_where_a_host_does_not_come_the_others_end_with_one_line():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,7 +62,7 @@ def start(distributed: bool, patience: float) -> None:
     give_up = threading.Timer(_LONGEST_START, _give_up)
     give_up.start()
     try:  # JAX's own patience is the longer one: what it does of a host that is gone is no line that helps
-        with _by_ways_of_ours() as ways:
+        with _linked() as links:
             jax.distributed.initialize(
                 num_processes=count,
                 process_id=number,
@@ -79,53 +79,59 @@ def start(distributed: bool, patience: float) -> None:
         give_up.cancel()
     state = of_jax.global_state
     if state.client is not None and state.num_processes > 1:
-        _begin(state.client, state.process_id, state.num_processes, patience, ways)
+        _begin(state.client, state.process_id, state.num_processes, patience, links)
 
 
-class _Ways:
-    """The ways between the hosts: the door of the first one, the relay of another."""
+class _Links:
+    """What stands between JAX's service and its clients: the door on the first host, the relay on another."""
 
     door: Door | None = None
     relay: Relay | None = None
 
 
 @contextlib.contextmanager
-def _by_ways_of_ours() -> Iterator[_Ways]:
+def _linked() -> Iterator[_Links]:
     """Have JAX's service listen behind a door, and its client ask through a relay."""
     serve, join = _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client
-    ways, behind = _Ways(), ""
+    links, behind = _Links(), ""
 
     def by_door(address: str, *arguments: Any, **options: Any) -> Any:
         nonlocal behind
         with socket.create_server(("127.0.0.1", 0)) as free:
             behind = f"127.0.0.1:{free.getsockname()[1]}"
         service = serve(behind, *arguments, **options)
-        ways.door = Door(address, behind)
+        try:
+            links.door = Door(address, behind)
+        except OSError as error:
+            raise SystemExit(
+                f"error: host 0 ({socket.gethostname()}) cannot wait for the others at {address}: {error.strerror}. "
+                "Where another run is under way on this machine, give this one another port"
+            ) from None
         return service
 
     def by_relay(address: str, *arguments: Any, **options: Any) -> Any:
         if number := of_jax.global_state.process_id:
-            ways.relay = Relay(address, number)
-            if not ways.relay.welcome():
+            links.relay = Relay(address, number)
+            if not links.relay.welcome():
                 raise SystemExit(f"error: {marks.refused(number, socket.gethostname())}")
-            address = ways.relay.address
+            address = links.relay.address
         return join(behind or address, *arguments, **options)
 
     _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client = by_door, by_relay
     try:
-        yield ways
+        yield links
     finally:
         _runtime.get_distributed_runtime_service, _runtime.get_distributed_runtime_client = serve, join
 
 
-def _begin(client: Any, number: int, count: int, patience: float, ways: _Ways) -> None:
+def _begin(client: Any, number: int, count: int, patience: float, links: _Links) -> None:
     """Begin to watch the other hosts, and to hear of signals."""
     global _watch, _stops
 
     def end(signal: int) -> None:
         watch.end(f"{said(signal)}: between steps; the same command goes on from what is whole\n", 128 + signal)
 
-    _watch = watch = Watch(client, number, count, patience, ways.relay, ways.door)
+    _watch = watch = Watch(client, number, count, patience, links.relay, links.door)
     _stops = Stops(client, number, count, end)
     atexit.register(watch.stop)  # before JAX lets go of its client
 

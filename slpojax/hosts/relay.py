@@ -26,6 +26,9 @@ class Door:
 
     Attributes:
         again: the hosts of which another process has come, and was refused.
+
+    Raises:
+        OSError: the port is taken, or the address is none of this machine.
     """
 
     def __init__(self, at: str, target: str):
@@ -100,14 +103,15 @@ class Relay:
         """Connect to the first host, once it listens; None where it refuses."""
         while True:
             with contextlib.suppress(OSError):
-                there = socket.create_connection(self._target)
-                there.settimeout(_PATIENCE)
-                there.sendall(self._hello)
-                if _all_of(there, 1) == _WELCOME:
+                with contextlib.ExitStack() as unless_welcome:
+                    there = unless_welcome.enter_context(socket.create_connection(self._target))
+                    there.settimeout(_PATIENCE)
+                    there.sendall(self._hello)
+                    if _all_of(there, 1) == _REFUSED:
+                        return None
                     there.settimeout(None)
+                    unless_welcome.pop_all()
                     return there
-                there.close()
-                return None
             time.sleep(_AGAIN)
 
     def _join(self, here: socket.socket) -> None:

@@ -52,7 +52,7 @@ class Watch:
         self._told: Verdict | None = None
         self._verdict: Verdict | None = None
         self._stop, self._ending = threading.Event(), threading.Lock()
-        self._news = 0.0  # when something happened that others should read soon
+        self._news = now  # when something happened that others should read soon, such as that this host has come
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._look)]
         for thread in self._threads:
             thread.start()
@@ -124,7 +124,7 @@ class Watch:
     def _rest(self) -> bool:
         """Wait until the next mark is due, which is soon where something has happened; False once nobody watches."""
         until = time.monotonic() + self._every
-        while time.monotonic() < until and not (self._news and time.monotonic() < self._news + _NEWS):
+        while time.monotonic() < until and time.monotonic() >= self._news + _NEWS:
             if self._stop.wait(min(_SOON, self._every)):
                 return False
         return not self._stop.wait(min(_SOON, self._every))
@@ -152,8 +152,8 @@ class Watch:
             self._verdict = verdict = self._judge(now)
             if verdict is None:
                 continue
-            self._news = self._news or now
-            everybody = everybody or now
+            if everybody is None:
+                self._news = everybody = now
             # The main thread is about to end by itself, unless what it tidies up waits for another host.
             if verdict.kind != marks.ALL or now - everybody > marks.STALLED * self._patience:
                 self._end(verdict)
