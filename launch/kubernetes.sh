@@ -5,8 +5,8 @@
 #     HOSTS=2 GPUS=8 IMAGE=... launch/kubernetes.sh --config=configs/slpo_hh.py
 #
 # IMAGE is what launch/Dockerfile builds (for GPUs with EXTRA=cuda13). A pod that fails, or whose node is taken away, is
-# started again; the others end for it within mesh.patience, are started again, too, and all go on from the newest
-# checkpoint. OUTPUT and data must be where all pods see them, such as a bucket, which ACCOUNT, a service account of
+# started again; the others end as soon as it comes, are started again, too, and all go on from the newest checkpoint.
+# config.output and the data must be where all pods see them, such as a bucket that ACCOUNT, a service account of
 # Kubernetes, may write to. NAME names the job, PROGRAM=slpojax.online starts another program, RESTARTS (10) says how
 # often the hosts may be started again. `--dry-run` before its arguments prints the manifest.
 set -euo pipefail

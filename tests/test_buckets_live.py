@@ -11,9 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from safetensors.numpy import load_file
 from starter import Fleet
-from test_resume import losses
+from test_resume import losses, require_near
 
 from slpojax import hf, models
 
@@ -251,12 +250,5 @@ def test_two_hosts_write_one_run_in_a_bucket_and_resume(fleet, store, folder, wh
     assert fleet.wait() == [-signal.SIGKILL] * 2
     fleet.run("two", *asked, hosts=2)
     assert "resumed behind step" in fleet.said()
-    found, expected = losses(brought(store, "two", tmp_path / "two")), losses(whole)
-    assert found.keys() == expected.keys()
-    for step, values in expected.items():
-        for name in ("loss", "logps/chosen", "rewards/margins"):
-            np.testing.assert_allclose(found[step][name], values[name], atol=1e-5, err_msg=f"{step} {name}")
+    require_near(brought(store, "two", tmp_path / "two"), whole)
     assert any("ocdbt.process_1/" in name for name in store.files() if name.startswith("two/checkpoints/"))
-    ours, theirs = (load_file(at / "hf" / hf.WEIGHTS) for at in (tmp_path / "two", whole))
-    for name, tensor in theirs.items():
-        np.testing.assert_allclose(ours[name], tensor, atol=1e-5, err_msg=name)

@@ -89,6 +89,18 @@ def losses(output: pathlib.Path) -> dict[tuple[str, int], dict[str, float]]:
     return numbers
 
 
+def require_near(output: pathlib.Path, other: pathlib.Path) -> None:
+    """See that a run over hosts is another run to 1e-5: its lines, what they say of the pairs, and its weights."""
+    found, expected = losses(output), losses(other)
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        for name in ("loss", "logps/chosen", "rewards/margins"):
+            np.testing.assert_allclose(found[step][name], values[name], atol=1e-5, err_msg=f"{step} {name}")
+    ours, theirs = (load_file(folder / "hf" / hf.WEIGHTS) for folder in (output, other))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-5, err_msg=name)
+
+
 def moment(starter: Starter, said: pathlib.Path, output: pathlib.Path, rng: np.random.Generator, how: str, limit: int):
     """Wait for a random moment of a kind.
 
